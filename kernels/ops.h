@@ -1,0 +1,176 @@
+// The one set of operations a model is made of. CpuOps is the meaning; CudaOps (kernels/cuda) is
+// the speed.
+//
+// Every operation enqueues on this object's stream and returns at once; Sync() waits and reports
+// the device's errors. A wrong shape or dtype is a programmer's error (CHECK). An Ops object
+// belongs to one rank and one thread.
+//
+// Determinism: the result of an operation depends on its operands' values and shapes alone - never
+// on addresses, on threads, on what ran before. Sums run in an order fixed by the shapes, with fp32
+// lanes or fp64, as each comment says.
+//
+// Letters: n rows (tokens), h hidden, f feed-forward width, q/k heads of queries/keys, d head
+// dimension, w vocabulary slice width. "dtype" below is the compute type, fp32 or bf16;
+// activations, weights and activation gradients are of it; parameter gradients, statistics and
+// everything marked fp32 are fp32 always.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "kernels/tensor.h"
+
+namespace perdure {
+
+enum class Transpose : uint8_t { kNo, kYes };
+
+// Shape of a packed attention call: rows are batch * sequence, row-major by (sample, position); a
+// row of qkv holds q_heads query heads, then kv_heads key heads, then kv_heads value heads,
+// head_dim elements each.
+struct AttentionShape {
+  int64_t batch = 0;
+  int64_t sequence = 0;
+  int64_t q_heads =
+      0;  // A multiple of kv_heads: head i reads key/value head i / (q_heads / kv_heads).
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+
+  int64_t rows() const { return batch * sequence; }
+  int64_t qkv_cols() const { return (q_heads + 2 * kv_heads) * head_dim; }
+  int64_t out_cols() const { return q_heads * head_dim; }
+};
+
+// One AdamW update (Loshchilov & Hutter 2019, decoupled decay, as torch.optim.AdamW computes it).
+struct AdamWStep {
+  int64_t step = 1;  // Counted from 1: bias corrections are 1 - beta^step.
+  double rate = 0;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0;    // 0 for parameters that do not decay.
+  double gradient_scale = 1;  // Multiplies the gradient first: clipping.
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  // --- memory, stream
+  // -------------------------------------------------------------------------------------------
+  // Device memory aligned to 64 bytes, zero-filled. ResourceExhausted is a CHECK here: `plan` says
+  // beforehand.
+  virtual void* Allocate(size_t bytes) = 0;
+  virtual void Free(void* memory) = 0;
+  virtual absl::Status Sync() = 0;
+  // One line for logs and benchmarks: backend, instruction set, threads.
+  virtual std::string Describe() const = 0;
+
+  virtual void Zero(Matrix x) = 0;
+  // dst = src, converting dtype (round to nearest even). Same shape.
+  virtual void Copy(ConstMatrix src, Matrix dst) = 0;
+
+  // --- matmul
+  // ---------------------------------------------------------------------------------------------------
+  // c = op(a) op(b), or c += with `accumulate`. a, b: one dtype; c: fp32, or that dtype. Products
+  // accumulate in fp32 and are rounded to c's dtype once. op(a) is [c.rows, k], op(b) is [k,
+  // c.cols]; strides are free.
+  virtual void Matmul(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
+                      Matrix c, bool accumulate) = 0;
+
+  // --- sums in canonical order
+  // ---------------------------------------------------------------------------------- acc += x,
+  // both fp32 [n, m].
+  virtual void Add(ConstMatrix x, Matrix acc) = 0;
+  // out = residual + tree(parts): the balanced binary tree over parts (count a power of two, at
+  // most 64), in fp32: tree(p[0..k)) = tree(p[0..k/2)) + tree(p[k/2..k)). parts fp32; residual may
+  // have null data (then it is left out); residual and out are of one dtype, or out is fp32. All
+  // [n, m].
+  virtual void TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out) = 0;
+  // *sum (device, fp64) = sum of x[i]^2 over a contiguous fp32 run, in 16 fp64 lanes (lane = i mod
+  // 16) folded by halves.
+  virtual void SumOfSquares(const float* x, int64_t count, double* sum) = 0;
+
+  // --- embedding
+  // ------------------------------------------------------------------------------------------------
+  // out[t] = table[tokens[t] - row_begin] + 0 where that row is in the table (the "+ 0" turns -0
+  // into +0, as a sum over slices would); other rows of out are set to zero. table [w, h], out [n,
+  // h], both dtype. tokens: device memory.
+  virtual void EmbeddingForward(const int32_t* tokens, ConstMatrix table, int64_t row_begin,
+                                Matrix out) = 0;
+  // dtable[tokens[t] - row_begin] += dout[t], in token order. dtable fp32.
+  virtual void EmbeddingBackward(const int32_t* tokens, ConstMatrix dout, int64_t row_begin,
+                                 Matrix dtable) = 0;
+
+  // --- RMSNorm (Zhang & Sennrich 2019): y = x / sqrt(mean(x^2) + eps) * weight
+  // ------------------------------------ x, y [n, h] dtype; weight [1, h] dtype; rstd fp32 [n].
+  virtual void RmsNormForward(ConstMatrix x, ConstMatrix weight, float eps, Matrix y,
+                              float* rstd) = 0;
+  // dx = dresidual + dnorm(dy); dresidual may have null data (then 0) and may alias dx. dweight
+  // fp32 [1, h] +=, rows in order.
+  virtual void RmsNormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,
+                               ConstMatrix dresidual, Matrix dx, Matrix dweight) = 0;
+
+  // --- rotary embedding (Su et al. 2021), halves paired as in Hugging Face's Llama
+  // --------------------------------- Rotates the q and k heads of packed qkv rows in place; row r
+  // is at position r mod shape.sequence. cos, sin: fp32 [sequence, head_dim / 2]. `inverse` rotates
+  // back: the backward pass on gradients.
+  virtual void Rope(Matrix qkv, const AttentionShape& shape, const float* cos, const float* sin,
+                    bool inverse) = 0;
+
+  // --- causal grouped-query attention, tiled over the sequence (Dao et al. 2022); no sequence x
+  // sequence buffer ----- out [rows, out_cols]; lse fp32 [batch, q_heads, sequence]: log-sum-exp of
+  // the scaled scores. scale = 1/sqrt(head_dim).
+  virtual void AttentionForward(ConstMatrix qkv, const AttentionShape& shape, Matrix out,
+                                float* lse) = 0;
+  // dqkv [rows, qkv_cols] is overwritten.
+  virtual void AttentionBackward(ConstMatrix dout, ConstMatrix qkv, ConstMatrix out,
+                                 const float* lse, const AttentionShape& shape, Matrix dqkv) = 0;
+
+  // --- SwiGLU (Shazeer 2020): out = silu(gate) * up
+  // --------------------------------------------------------------- gate_up [n, 2f]: gate columns
+  // first, then up. out [n, f].
+  virtual void SwiGluForward(ConstMatrix gate_up, Matrix out) = 0;
+  // dgate_up overwritten (may alias gate_up); also writes the forward result to `out` again, for
+  // the weight gradient.
+  virtual void SwiGluBackward(ConstMatrix dout, ConstMatrix gate_up, Matrix dgate_up,
+                              Matrix out) = 0;
+
+  // --- vocabulary-parallel cross-entropy, in three passes over a slice of logits
+  // ------------------------------------ logits fp32 [n, w] are the columns [column_begin,
+  // column_begin + w) of the whole vocabulary. row_max[t] = max over the slice.
+  virtual void CrossEntropyMax(ConstMatrix logits, float* row_max) = 0;
+  // With row_max now over the whole vocabulary: logits <- exp(logits - row_max); row_sum[t] = its
+  // sum over the slice (16 fp32 lanes folded by halves); target_logit[t] = logits[t, targets[t]] -
+  // row_max[t] where the target is in the slice, else 0.
+  virtual void CrossEntropySum(Matrix logits, const float* row_max, const int32_t* targets,
+                               int64_t column_begin, float* row_sum, float* target_logit) = 0;
+  // With row_sum now over the whole vocabulary: dlogits = (exp / row_sum - [column is the target])
+  // * scale. dlogits is dtype [n, w] and may alias logits when it is fp32.
+  virtual void CrossEntropyGradient(ConstMatrix exp_logits, const float* row_sum,
+                                    const int32_t* targets, int64_t column_begin, float scale,
+                                    Matrix dlogits) = 0;
+
+  // --- optimizer
+  // ------------------------------------------------------------------------------------------------
+  // One fused pass over `count` elements: g = gradient * scale; m, v, master fp32 updated; param
+  // (dtype) = master rounded. param.data may be master itself (fp32).
+  virtual void AdamW(const AdamWStep& step, const float* gradient, float* master, float* exp_avg,
+                     float* exp_avg_sq, Matrix param) = 0;
+};
+
+// The CPU backend. `threads` > 1 lets matmuls use that many OpenMP threads; the results may depend
+// on it, so a run fixes it.
+std::unique_ptr<Ops> NewCpuOps(int threads);
+
+// The instruction set that the matmul library dispatches to here ("avx512_core_bf16", "avx2", ...):
+// part of what fixes the bits.
+std::string CpuIsa();
+
+// Whether bf16 matmuls have hardware here; without it they still run, slowly, through the library's
+// emulation.
+bool CpuHasBF16();
+
+}  // namespace perdure

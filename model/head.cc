@@ -1,0 +1,125 @@
+// The two ends of the model: embedding, and final norm, head and cross-entropy. Both are
+// vocabulary-parallel.
+#include <algorithm>
+#include <cmath>
+
+#include "model/stage_internal.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+
+absl::Status Stage::ForwardEmbedding(const Bucket& bucket, const void* weights,
+                                     const int32_t* tokens, Matrix out) {
+  const TensorSpec& tensor = table_->tensors()[static_cast<size_t>(bucket.pieces[0].tensor)];
+  const int64_t begin = tensor.SliceBegin(options_.slot.first());
+  const int64_t end = tensor.SliceBegin(options_.slot.first() + options_.slot.local());
+  const ConstMatrix table(weights, options_.dtype, end - begin, options_.model.hidden);
+  if (options_.slot.size == 1) {
+    ops_->EmbeddingForward(tokens, table, begin, out);
+    return absl::OkStatus();
+  }
+  // A token's row is whole on one rank and zero on the others: their sum is exact, and a sum over
+  // rows of all tokens gives each rank its own rows.
+  Matrix all = work_->gathered_a;
+  ops_->EmbeddingForward(tokens, table, begin, all);
+  ops_->Copy(all, work_->local_sum);
+  const ConstMatrix part = work_->local_sum;
+  return SumSlices({&part, 1}, {}, out);
+}
+
+absl::Status Stage::BackwardEmbedding(const Bucket& bucket, float* gradients, Matrix dx,
+                                      const BackwardOptions& options) {
+  const TensorSpec& tensor = table_->tensors()[static_cast<size_t>(bucket.pieces[0].tensor)];
+  const int64_t begin = tensor.SliceBegin(options_.slot.first());
+  const int64_t end = tensor.SliceBegin(options_.slot.first() + options_.slot.local());
+  Matrix dtable(gradients, DType::kF32, end - begin, options_.model.hidden);
+  if (options.first_of_leaf) ops_->Zero(dtable);
+  ASSIGN_OR_RETURN(const ConstMatrix d, GatherRows(dx, work_->gathered_a));
+  ops_->EmbeddingBackward(options.tokens, d, begin, dtable);
+  return absl::OkStatus();
+}
+
+absl::Status Stage::BackwardHead(const Bucket& bucket, const void* weights, float* gradients,
+                                 Matrix x, Matrix dx, const BackwardOptions& options) {
+  const auto local = static_cast<size_t>(options_.slot.local());
+  const Piece& norm_piece = bucket.pieces[local];
+  const ConstMatrix norm(static_cast<const char*>(weights) +
+                             norm_piece.offset * static_cast<int64_t>(SizeOf(options_.dtype)),
+                         options_.dtype, 1, options_.model.hidden);
+  ops_->RmsNormForward(x, norm, static_cast<float>(options_.model.norm_eps), work_->final_norm,
+                       work_->final_rstd);
+  ASSIGN_OR_RETURN(const ConstMatrix rows, GatherRows(work_->final_norm, work_->final_rows));
+  for (int64_t chunk = 0; chunk < options_.slot.shards; ++chunk)
+    RETURN_IF_ERROR(HeadChunk(chunk, rows, bucket, weights, gradients, options));
+  const std::vector<ConstMatrix> parts(work_->parts.begin(), work_->parts.end());
+  RETURN_IF_ERROR(SumSlices(parts, {}, work_->dnorm));
+  NormBackward(work_->dnorm, x, norm, work_->final_rstd, {}, dx, work_->norm_partials.back(),
+               options_.model.hidden, options.first_of_leaf);
+  return absl::OkStatus();
+}
+
+// Logits, loss and gradients of one sequence slice of rows: full logits never exist.
+absl::Status Stage::HeadChunk(int64_t chunk, ConstMatrix all_rows, const Bucket& bucket,
+                              const void* weights, float* gradients,
+                              const BackwardOptions& options) {
+  const auto local = static_cast<size_t>(options_.slot.local());
+  const int64_t n = rows_ / options_.slot.shards, h = options_.model.hidden;
+  const ConstMatrix rows = all_rows.Rows(chunk * n, n);
+  const int32_t* targets = options.targets + chunk * n;
+  const TensorSpec& tensor = table_->tensors()[static_cast<size_t>(bucket.pieces[0].tensor)];
+  const auto slice_of = [&](size_t s) { return options_.slot.first() + static_cast<int64_t>(s); };
+  const auto weight = [&](size_t s) {
+    return ConstMatrix(static_cast<const char*>(weights) +
+                           bucket.pieces[s].offset * static_cast<int64_t>(SizeOf(options_.dtype)),
+                       options_.dtype, tensor.SliceRows(slice_of(s)), h);
+  };
+  const auto logits = [&](size_t s) {
+    return Matrix(work_->logits[s].data, DType::kF32, n, tensor.SliceRows(slice_of(s)));
+  };
+
+  float* own_max = work_->row_max_slice;
+  for (size_t s = 0; s < local; ++s) {
+    ops_->Matmul(Transpose::kNo, Transpose::kYes, rows, weight(s), logits(s), false);
+    float* slice_max = s == 0 ? own_max : work_->row_total;
+    ops_->CrossEntropyMax(logits(s), slice_max);
+    RETURN_IF_ERROR(ops_->Sync());
+    if (s > 0)  // A maximum is exact in any order.
+      for (int64_t r = 0; r < n; ++r) own_max[r] = std::max(own_max[r], slice_max[r]);
+  }
+  if (options_.slot.size > 1) {
+    RETURN_IF_ERROR(
+        axis_->AllGather(own_max, static_cast<size_t>(n) * sizeof(float), work_->row_max));
+    for (int64_t t = 0; t < options_.slot.size; ++t)
+      for (int64_t r = 0; r < n; ++r) own_max[r] = std::max(own_max[r], work_->row_max[t * n + r]);
+  }
+
+  std::vector<ConstMatrix> stats;
+  for (size_t s = 0; s < local; ++s) {
+    float* sum = work_->row_stats[s];
+    ops_->CrossEntropySum(logits(s), own_max, targets, tensor.SliceBegin(slice_of(s)), sum,
+                          sum + n);
+    stats.emplace_back(sum, DType::kF32, 1, 2 * n);
+  }
+  float* total = work_->row_total;
+  ops_->TreeSum(stats, {}, Matrix(total, DType::kF32, 1, 2 * n));
+  RETURN_IF_ERROR(ops_->Sync());
+  if (options_.slot.size > 1) RETURN_IF_ERROR(axis_->AllReduceTree(total, 2 * n, total));
+  for (int64_t r = 0; r < n; ++r)
+    *options.loss += std::log(static_cast<double>(total[r])) - static_cast<double>(total[n + r]);
+
+  const bool add = !options.first_of_leaf || chunk > 0;
+  for (size_t s = 0; s < local; ++s) {
+    Matrix dlogits = logits(s);
+    if (options_.dtype != DType::kF32)
+      dlogits = Matrix(work_->dlogits.data, options_.dtype, n, dlogits.cols);
+    ops_->CrossEntropyGradient(logits(s), total, targets, tensor.SliceBegin(slice_of(s)),
+                               options.loss_scale, dlogits);
+    Matrix dweight(gradients + bucket.pieces[s].offset, DType::kF32, dlogits.cols, h);
+    ops_->Matmul(Transpose::kYes, Transpose::kNo, dlogits, rows, dweight, add);
+    ops_->Matmul(Transpose::kNo, Transpose::kNo, dlogits, weight(s),
+                 work_->parts[s].Rows(chunk * n, n), false);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace perdure

@@ -1,0 +1,262 @@
+#include "runtime/train/pipeline.h"
+
+#include <algorithm>
+
+#include "runtime/base/check.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+// Operation numbers on the pipeline group: (receiving virtual stage, direction). Messages of one
+// kind match in order, which is micro-batch order on both sides.
+uint32_t Operation(int virtual_stage, bool backward) {
+  return static_cast<uint32_t>(2 * virtual_stage + (backward ? 1 : 0));
+}
+
+}  // namespace
+
+DType DTypeOf(const NumericsConfig& numerics) {
+  return numerics.dtype == "bf16" ? DType::kBF16 : DType::kF32;
+}
+
+int64_t LeavesOf(const NumericsConfig& numerics, int64_t batch) {
+  const int64_t leaf_samples = numerics.micro_batch * numerics.leaf;
+  return (batch + leaf_samples - 1) / leaf_samples;
+}
+
+StageOptions StageOptionsOf(const RunConfig& config, const PhaseConfig& phase, int tensor_index,
+                            int slots) {
+  StageOptions options;
+  options.model = config.model;
+  options.dtype = DTypeOf(config.numerics);
+  options.slot = {
+      .shards = config.numerics.tensor_shards, .size = config.layout.tensor, .index = tensor_index};
+  options.micro_batch = config.numerics.micro_batch;
+  options.context = phase.context;
+  options.rope_theta = phase.rope_theta;
+  options.recompute = config.layout.recompute == "full";
+  options.slots = slots;
+  return options;
+}
+
+// The tensor axis over a communication group.
+class Pipeline::Axis final : public TensorAxis {
+ public:
+  explicit Axis(Group* group) : group_(group) {}
+  absl::Status AllGather(const void* in, size_t bytes, void* out) override {
+    return group_->AllGather(in, bytes, out);
+  }
+  absl::Status ReduceScatterTree(const float* partial, int64_t count, float* out) override {
+    return group_->ReduceScatterTree(partial, count, out);
+  }
+  absl::Status AllReduceTree(const float* partial, int64_t count, float* out) override {
+    return group_->AllReduceTree(partial, count, out);
+  }
+
+ private:
+  Group* group_;
+};
+
+// One virtual stage on this rank with its messages under way.
+struct Pipeline::Chunk {
+  std::unique_ptr<Stage> stage;
+  int slots = 1;
+  Matrix output_gradient[2], input_gradient[2];  // [Mt, h], by micro-batch parity.
+  std::vector<RequestPtr> input, output;         // By slot: activations received, sent.
+  RequestPtr gradient_received[2], gradient_sent[2];
+};
+
+Pipeline::Pipeline(const Options& options, const AtomTable* table, Ops* ops, ShardedState* state,
+                   Group* tensor, Group* pipeline, const SampleOrder* samples)
+    : options_(options),
+      ops_(ops),
+      state_(state),
+      pipeline_(pipeline),
+      samples_(samples),
+      axis_(std::make_unique<Axis>(tensor)),
+      stages_(pipeline->size()),
+      chunks_count_(static_cast<int>(options.config.layout.virtual_stages)),
+      dtype_(DTypeOf(options.config.numerics)) {
+  const RunConfig& config = options_.config;
+  const PhaseConfig& phase = config.phases[static_cast<size_t>(options_.phase)];
+  const int64_t rounds = (options_.leaves_max + config.layout.data - 1) / config.layout.data;
+  // Slots for the fullest step; a ramp has steps of fewer rounds.
+  std::vector<int> slots(static_cast<size_t>(chunks_count_), 1);
+  for (int64_t r = 1; r <= rounds; ++r) {
+    const PipelineSchedule schedule = MakePipelineSchedule(
+        stages_, chunks_count_, r * config.numerics.leaf, options_.at.pipeline);
+    for (size_t c = 0; c < slots.size(); ++c)
+      slots[c] = std::max(slots[c], schedule.in_flight_max[c]);
+  }
+  rows_ = config.numerics.micro_batch * phase.context;
+  own_rows_ = rows_ / config.layout.tensor;
+  int first_bucket = 0;
+  for (int c = 0; c < chunks_count_; ++c) {
+    auto chunk = std::make_unique<Chunk>();
+    chunk->slots = slots[static_cast<size_t>(c)];
+    StageOptions stage = StageOptionsOf(config, phase, options_.at.tensor, chunk->slots);
+    stage.first_bucket = first_bucket;
+    const auto layers =
+        LayersOfStage(config.model.layers, int64_t{stages_} * chunks_count_, VirtualStage(c));
+    const std::span<const Bucket> buckets(state_->buckets().data() + first_bucket, layers.size());
+    PERDURE_CHECK(buckets.front().layer == layers.front());
+    chunk->stage = std::make_unique<Stage>(stage, buckets, table, ops_, axis_.get(), state_);
+    chunk->input.resize(static_cast<size_t>(chunk->slots));
+    chunk->output.resize(static_cast<size_t>(chunk->slots));
+    const size_t bytes = static_cast<size_t>(own_rows_ * config.model.hidden) * SizeOf(dtype_);
+    for (Matrix* gradients : {chunk->output_gradient, chunk->input_gradient})
+      for (int parity = 0; parity < 2; ++parity)
+        gradients[parity] = Matrix(ops_->Allocate(bytes), dtype_, own_rows_, config.model.hidden);
+    first_bucket += static_cast<int>(layers.size());
+    chunks_.push_back(std::move(chunk));
+  }
+  tokens_ = static_cast<int32_t*>(ops_->Allocate(static_cast<size_t>(rows_) * sizeof(int32_t)));
+  targets_ = static_cast<int32_t*>(ops_->Allocate(static_cast<size_t>(rows_) * sizeof(int32_t)));
+  sample_.resize(static_cast<size_t>(phase.context) + 1);
+}
+
+Pipeline::~Pipeline() {
+  for (const auto& chunk : chunks_)
+    for (Matrix* gradients : {chunk->output_gradient, chunk->input_gradient})
+      for (int parity = 0; parity < 2; ++parity) ops_->Free(gradients[parity].data);
+  ops_->Free(tokens_);
+  ops_->Free(targets_);
+}
+
+int Pipeline::VirtualStage(int chunk) const { return chunk * stages_ + options_.at.pipeline; }
+
+int Pipeline::SlotOf(const Pass& pass) const {
+  return static_cast<int>(pass.micro_batch % chunks_[static_cast<size_t>(pass.chunk)]->slots);
+}
+
+Pipeline::MicroBatch Pipeline::Describe(const StepInfo& step, int64_t micro_batch) const {
+  const NumericsConfig& numerics = options_.config.numerics;
+  MicroBatch result;
+  result.round = micro_batch / numerics.leaf;
+  const int64_t within = micro_batch % numerics.leaf;
+  const int64_t leaf = result.round * options_.config.layout.data + options_.at.data;
+  result.leaf_is_real = leaf < LeavesOf(numerics, step.batch);
+  const int64_t first = (leaf * numerics.leaf + within) * numerics.micro_batch;
+  result.real = first < step.batch;
+  result.first_of_leaf = within == 0;
+  result.last_of_leaf = within == numerics.leaf - 1;
+  result.first_sample = step.phase_sample + first;
+  return result;
+}
+
+absl::Status Pipeline::ReadTokens(int64_t first_sample) {
+  const int64_t context = static_cast<int64_t>(sample_.size()) - 1;
+  for (int64_t i = 0; i < options_.config.numerics.micro_batch; ++i) {
+    const SampleAddress address = samples_->Locate(first_sample + i);
+    samples_->Read(address, sample_);
+    for (int32_t token : sample_)
+      if (token < 0 || token >= options_.config.model.vocab)
+        return DataLoss(
+            "sample {} of {} holds token {} where model.vocab is {}: the data and its tokenizer do "
+            "not belong together",
+            address.sample, samples_->SourceNames()[static_cast<size_t>(address.source)], token,
+            options_.config.model.vocab);
+    std::copy(sample_.begin(), sample_.end() - 1, tokens_ + i * context);
+    std::copy(sample_.begin() + 1, sample_.end(), targets_ + i * context);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::Finish(RequestPtr& request) {
+  if (request == nullptr) return absl::OkStatus();
+  const absl::Status status = pipeline_->WaitAll({&request, 1});
+  request.reset();
+  return status;
+}
+
+// Posts what `pass` will need, unless its memory is still in use by `running`, the pass before it.
+void Pipeline::PostReceive(const StepInfo& step, const Pass& pass, const Pass* running) {
+  if (!Describe(step, pass.micro_batch).real) return;
+  Chunk& chunk = *chunks_[static_cast<size_t>(pass.chunk)];
+  const int k = VirtualStage(pass.chunk), last = stages_ * chunks_count_ - 1;
+  const size_t bytes =
+      static_cast<size_t>(own_rows_ * options_.config.model.hidden) * SizeOf(dtype_);
+  if (pass.backward) {
+    RequestPtr& request = chunk.gradient_received[pass.micro_batch % 2];
+    if (k == last || request != nullptr) return;
+    request = pipeline_->Recv((k + 1) % stages_, Operation(k, true),
+                              chunk.output_gradient[pass.micro_batch % 2].data, bytes);
+    return;
+  }
+  const int slot = SlotOf(pass);
+  RequestPtr& request = chunk.input[static_cast<size_t>(slot)];
+  if (k == 0 || request != nullptr) return;
+  if (running != nullptr && running->chunk == pass.chunk && SlotOf(*running) == slot) return;
+  request =
+      pipeline_->Recv((k - 1) % stages_, Operation(k, false), chunk.stage->Input(slot).data, bytes);
+}
+
+absl::Status Pipeline::Forward(const StepInfo& step, const Pass& pass) {
+  Chunk& chunk = *chunks_[static_cast<size_t>(pass.chunk)];
+  const MicroBatch batch = Describe(step, pass.micro_batch);
+  if (!batch.real) return chunk.stage->PhantomForward();
+  const int k = VirtualStage(pass.chunk), last = stages_ * chunks_count_ - 1;
+  const int slot = SlotOf(pass);
+  RETURN_IF_ERROR(Finish(chunk.input[static_cast<size_t>(slot)]));
+  RETURN_IF_ERROR(Finish(chunk.output[static_cast<size_t>(slot)]));
+  if (k == 0) RETURN_IF_ERROR(ReadTokens(batch.first_sample));
+  RETURN_IF_ERROR(chunk.stage->Forward(slot, tokens_));
+  if (k < last) {
+    const Matrix out = chunk.stage->Output(slot);
+    chunk.output[static_cast<size_t>(slot)] =
+        pipeline_->Send((k + 1) % stages_, Operation(k + 1, false), out.data, out.bytes());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::Backward(const StepInfo& step, const Pass& pass,
+                                std::vector<double>* losses) {
+  Chunk& chunk = *chunks_[static_cast<size_t>(pass.chunk)];
+  const MicroBatch batch = Describe(step, pass.micro_batch);
+  if (!batch.real) return chunk.stage->PhantomBackward(batch.last_of_leaf, batch.leaf_is_real);
+  const int k = VirtualStage(pass.chunk), last = stages_ * chunks_count_ - 1;
+  const auto parity = static_cast<size_t>(pass.micro_batch % 2);
+  RETURN_IF_ERROR(Finish(chunk.gradient_received[parity]));
+  RETURN_IF_ERROR(Finish(chunk.gradient_sent[parity]));
+  if (k == 0 || k == last) RETURN_IF_ERROR(ReadTokens(batch.first_sample));
+  Stage::BackwardOptions options;
+  options.tokens = tokens_;
+  options.targets = targets_;
+  options.output_gradient = chunk.output_gradient[parity];
+  options.input_gradient = chunk.input_gradient[parity];
+  options.loss_scale = static_cast<float>(1.0 / static_cast<double>(step.batch * step.context));
+  options.first_of_leaf = batch.first_of_leaf;
+  options.last_of_leaf = batch.last_of_leaf;
+  options.loss = &(*losses)[static_cast<size_t>(batch.round)];
+  RETURN_IF_ERROR(chunk.stage->Backward(SlotOf(pass), options));
+  if (k > 0) {
+    const Matrix gradient = chunk.input_gradient[parity];
+    chunk.gradient_sent[parity] =
+        pipeline_->Send((k - 1) % stages_, Operation(k - 1, true), gradient.data, gradient.bytes());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::RunStep(const StepInfo& step, std::vector<double>* losses) {
+  state_->BeginStep(LeavesOf(options_.config.numerics, step.batch));
+  losses->assign(static_cast<size_t>(state_->rounds()), 0);
+  const PipelineSchedule schedule =
+      MakePipelineSchedule(stages_, chunks_count_, state_->rounds() * options_.config.numerics.leaf,
+                           options_.at.pipeline);
+  const Pass* running = nullptr;
+  for (size_t i = 0; i < schedule.passes.size(); ++i) {
+    const Pass& pass = schedule.passes[i];
+    PostReceive(step, pass, nullptr);
+    running = &pass;
+    if (i + 1 < schedule.passes.size()) PostReceive(step, schedule.passes[i + 1], running);
+    RETURN_IF_ERROR(pass.backward ? Backward(step, pass, losses) : Forward(step, pass));
+  }
+  for (const auto& chunk : chunks_) {
+    for (RequestPtr& request : chunk->output) RETURN_IF_ERROR(Finish(request));
+    for (RequestPtr& request : chunk->gradient_sent) RETURN_IF_ERROR(Finish(request));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace perdure

@@ -1,0 +1,85 @@
+// Runs a replica's micro-batches through this rank's stages, in the order of a PipelineSchedule,
+// and moves activations and their gradients between pipeline ranks. Made anew for each phase (the
+// context fixes its memory).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/ops.h"
+#include "model/stage.h"
+#include "runtime/comm/group.h"
+#include "runtime/data/sample_order.h"
+#include "runtime/train/mesh.h"
+#include "runtime/train/pipeline_schedule.h"
+#include "runtime/train/run_config.h"
+#include "runtime/train/schedule_math.h"
+#include "runtime/train/sharded_state.h"
+
+namespace perdure {
+
+class Pipeline {
+ public:
+  struct Options {
+    RunConfig config;
+    int phase = 0;
+    MeshPoint at;
+    int64_t leaves_max = 0;  // Of a step of this phase: bounds the micro-batches in flight.
+  };
+  // `bucket_counts`: buckets of each chunk, in the order of state->buckets().
+  Pipeline(const Options& options, const AtomTable* table, Ops* ops, ShardedState* state,
+           Group* tensor, Group* pipeline, const SampleOrder* samples);
+  ~Pipeline();
+
+  // Forward and backward of all the step's leaves that fall to replica at.data. losses[r]: sum of
+  // token losses of the leaf of round r (last pipeline rank; 0 where the replica has none).
+  absl::Status RunStep(const StepInfo& step, std::vector<double>* losses);
+
+ private:
+  struct Chunk;
+  class Axis;
+
+  // A micro-batch of the step: which leaf, which samples; not real where this replica has nothing
+  // to do.
+  struct MicroBatch {
+    bool real = false;
+    bool leaf_is_real = false;
+    bool first_of_leaf = false;
+    bool last_of_leaf = false;
+    int64_t round = 0;
+    int64_t first_sample = 0;  // Within the phase.
+  };
+  MicroBatch Describe(const StepInfo& step, int64_t micro_batch) const;
+  absl::Status ReadTokens(int64_t first_sample);
+  void PostReceive(const StepInfo& step, const Pass& pass, const Pass* running);
+  absl::Status Forward(const StepInfo& step, const Pass& pass);
+  absl::Status Backward(const StepInfo& step, const Pass& pass, std::vector<double>* losses);
+  int VirtualStage(int chunk) const;
+  int SlotOf(const Pass& pass) const;
+  absl::Status Finish(RequestPtr& request);
+
+  Options options_;
+  Ops* ops_;
+  ShardedState* state_;
+  Group* pipeline_;
+  const SampleOrder* samples_;
+  std::unique_ptr<Axis> axis_;
+  int stages_ = 1, chunks_count_ = 1;
+  DType dtype_;
+  int64_t rows_ = 0, own_rows_ = 0;
+  std::vector<std::unique_ptr<Chunk>> chunks_;
+  int32_t* tokens_ = nullptr;    // [M], device.
+  int32_t* targets_ = nullptr;   // [M], device.
+  std::vector<int32_t> sample_;  // context + 1.
+};
+
+// Stage options of one chunk, shared with `plan`'s memory arithmetic.
+StageOptions StageOptionsOf(const RunConfig& config, const PhaseConfig& phase, int tensor_index,
+                            int slots);
+// Leaves of a step of `batch` samples.
+int64_t LeavesOf(const NumericsConfig& numerics, int64_t batch);
+DType DTypeOf(const NumericsConfig& numerics);
+
+}  // namespace perdure

@@ -1,0 +1,424 @@
+#include "runtime/train/sharded_state.h"
+
+#include <algorithm>
+
+#include "runtime/base/check.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+// Operation numbers on the data group: exchanges and parameter gathers of a bucket never mix.
+constexpr uint32_t kExchange = 0;
+constexpr uint32_t kGather = 1U << 18;
+
+uint32_t Operation(uint32_t kind, int bucket) { return kind + static_cast<uint32_t>(bucket); }
+
+}  // namespace
+
+std::vector<OwnedRun> CutBucket(const Bucket& bucket, int replicas, int64_t rotation) {
+  std::vector<OwnedRun> runs(static_cast<size_t>(replicas));
+  int64_t total = 0;
+  for (const PlacedAtom& atom : bucket.atoms) total += atom.count;
+  int64_t before = 0;
+  size_t next = 0;
+  for (int piece = 0; piece < replicas; ++piece) {
+    // An atom belongs to the piece in which its middle lies.
+    const auto belongs = [&](const PlacedAtom& atom) {
+      return (2 * before + atom.count) * replicas < 2 * total * (piece + 1);
+    };
+    OwnedRun run;
+    run.first_atom = static_cast<int64_t>(next);
+    while (next < bucket.atoms.size() && (piece == replicas - 1 || belongs(bucket.atoms[next]))) {
+      before += bucket.atoms[next].count;
+      ++next;
+    }
+    run.last_atom = static_cast<int64_t>(next);
+    if (run.last_atom > run.first_atom) {
+      const PlacedAtom& last = bucket.atoms[next - 1];
+      run.begin = bucket.atoms[static_cast<size_t>(run.first_atom)].offset;
+      run.end = last.offset + last.count;
+    }
+    runs[static_cast<size_t>((piece + rotation) % replicas)] = run;
+  }
+  return runs;
+}
+
+ShardedState::ShardedState(const Options& options, std::vector<Bucket> buckets,
+                           const AtomTable* table, Ops* ops, Group* data)
+    : options_(options),
+      buckets_(std::move(buckets)),
+      states_(buckets_.size()),
+      table_(table),
+      ops_(ops),
+      data_(data) {
+  int64_t receive_size = 0, widest = 0;
+  const int replicas = data_->size();
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    BucketState& state = states_[b];
+    const Bucket& bucket = buckets_[b];
+    PERDURE_CHECK(bucket.offset == arena_size_);
+    state.runs = CutBucket(bucket, replicas, static_cast<int64_t>(b));
+    const OwnedRun& own = state.runs[static_cast<size_t>(data_->index())];
+    state.kept = options_.zero == 0
+                     ? OwnedRun{0, bucket.size, 0, static_cast<int64_t>(bucket.atoms.size())}
+                     : own;
+    state.kept_offset = kept_size_;
+    state.own_offset = owned_size_;
+    state.receive_offset = receive_size;
+    arena_size_ += bucket.size;
+    kept_size_ += state.kept.size();
+    owned_size_ += own.size();
+    receive_size += own.size() * (replicas - 1);
+    widest = std::max(widest, bucket.size);
+  }
+  const auto allocate = [&](int64_t elements) {
+    allocations_.push_back(ops_->Allocate(static_cast<size_t>(elements) * SizeOf(options_.dtype)));
+    return allocations_.back();
+  };
+  if (options_.zero < 3) {
+    parameters_ = allocate(arena_size_);
+  } else {
+    for (GatherSlot& slot : slots_) slot.data = allocate(widest);
+    if (options_.dtype != DType::kF32) shard_ = allocate(kept_size_);
+  }
+  leaf_[0] = AllocateFloats(arena_size_);
+  leaf_[1] = doubled() ? AllocateFloats(arena_size_) : leaf_[0];
+  sums_ = AllocateFloats(owned_size_);
+  receive_ = AllocateFloats(receive_size);
+  if (options_.zero == 3 || options_.dtype != DType::kF32) master_ = AllocateFloats(kept_size_);
+  exp_avg_ = AllocateFloats(kept_size_);
+  exp_avg_sq_ = AllocateFloats(kept_size_);
+}
+
+ShardedState::~ShardedState() {
+  for (void* memory : allocations_) ops_->Free(memory);
+}
+
+float* ShardedState::AllocateFloats(int64_t count) {
+  allocations_.push_back(ops_->Allocate(static_cast<size_t>(count) * sizeof(float)));
+  return static_cast<float*>(allocations_.back());
+}
+
+ShardedState::Memory ShardedState::MemoryOf(const Options& options, std::span<const Bucket> buckets,
+                                            int replicas, int replica) {
+  int64_t arena = 0, owned = 0, widest = 0;
+  for (size_t b = 0; b < buckets.size(); ++b) {
+    arena += buckets[b].size;
+    widest = std::max(widest, buckets[b].size);
+    owned += CutBucket(buckets[b], replicas, static_cast<int64_t>(b))[static_cast<size_t>(replica)]
+                 .size();
+  }
+  const int64_t kept = options.zero == 0 ? arena : owned;
+  const auto width = static_cast<int64_t>(SizeOf(options.dtype));
+  const bool bf16 = options.dtype != DType::kF32;
+  Memory memory;
+  memory.parameters =
+      options.zero < 3 ? arena * width : 2 * widest * width + (bf16 ? kept * width : 0);
+  memory.gradients = 4 * (arena * (options.zero <= 1 && replicas > 1 ? 2 : 1) + owned);
+  memory.optimizer = 4 * kept * (options.zero == 3 || bf16 ? 3 : 2);
+  memory.buffers = 4 * owned * (replicas - 1);
+  return memory;
+}
+
+// ---- where things are
+// -------------------------------------------------------------------------------------------
+
+const OwnedRun& ShardedState::Own(int bucket) const {
+  return states_[static_cast<size_t>(bucket)].runs[static_cast<size_t>(data_->index())];
+}
+
+float* ShardedState::Leaf(int bucket, int64_t round) {
+  return leaf_[static_cast<size_t>(round % 2)] + buckets_[static_cast<size_t>(bucket)].offset;
+}
+
+// Where replica `replica`'s leaf of the own run arrives. REQUIRES: replica is not this one.
+float* ShardedState::Receive(int bucket, int replica) {
+  const int64_t place = replica < data_->index() ? replica : replica - 1;
+  return receive_ + states_[static_cast<size_t>(bucket)].receive_offset +
+         place * Own(bucket).size();
+}
+
+float* ShardedState::Kept(float* array, int bucket, int64_t element) const {
+  const BucketState& state = states_[static_cast<size_t>(bucket)];
+  return array + state.kept_offset + (element - state.kept.begin);
+}
+
+float* ShardedState::MasterOf(int bucket, int64_t element) {
+  if (master_ != nullptr) return Kept(master_, bucket, element);
+  return static_cast<float*>(parameters_) + buckets_[static_cast<size_t>(bucket)].offset + element;
+}
+
+// What the optimizer writes for compute to read: the arena, or the shard to be gathered from.
+Matrix ShardedState::ParameterOf(int bucket, int64_t element, int64_t count) {
+  const auto width = static_cast<int64_t>(SizeOf(options_.dtype));
+  if (parameters_ != nullptr) {
+    const int64_t at = buckets_[static_cast<size_t>(bucket)].offset + element;
+    return Matrix(static_cast<char*>(parameters_) + at * width, options_.dtype, 1, count);
+  }
+  if (shard_ == nullptr) return Matrix(MasterOf(bucket, element), DType::kF32, 1, count);
+  const BucketState& state = states_[static_cast<size_t>(bucket)];
+  const int64_t at = state.kept_offset + (element - state.kept.begin);
+  return Matrix(static_cast<char*>(shard_) + at * width, options_.dtype, 1, count);
+}
+
+std::vector<AtomState> ShardedState::AtomsOf(const std::function<OwnedRun(int)>& run_of) {
+  std::vector<AtomState> atoms;
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
+    const OwnedRun run = run_of(b);
+    for (int64_t a = run.first_atom; a < run.last_atom; ++a) {
+      const PlacedAtom& atom = buckets_[static_cast<size_t>(b)].atoms[static_cast<size_t>(a)];
+      atoms.push_back({atom.atom,
+                       {MasterOf(b, atom.offset), Kept(exp_avg_, b, atom.offset),
+                        Kept(exp_avg_sq_, b, atom.offset)}});
+    }
+  }
+  return atoms;
+}
+
+std::vector<AtomState> ShardedState::KeptAtoms() {
+  return AtomsOf([this](int b) { return states_[static_cast<size_t>(b)].kept; });
+}
+
+std::vector<AtomState> ShardedState::OwnedAtoms() {
+  return AtomsOf([this](int b) { return Own(b); });
+}
+
+std::vector<int64_t> ShardedState::OwnedAtomIndices(int d) const {
+  std::vector<int64_t> indices;
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    const OwnedRun& run = states_[b].runs[static_cast<size_t>(d)];
+    for (int64_t a = run.first_atom; a < run.last_atom; ++a)
+      indices.push_back(buckets_[b].atoms[static_cast<size_t>(a)].atom);
+  }
+  return indices;
+}
+
+absl::Status ShardedState::PublishParameters() {
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
+    const OwnedRun& kept = states_[static_cast<size_t>(b)].kept;
+    if (master_ != nullptr && kept.size() > 0) {
+      const Matrix parameter = ParameterOf(b, kept.begin, kept.size());
+      const ConstMatrix master(MasterOf(b, kept.begin), DType::kF32, 1, kept.size());
+      if (parameter.data != master.data) ops_->Copy(master, parameter);
+    }
+  }
+  RETURN_IF_ERROR(ops_->Sync());
+  for (GatherSlot& slot : slots_) slot.bucket = -1;
+  if (options_.zero == 1 || options_.zero == 2)
+    for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) RETURN_IF_ERROR(StartGather(b));
+  return absl::OkStatus();
+}
+
+// ---- parameters for compute
+// --------------------------------------------------------------------------------------
+
+// Sends the own run to everybody and receives the others' into the arena; compute waits where it
+// first needs them.
+absl::Status ShardedState::StartGather(int bucket) {
+  BucketState& state = states_[static_cast<size_t>(bucket)];
+  PERDURE_CHECK(state.gather.empty());
+  const auto at = [&](const OwnedRun& run) { return ParameterOf(bucket, run.begin, run.size()); };
+  for (int d = 0; d < data_->size(); ++d) {
+    const OwnedRun& run = state.runs[static_cast<size_t>(d)];
+    if (d == data_->index() || run.size() == 0) continue;
+    state.gather.push_back(
+        data_->Recv(d, Operation(kGather, bucket), at(run).data, at(run).bytes()));
+  }
+  for (int step = 1; step < data_->size(); ++step) {
+    const int d = (data_->index() + step) % data_->size();
+    const Matrix own = at(Own(bucket));
+    if (Own(bucket).size() > 0)
+      state.gather.push_back(data_->Send(d, Operation(kGather, bucket), own.data, own.bytes()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ShardedState::FinishGather(int bucket) {
+  BucketState& state = states_[static_cast<size_t>(bucket)];
+  if (state.gather.empty()) return absl::OkStatus();
+  const absl::Status status = data_->WaitAll(state.gather);
+  state.gather.clear();
+  return status;
+}
+
+absl::StatusOr<const void*> ShardedState::Weights(int bucket) {
+  data_->transport()->Progress();
+  const auto width = static_cast<int64_t>(SizeOf(options_.dtype));
+  if (options_.zero < 3) {
+    RETURN_IF_ERROR(FinishGather(bucket));
+    return static_cast<const char*>(parameters_) +
+           buckets_[static_cast<size_t>(bucket)].offset * width;
+  }
+  GatherSlot* slot = &slots_[slots_[0].used <= slots_[1].used ? 0 : 1];
+  for (GatherSlot& candidate : slots_)
+    if (candidate.bucket == bucket) slot = &candidate;
+  slot->used = ++clock_;
+  if (slot->bucket == bucket) return static_cast<const void*>(slot->data);
+  slot->bucket = bucket;
+  const BucketState& state = states_[static_cast<size_t>(bucket)];
+  const OwnedRun& own = Own(bucket);
+  if (own.size() > 0) {
+    Matrix place(static_cast<char*>(slot->data) + own.begin * width, options_.dtype, 1, own.size());
+    ops_->Copy(ParameterOf(bucket, own.begin, own.size()), place);
+    RETURN_IF_ERROR(ops_->Sync());
+  }
+  std::vector<Extent> extents;
+  for (const OwnedRun& run : state.runs)
+    extents.push_back(
+        {static_cast<size_t>(run.begin * width), static_cast<size_t>(run.size() * width)});
+  RETURN_IF_ERROR(data_->AllGatherV(slot->data, extents));
+  return static_cast<const void*>(slot->data);
+}
+
+void ShardedState::Release(int) {}  // The slot is reused when two later buckets have been gathered.
+
+// ---- gradients
+// ---------------------------------------------------------------------------------------------------
+
+void ShardedState::BeginStep(int64_t leaves) {
+  leaves_ = leaves;
+  rounds_ = (leaves + data_->size() - 1) / data_->size();
+  for (BucketState& state : states_) {
+    PERDURE_CHECK(!state.exchanging);
+    state.round = 0;
+  }
+  ops_->Zero(Matrix(sums_, DType::kF32, 1, owned_size_));
+}
+
+absl::StatusOr<float*> ShardedState::Gradients(int bucket) {
+  // With one buffer, the leaf before must have left it.
+  if (!doubled()) RETURN_IF_ERROR(FinishRound(bucket));
+  return Leaf(bucket, states_[static_cast<size_t>(bucket)].round);
+}
+
+absl::Status ShardedState::GradientsReady(int bucket) {
+  RETURN_IF_ERROR(FinishRound(bucket));
+  RETURN_IF_ERROR(ops_->Sync());
+  BucketState& state = states_[static_cast<size_t>(bucket)];
+  const int64_t first_leaf = state.round * data_->size();
+  const auto has_leaf = [&](int d) { return first_leaf + d < leaves_; };
+  const float* leaf = Leaf(bucket, state.round);
+  const OwnedRun& own = Own(bucket);
+  const int self = data_->index();
+  const uint32_t operation = Operation(kExchange, bucket);
+  for (int d = 0; d < data_->size(); ++d) {
+    if (d == self || !has_leaf(d) || own.size() == 0) continue;
+    state.exchange.push_back(data_->Recv(d, operation, Receive(bucket, d),
+                                         static_cast<size_t>(own.size()) * sizeof(float)));
+  }
+  for (int step = 1; step < data_->size() && has_leaf(self); ++step) {
+    const int d = (self + step) % data_->size();
+    const OwnedRun& run = state.runs[static_cast<size_t>(d)];
+    if (run.size() == 0) continue;
+    state.exchange.push_back(data_->Send(d, operation, leaf + run.begin,
+                                         static_cast<size_t>(run.size()) * sizeof(float)));
+  }
+  state.exchanging = true;
+  ++state.round;
+  data_->transport()->Progress();
+  return absl::OkStatus();
+}
+
+// Ends the exchange of the latest round of a bucket: leaves are added in leaf order, whatever came
+// first.
+absl::Status ShardedState::FinishRound(int bucket) {
+  BucketState& state = states_[static_cast<size_t>(bucket)];
+  if (!state.exchanging) return absl::OkStatus();
+  state.exchanging = false;
+  const absl::Status status = data_->WaitAll(state.exchange);
+  state.exchange.clear();
+  RETURN_IF_ERROR(status);
+  const OwnedRun& own = Own(bucket);
+  if (own.size() == 0) return absl::OkStatus();
+  const int64_t round = state.round - 1;
+  Matrix sum(sums_ + state.own_offset, DType::kF32, 1, own.size());
+  for (int d = 0; d < data_->size(); ++d) {
+    if (round * data_->size() + d >= leaves_) break;
+    const float* leaf = d == data_->index() ? Leaf(bucket, round) + own.begin : Receive(bucket, d);
+    ops_->Add(ConstMatrix(leaf, DType::kF32, 1, own.size()), sum);
+  }
+  return ops_->Sync();
+}
+
+absl::StatusOr<std::vector<double>> ShardedState::FinishGradients() {
+  std::vector<double> squares;
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
+    RETURN_IF_ERROR(FinishRound(b));
+    const OwnedRun& own = Own(b);
+    for (int64_t a = own.first_atom; a < own.last_atom; ++a) {
+      const PlacedAtom& atom = buckets_[static_cast<size_t>(b)].atoms[static_cast<size_t>(a)];
+      double square = 0;
+      ops_->SumOfSquares(
+          sums_ + states_[static_cast<size_t>(b)].own_offset + (atom.offset - own.begin),
+          atom.count, &square);
+      squares.push_back(square);
+    }
+  }
+  RETURN_IF_ERROR(ops_->Sync());
+  return squares;
+}
+
+// ---- update
+// ------------------------------------------------------------------------------------------------------
+
+// ZeRO 0: everybody needs every sum. The leaf buffer is free between steps.
+absl::Status ShardedState::GatherSums() {
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
+    const BucketState& state = states_[static_cast<size_t>(b)];
+    const OwnedRun& own = Own(b);
+    float* all = Leaf(b, 0);
+    if (own.size() > 0)
+      ops_->Copy(ConstMatrix(sums_ + state.own_offset, DType::kF32, 1, own.size()),
+                 Matrix(all + own.begin, DType::kF32, 1, own.size()));
+    RETURN_IF_ERROR(ops_->Sync());
+    std::vector<Extent> extents;
+    for (const OwnedRun& run : state.runs)
+      extents.push_back({static_cast<size_t>(run.begin) * sizeof(float),
+                         static_cast<size_t>(run.size()) * sizeof(float)});
+    RETURN_IF_ERROR(data_->AllGatherV(all, extents));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ShardedState::Update(int64_t optimizer_step, double rate, double gradient_scale) {
+  RETURN_IF_ERROR(Quiesce());
+  if (options_.zero == 0) RETURN_IF_ERROR(GatherSums());
+  const OptimizerConfig& o = options_.optimizer;
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
+    const BucketState& state = states_[static_cast<size_t>(b)];
+    const Bucket& bucket = buckets_[static_cast<size_t>(b)];
+    for (int64_t a = state.kept.first_atom; a < state.kept.last_atom; ++a) {
+      const PlacedAtom& placed = bucket.atoms[static_cast<size_t>(a)];
+      const Atom& atom = table_->atoms()[static_cast<size_t>(placed.atom)];
+      const bool decays = table_->tensors()[static_cast<size_t>(atom.tensor)].decays;
+      const AdamWStep step{.step = optimizer_step,
+                           .rate = rate,
+                           .beta1 = o.beta1,
+                           .beta2 = o.beta2,
+                           .eps = o.eps,
+                           .weight_decay = decays ? o.weight_decay : 0,
+                           .gradient_scale = gradient_scale};
+      const float* gradient = options_.zero == 0
+                                  ? Leaf(b, 0) + placed.offset
+                                  : sums_ + state.own_offset + (placed.offset - Own(b).begin);
+      ops_->AdamW(step, gradient, MasterOf(b, placed.offset), Kept(exp_avg_, b, placed.offset),
+                  Kept(exp_avg_sq_, b, placed.offset), ParameterOf(b, placed.offset, placed.count));
+    }
+  }
+  RETURN_IF_ERROR(ops_->Sync());
+  for (GatherSlot& slot : slots_) slot.bucket = -1;
+  if (options_.zero == 1 || options_.zero == 2)
+    for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) RETURN_IF_ERROR(StartGather(b));
+  return absl::OkStatus();
+}
+
+absl::Status ShardedState::Quiesce() {
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
+    RETURN_IF_ERROR(FinishRound(b));
+    RETURN_IF_ERROR(FinishGather(b));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace perdure

@@ -1,0 +1,153 @@
+// A rank's parameters, gradients and optimizer state, and how they are shared along the data axis.
+//
+// Each bucket is cut at atom boundaries into D runs; replica d owns one of them. Gradients: when a
+// leaf's gradient of a bucket is ready, every replica sends each owner its run and goes on
+// computing; the owner adds the leaves in leaf order, so the sum does not depend on D. Then, by
+// ZeRO stage (Rajbhandari et al. 2020):
+//   0  sums are gathered, every replica updates everything;
+//   1  the owner updates its run, parameters are gathered;
+//   2  as 1, and the leaf's gradient is held once instead of twice: a bucket's exchange must end
+//   before the next leaf
+//      writes there;
+//   3  as 2, and parameters stay sharded: a bucket is gathered before use and dropped afterwards.
+// Nothing here changes a bit of the result.
+//
+// One thread. Errors are the group's.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "ckpt/checkpoint.h"
+#include "kernels/ops.h"
+#include "model/access.h"
+#include "model/arena.h"
+#include "runtime/base/atoms.h"
+#include "runtime/comm/group.h"
+#include "runtime/train/run_config.h"
+
+namespace perdure {
+
+// A replica's run of a bucket.
+struct OwnedRun {
+  int64_t begin = 0;  // Elements within the bucket.
+  int64_t end = 0;
+  int64_t first_atom = 0;  // Range within Bucket::atoms.
+  int64_t last_atom = 0;
+  int64_t size() const { return end - begin; }
+};
+
+// The run of each of `replicas` in a bucket: balanced by elements; which replica gets which run
+// rotates with `rotation`, so that buckets of few atoms do not all burden the same ones.
+std::vector<OwnedRun> CutBucket(const Bucket& bucket, int replicas, int64_t rotation);
+
+class ShardedState final : public ParameterAccess {
+ public:
+  struct Options {
+    DType dtype = DType::kF32;
+    int zero = 1;
+    OptimizerConfig optimizer;
+  };
+  // `data`: the D ranks that hold the same (p, t). Pointers must outlive this.
+  ShardedState(const Options& options, std::vector<Bucket> buckets, const AtomTable* table,
+               Ops* ops, Group* data);
+  ~ShardedState() override;
+  ShardedState(const ShardedState&) = delete;
+  ShardedState& operator=(const ShardedState&) = delete;
+
+  const std::vector<Bucket>& buckets() const { return buckets_; }
+
+  // --- state: fill, read
+  // -------------------------------------------------------------------------------------------
+  // Atoms whose state this rank keeps (all for ZeRO 0, else the owned ones), with pointers to it.
+  std::vector<AtomState> KeptAtoms();
+  // The owned ones alone: what this rank is responsible for in a checkpoint and in norms.
+  std::vector<AtomState> OwnedAtoms();
+  // Atoms that replica `d` of this group owns, in bucket order.
+  std::vector<int64_t> OwnedAtomIndices(int d) const;
+  // After the kept atoms' state was filled: derives and gathers the parameters that compute uses.
+  absl::Status PublishParameters();
+
+  // --- a step
+  // -------------------------------------------------------------------------------------------------------
+  // `leaves` of the step; leaf r * D + d is replica d's in round r.
+  void BeginStep(int64_t leaves);
+  int64_t rounds() const { return rounds_; }
+  absl::StatusOr<const void*> Weights(int bucket) override;
+  void Release(int bucket) override;
+  absl::StatusOr<float*> Gradients(int bucket) override;
+  absl::Status GradientsReady(int bucket) override;
+  // Ends the exchanges; then sums of squares of the owned atoms' gradients, in the order of
+  // OwnedAtomIndices(own).
+  absl::StatusOr<std::vector<double>> FinishGradients();
+  // AdamW on the kept atoms, gradients scaled first; then parameters start to be gathered.
+  absl::Status Update(int64_t optimizer_step, double rate, double gradient_scale);
+  // Waits for everything under way: before a checkpoint or the end.
+  absl::Status Quiesce();
+
+  // Device bytes by kind, as allocated. Keys of plan's memory_bytes_per_rank.
+  struct Memory {
+    int64_t parameters = 0, gradients = 0, optimizer = 0, buffers = 0;
+  };
+  static Memory MemoryOf(const Options& options, std::span<const Bucket> buckets, int replicas,
+                         int replica);
+
+ private:
+  struct BucketState {
+    std::vector<OwnedRun> runs;  // By replica.
+    OwnedRun kept;               // What state is kept of: the whole bucket, or the own run.
+    int64_t kept_offset = 0;     // Of `kept` in the state arrays.
+    int64_t own_offset = 0;      // Of the own run in sums_.
+    int64_t receive_offset = 0;  // Of (D - 1) runs in receive_.
+    int64_t round = 0;           // Of the leaf whose gradient is being summed.
+    bool exchanging = false;     // Round `round - 1` is under way.
+    std::vector<RequestPtr> exchange;
+    std::vector<RequestPtr> gather;  // Of parameters.
+  };
+  struct GatherSlot {  // ZeRO 3: one gathered bucket.
+    void* data = nullptr;
+    int bucket = -1;
+    uint64_t used = 0;
+  };
+
+  const OwnedRun& Own(int bucket) const;
+  bool doubled() const { return options_.zero <= 1 && data_->size() > 1; }
+  float* Leaf(int bucket, int64_t round);
+  float* Receive(int bucket, int replica);
+  float* Kept(float* array, int bucket, int64_t element) const;
+  float* MasterOf(int bucket, int64_t element);
+  Matrix ParameterOf(int bucket, int64_t element, int64_t count);
+  absl::Status FinishRound(int bucket);
+  absl::Status StartGather(int bucket);
+  absl::Status FinishGather(int bucket);
+  absl::Status GatherSums();
+  std::vector<AtomState> AtomsOf(const std::function<OwnedRun(int)>& run);
+  float* AllocateFloats(int64_t count);
+
+  Options options_;
+  std::vector<Bucket> buckets_;
+  std::vector<BucketState> states_;
+  const AtomTable* table_;
+  Ops* ops_;
+  Group* data_;
+  int64_t arena_size_ = 0, kept_size_ = 0, owned_size_ = 0;
+  int64_t leaves_ = 0, rounds_ = 0;
+
+  void* parameters_ = nullptr;    // [arena] compute dtype; ZeRO < 3.
+  void* shard_ = nullptr;         // [kept] compute dtype; ZeRO 3 with bf16.
+  std::array<float*, 2> leaf_{};  // [arena] fp32.
+  float* sums_ = nullptr;         // [owned]
+  float* receive_ = nullptr;
+  float* master_ = nullptr;      // [kept]; null when parameters_ serves (fp32, ZeRO < 3).
+  float* exp_avg_ = nullptr;     // [kept]
+  float* exp_avg_sq_ = nullptr;  // [kept]
+  std::array<GatherSlot, 2> slots_;
+  uint64_t clock_ = 0;
+  std::vector<void*> allocations_;
+};
+
+}  // namespace perdure

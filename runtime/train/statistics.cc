@@ -1,0 +1,90 @@
+#include "runtime/train/statistics.h"
+
+#include <algorithm>
+
+#include "runtime/base/check.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+// Every rank's block to every rank, by three gathers along the axes: data, then pipeline, then
+// tensor. The result is in (tensor, pipeline, data) order; `place` turns that into ranks.
+template <typename T>
+absl::StatusOr<std::vector<T>> GatherAll(Group* tensor, Group* data, Group* pipeline,
+                                         const std::vector<T>& own) {
+  std::vector<T> block = own;
+  for (Group* group : {data, pipeline, tensor}) {
+    std::vector<T> all(block.size() * static_cast<size_t>(group->size()));
+    RETURN_IF_ERROR(group->AllGather(block.data(), block.size() * sizeof(T), all.data()));
+    block = std::move(all);
+  }
+  return block;
+}
+
+size_t Place(const Mesh& mesh, const MeshPoint& at) {
+  return static_cast<size_t>((at.tensor * mesh.pipeline() + at.pipeline) * mesh.data() + at.data);
+}
+
+}  // namespace
+
+absl::StatusOr<StatisticsGather> StatisticsGather::Create(
+    const Mesh& mesh, MeshPoint at, int64_t atoms, Group* tensor, Group* data, Group* pipeline,
+    const std::vector<std::vector<int64_t>>& owned) {
+  StatisticsGather result(mesh, at);
+  result.tensor_ = tensor;
+  result.data_ = data;
+  result.pipeline_ = pipeline;
+  result.atoms_ = atoms;
+  const std::vector<int64_t>& mine = owned[static_cast<size_t>(at.data)];
+  ASSIGN_OR_RETURN(const std::vector<int64_t> counts,
+                   GatherAll<int64_t>(tensor, data, pipeline, {static_cast<int64_t>(mine.size())}));
+  result.squares_max_ = static_cast<size_t>(*std::max_element(counts.begin(), counts.end()));
+  std::vector<int64_t> padded = mine;
+  padded.resize(result.squares_max_, -1);
+  ASSIGN_OR_RETURN(const std::vector<int64_t> all, GatherAll(tensor, data, pipeline, padded));
+  for (int rank = 0; rank < mesh.ranks(); ++rank) {
+    const auto begin =
+        all.begin() + static_cast<int64_t>(Place(mesh, mesh.At(rank)) * result.squares_max_);
+    std::vector<int64_t> list(begin, begin + static_cast<int64_t>(result.squares_max_));
+    std::erase(list, -1);
+    result.owned_.push_back(std::move(list));
+  }
+  return result;
+}
+
+absl::StatusOr<StepStatistics> StatisticsGather::Gather(int64_t leaves,
+                                                        std::span<const double> losses,
+                                                        std::span<const double> squares,
+                                                        int command) {
+  const auto rounds = static_cast<size_t>((leaves + mesh_.data() - 1) / mesh_.data());
+  PERDURE_CHECK(losses.size() == rounds && squares.size() <= squares_max_);
+  std::vector<double> block(1 + rounds + squares_max_, 0.0);
+  block[0] = command;
+  std::copy(losses.begin(), losses.end(), block.begin() + 1);
+  std::copy(squares.begin(), squares.end(), block.begin() + 1 + static_cast<int64_t>(rounds));
+  ASSIGN_OR_RETURN(const std::vector<double> all, GatherAll(tensor_, data_, pipeline_, block));
+  const auto block_of = [&](const MeshPoint& at) {
+    return all.data() + Place(mesh_, at) * block.size();
+  };
+
+  StepStatistics statistics;
+  statistics.command = static_cast<int>(block_of(MeshPoint{})[0]);
+  for (int64_t leaf = 0; leaf < leaves; ++leaf) {
+    const MeshPoint at{.tensor = 0,
+                       .data = static_cast<int>(leaf % mesh_.data()),
+                       .pipeline = mesh_.pipeline() - 1};
+    statistics.loss_sum += block_of(at)[1 + leaf / mesh_.data()];
+  }
+  std::vector<double> by_atom(static_cast<size_t>(atoms_), 0.0);
+  for (int rank = 0; rank < mesh_.ranks(); ++rank) {
+    const auto& owned = owned_[static_cast<size_t>(rank)];
+    const double* values = block_of(mesh_.At(rank)) + 1 + rounds;
+    // Replicated atoms (norms) come once from each tensor rank, with equal values.
+    for (size_t i = 0; i < owned.size(); ++i) by_atom[static_cast<size_t>(owned[i])] = values[i];
+  }
+  for (double square : by_atom) statistics.square_sum += square;
+  return statistics;
+}
+
+}  // namespace perdure

@@ -1,0 +1,48 @@
+// A step's statistics, gathered from all ranks: per leaf the loss, per atom the squared gradient,
+// each summed in index order in fp64, so that the totals depend on leaves and atoms alone.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "runtime/base/atoms.h"
+#include "runtime/comm/group.h"
+#include "runtime/train/mesh.h"
+
+namespace perdure {
+
+struct StepStatistics {
+  double loss_sum = 0;    // Over leaves in order.
+  double square_sum = 0;  // Of all gradients, over atoms in order.
+  int command = 0;        // What rank 0 asked for.
+};
+
+class StatisticsGather {
+ public:
+  // owned[d]: atoms of replica d at this rank's (p, t), as ShardedState::OwnedAtomIndices. The
+  // lists of other (p, t) are exchanged once, here.
+  static absl::StatusOr<StatisticsGather> Create(const Mesh& mesh, MeshPoint at, int64_t atoms,
+                                                 Group* tensor, Group* data, Group* pipeline,
+                                                 const std::vector<std::vector<int64_t>>& owned);
+
+  // losses: this rank's rounds (meaningful on the last pipeline rank); squares: of its own atoms.
+  // `leaves` of the step.
+  absl::StatusOr<StepStatistics> Gather(int64_t leaves, std::span<const double> losses,
+                                        std::span<const double> squares, int command);
+
+ private:
+  StatisticsGather(const Mesh& mesh, MeshPoint at) : mesh_(mesh), at_(at) {}
+
+  Mesh mesh_;
+  MeshPoint at_;
+  Group* tensor_ = nullptr;
+  Group* data_ = nullptr;
+  Group* pipeline_ = nullptr;
+  int64_t atoms_ = 0;
+  size_t squares_max_ = 0;                   // Most atoms of any rank: blocks are padded to it.
+  std::vector<std::vector<int64_t>> owned_;  // [rank] -> atoms.
+};
+
+}  // namespace perdure

@@ -1,0 +1,256 @@
+#include "runtime/train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+
+#include "model/init.h"
+#include "model/parameters.h"
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+#include "runtime/train/pipeline.h"
+#include "runtime/train/sharded_state.h"
+#include "runtime/train/statistics.h"
+
+namespace perdure {
+namespace {
+
+// Channels of the groups: any two ranks share at most one group of each kind.
+enum Channel : uint32_t { kTensorChannel = 1, kDataChannel = 2, kPipelineChannel = 3 };
+
+// max_norm / (norm + 1e-6), at most 1: as torch.nn.utils.clip_grad_norm_.
+double ClipScale(double clip, double norm) {
+  return clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1.0;
+}
+
+}  // namespace
+
+struct Trainer::Impl {
+  Impl(const TrainerOptions& trainer_options, const StartPoint& start_point, Transport* transport,
+       RankHost* rank_host)
+      : options(trainer_options),
+        config(options.config),
+        start(start_point),
+        host(rank_host),
+        rank(transport->rank()),
+        mesh(config.layout),
+        at(mesh.At(rank)),
+        schedule(config),
+        table(ModelTensors(config.model, config.numerics.tensor_shards),
+              config.numerics.atom_elements),
+        ops(NewCpuOps(static_cast<int>(config.numerics.threads))),
+        tensor_group(transport, mesh.TensorGroup(at), kTensorChannel),
+        data_group(transport, mesh.DataGroup(at), kDataChannel),
+        pipeline_group(transport, mesh.PipelineGroup(at), kPipelineChannel) {}
+
+  absl::Status Prepare();
+  absl::Status FillState();
+  absl::StatusOr<bool> Run();
+  absl::Status EnterPhase(int phase);
+  absl::StatusOr<StepReport> Step(const StepInfo& info, int* command);
+  absl::Status Checkpoint(int64_t step);
+  // Norms are replicated along the tensor axis: only its first rank answers for them.
+  std::vector<AtomState> AtomsToWrite();
+  double WaitSeconds() const {
+    return tensor_group.wait_seconds() + data_group.wait_seconds() + pipeline_group.wait_seconds();
+  }
+
+  TrainerOptions options;
+  RunConfig config;
+  StartPoint start;
+  RankHost* host;
+  int rank;
+  Mesh mesh;
+  MeshPoint at;
+  StepSchedule schedule;
+  AtomTable table;
+  std::unique_ptr<Ops> ops;
+  Group tensor_group, data_group, pipeline_group;
+  std::unique_ptr<ShardedState> state;
+  std::optional<StatisticsGather> statistics;
+  std::unique_ptr<SampleOrder> samples;
+  std::unique_ptr<Pipeline> pipeline;
+  int phase = -1;
+  Command command = Command::kNone;  // Rank 0: what the host asked for, not yet shared.
+  Digest chain;
+};
+
+absl::Status Trainer::Impl::Prepare() {
+  std::vector<int64_t> layers;
+  const int64_t stages = config.layout.pipeline * config.layout.virtual_stages;
+  for (int64_t chunk = 0; chunk < config.layout.virtual_stages; ++chunk)
+    for (int64_t layer :
+         LayersOfStage(config.model.layers, stages, chunk * config.layout.pipeline + at.pipeline))
+      layers.push_back(layer);
+  const TensorSlot slot{
+      .shards = config.numerics.tensor_shards, .size = config.layout.tensor, .index = at.tensor};
+  ShardedState::Options state_options{.dtype = DTypeOf(config.numerics),
+                                      .zero = static_cast<int>(config.layout.zero),
+                                      .optimizer = config.optimizer};
+  state =
+      std::make_unique<ShardedState>(state_options, MakeBuckets(table, config.model, slot, layers),
+                                     &table, ops.get(), &data_group);
+  std::vector<std::vector<int64_t>> owned;
+  for (int d = 0; d < mesh.data(); ++d) owned.push_back(state->OwnedAtomIndices(d));
+  ASSIGN_OR_RETURN(statistics,
+                   StatisticsGather::Create(mesh, at, static_cast<int64_t>(table.atoms().size()),
+                                            &tensor_group, &data_group, &pipeline_group, owned));
+  chain = start.sample_chain;
+  return FillState();
+}
+
+absl::Status Trainer::Impl::FillState() {
+  std::vector<AtomState> kept = state->KeptAtoms();
+  if (start.manifest.has_value()) {
+    RETURN_IF_ERROR(ReadAtoms(start.checkpoint, *start.manifest, table, kept));
+  } else {
+    for (const AtomState& atom : kept) {
+      const Atom& place = table.atoms()[static_cast<size_t>(atom.atom)];
+      InitializeAtom(table, place, config.seed, {atom.parts[0], static_cast<size_t>(place.count)});
+    }
+  }
+  std::vector<int64_t> atoms;
+  std::vector<Digest> digests;
+  for (const AtomState& atom : AtomsToWrite()) {
+    atoms.push_back(atom.atom);
+    digests.push_back(AtomDigest(atom, table.atoms()[static_cast<size_t>(atom.atom)].count));
+  }
+  RETURN_IF_ERROR(host->Loaded(atoms, digests));
+  return state->PublishParameters();
+}
+
+std::vector<AtomState> Trainer::Impl::AtomsToWrite() {
+  std::vector<AtomState> atoms = state->OwnedAtoms();
+  std::erase_if(atoms, [&](const AtomState& atom) {
+    const auto tensor = static_cast<size_t>(table.atoms()[static_cast<size_t>(atom.atom)].tensor);
+    return table.tensors()[tensor].axis == SliceAxis::kNone && at.tensor != 0;
+  });
+  return atoms;
+}
+
+absl::Status Trainer::Impl::EnterPhase(int next) {
+  phase = next;
+  const PhaseConfig& config_phase = config.phases[static_cast<size_t>(phase)];
+  std::vector<MixtureSource> mixture;
+  for (const SourceConfig& source : config_phase.mixture)
+    mixture.push_back(
+        {(std::filesystem::path(options.data_directory) / source.path).string(), source.weight});
+  ASSIGN_OR_RETURN(samples, SampleOrder::Open(mixture, config_phase.context, config.model.vocab,
+                                              config.seed, phase));
+  Pipeline::Options pipeline_options{
+      .config = config,
+      .phase = phase,
+      .at = at,
+      .leaves_max = LeavesOf(config.numerics,
+                             std::max(config_phase.batch.initial, config_phase.batch.final))};
+  RETURN_IF_ERROR(state->Quiesce());
+  pipeline.reset();
+  pipeline = std::make_unique<Pipeline>(pipeline_options, &table, ops.get(), state.get(),
+                                        &tensor_group, &pipeline_group, samples.get());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared_command) {
+  const auto began = std::chrono::steady_clock::now();
+  const double waited = WaitSeconds();
+  std::vector<double> losses;
+  RETURN_IF_ERROR(pipeline->RunStep(info, &losses));
+  ASSIGN_OR_RETURN(const std::vector<double> squares, state->FinishGradients());
+  ASSIGN_OR_RETURN(const StepStatistics totals,
+                   statistics->Gather(LeavesOf(config.numerics, info.batch), losses, squares,
+                                      static_cast<int>(command)));
+  *shared_command = totals.command;
+  StepReport report;
+  report.step = info.step + 1;
+  report.phase = info.phase;
+  report.step_tokens = info.batch * info.context;
+  report.loss = totals.loss_sum / static_cast<double>(report.step_tokens);
+  report.grad_norm = std::sqrt(totals.square_sum);
+  if (!std::isfinite(report.loss) || !std::isfinite(report.grad_norm))
+    return DataLoss(
+        "step {}: loss {} and gradient norm {} are not both finite; the newest checkpoint is from "
+        "before. Look at the "
+        "data of samples {} to {}, or lower the rate",
+        report.step, report.loss, report.grad_norm, info.first_sample,
+        info.first_sample + info.batch);
+  RETURN_IF_ERROR(
+      state->Update(report.step, info.rate, ClipScale(config.optimizer.clip, report.grad_norm)));
+  report.samples = info.first_sample + info.batch;
+  const PhasePlan& plan = schedule.phases()[static_cast<size_t>(info.phase)];
+  for (int p = 0; p < info.phase; ++p)
+    report.tokens += schedule.phases()[static_cast<size_t>(p)].tokens;
+  report.tokens += (info.phase_sample + info.batch) * info.context;
+  PERDURE_CHECK(report.samples == plan.first_sample + info.phase_sample + info.batch);
+  report.rate = info.rate;
+  report.batch = info.batch;
+  report.context = info.context;
+  report.first_sample = info.phase_sample;
+  chain = samples->Chain(chain, info.phase_sample, info.phase_sample + info.batch);
+  report.sample_chain = chain;
+  report.wait_seconds = WaitSeconds() - waited;
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  return report;
+}
+
+absl::Status Trainer::Impl::Checkpoint(int64_t step) {
+  RETURN_IF_ERROR(state->Quiesce());
+  const std::vector<AtomState> atoms = AtomsToWrite();
+  if (atoms.empty()) return host->PartWritten(step, nullptr);
+  const std::string directory = (std::filesystem::path(options.run_directory) / "ckpt" /
+                                 CheckpointName(step, options.generation, options.nonce))
+                                    .string();
+  RETURN_IF_ERROR(MakeDirectories(directory));
+  ASSIGN_OR_RETURN(const PartReport part,
+                   WritePart(directory, fmt::format("part-{:05}.h5", rank), table, atoms, step,
+                             options.generation, options.run_id));
+  return host->PartWritten(step, &part);
+}
+
+absl::StatusOr<bool> Trainer::Impl::Run() {
+  const int64_t last =
+      options.until_step > 0 ? std::min(options.until_step, schedule.steps()) : schedule.steps();
+  int64_t done = start.step;
+  int64_t saved = start.manifest.has_value() ? start.step : -1;
+  while (done < last) {
+    const StepInfo info = schedule.At(done);
+    if (info.phase != phase) RETURN_IF_ERROR(EnterPhase(info.phase));
+    int shared = 0;
+    ASSIGN_OR_RETURN(const StepReport report, Step(info, &shared));
+    done = report.step;
+    if (rank == 0) {
+      const Command next = host->StepFinished(report);
+      if (static_cast<int>(command) == shared) command = Command::kNone;  // Everybody has it now.
+      command = std::max(command, next);
+    }
+    const bool stop = shared == static_cast<int>(Command::kStop);
+    const bool by_count =
+        config.checkpoint.every_steps > 0 && done % config.checkpoint.every_steps == 0;
+    const bool kept =
+        config.checkpoint.keep_every_steps > 0 && done % config.checkpoint.keep_every_steps == 0;
+    if (shared != 0 || by_count || kept || info.ends_phase || done == last) {
+      RETURN_IF_ERROR(Checkpoint(done));
+      saved = done;
+    }
+    if (stop) break;
+  }
+  // A run that was asked for no step still leaves a checkpoint of what it began with.
+  if (saved != done) RETURN_IF_ERROR(Checkpoint(done));
+  RETURN_IF_ERROR(state->Quiesce());
+  return done == schedule.steps();
+}
+
+Trainer::Trainer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Trainer::~Trainer() = default;
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& options,
+                                                         const StartPoint& start,
+                                                         Transport* transport, RankHost* host) {
+  auto impl = std::make_unique<Impl>(options, start, transport, host);
+  RETURN_IF_ERROR(impl->Prepare());
+  return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
+}
+
+absl::StatusOr<bool> Trainer::Run() { return impl_->Run(); }
+
+}  // namespace perdure
