@@ -75,6 +75,10 @@ absl::Status CheckKinds(const ModelConfig& config) {
   if (config.activation != "swiglu")
     return InvalidArgument("model.activation = \"{}\" is not implemented; use \"swiglu\"",
                            config.activation);
+  if (config.tied_embeddings)
+    return InvalidArgument(
+        "model.tied_embeddings = true is not implemented; use false: an own head of {} parameters",
+        config.vocab * config.hidden);
   if (!(config.norm_eps > 0) || !(config.norm_eps < 1))
     return InvalidArgument("model.norm_eps = {} must be above 0 and below 1, for example 1e-05",
                            config.norm_eps);
@@ -113,8 +117,8 @@ absl::Status CheckShards(const ModelConfig& config, int64_t tensor_shards) {
 
 absl::Status ValidateModel(const ModelConfig& config, int64_t tensor_shards) {
   PERDURE_CHECK(tensor_shards > 0 && (tensor_shards & (tensor_shards - 1)) == 0);
-  RETURN_IF_ERROR(CheckKinds(config));
   RETURN_IF_ERROR(CheckSizes(config));
+  RETURN_IF_ERROR(CheckKinds(config));
   RETURN_IF_ERROR(CheckHeads(config));
   return CheckShards(config, tensor_shards);
 }

@@ -14,12 +14,12 @@
 namespace perdure {
 
 // `config` with its zeros replaced: kv_heads = heads, head_dim = hidden / heads.
-// REQUIRES: ValidateModel accepts it.
+// REQUIRES: sizes that ValidateModel accepts.
 ModelConfig ResolveModel(ModelConfig config);
 
 // model.embed_tokens; then per block input_layernorm, self_attn.{q,k,v,o}_proj,
 // post_attention_layernorm, mlp.{gate,up,down}_proj; then model.norm and lm_head (not when tied).
-// REQUIRES: ValidateModel accepts (config, tensor_shards).
+// REQUIRES: sizes that ValidateModel accepts with tensor_shards.
 std::vector<TensorSpec> ModelTensors(const ModelConfig& config, int64_t tensor_shards);
 
 // Elements of ModelTensors(config, ·), counted without listing them.

@@ -209,7 +209,7 @@ absl::Status Trainer::Impl::Checkpoint(int64_t step) {
 
 absl::StatusOr<bool> Trainer::Impl::Run() {
   const int64_t last =
-      options.until_step > 0 ? std::min(options.until_step, schedule.steps()) : schedule.steps();
+      options.until_step >= 0 ? std::min(options.until_step, schedule.steps()) : schedule.steps();
   int64_t done = start.step;
   int64_t saved = start.manifest.has_value() ? start.step : -1;
   while (done < last) {

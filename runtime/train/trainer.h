@@ -75,7 +75,7 @@ struct TrainerOptions {
   uint64_t generation = 1;
   uint32_t nonce = 0;  // Of this job's checkpoints.
   std::string run_id;
-  int64_t until_step = 0;  // Stop after that step, with a checkpoint; 0: go to the end.
+  int64_t until_step = -1;  // Stop after that step, with a checkpoint; negative: go to the end.
 };
 
 class Trainer {

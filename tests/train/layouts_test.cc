@@ -41,7 +41,7 @@ class LayoutsTest : public testing::Test {
 
   std::string Fresh(const std::string& name) { return directory_ + "/" + name; }
   TrainingResult Whole(const RunConfig& config, const Layout& layout) {
-    return Train(At(config, layout), directory_, Fresh(Name(layout)), "", 0);
+    return Train(At(config, layout), directory_, Fresh(Name(layout)), "", -1);
   }
 
   std::string directory_;
@@ -101,7 +101,7 @@ TEST_F(LayoutsTest, StoppedAndResumedAtOtherLayouts) {
                                                         {{1, 1, 3, 3}, 5},
                                                         {{4, 1, 1, 0}, phase_end},
                                                         {{1, 2, 2, 2, 2}, phase_end + 1},
-                                                        {{1, 1, 2, 1}, 0}};
+                                                        {{1, 1, 2, 1}, -1}};
   std::vector<uint64_t> loss_bits;
   TrainingResult last;
   for (const auto& [layout, until] : jobs) {
@@ -122,7 +122,7 @@ TEST_F(LayoutsTest, TheLossFallsAndTheSeedMatters) {
   EXPECT_LT(std::bit_cast<double>(one.loss_bits[7]),
             0.97 * std::bit_cast<double>(one.loss_bits[0]));
   config.seed = 8;
-  const TrainingResult other = Train(config, directory_, Fresh("seed"), "", 0);
+  const TrainingResult other = Train(config, directory_, Fresh("seed"), "", -1);
   ASSERT_TRUE(other.status.ok()) << other.status;
   EXPECT_NE(other.certificate.Hex(), one.certificate.Hex());
 }

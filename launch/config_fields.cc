@@ -1,0 +1,404 @@
+#include "launch/config_fields.h"
+
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "launch/config_values.h"
+#include "runtime/base/status.h"
+#include "runtime/train/plan.h"
+
+namespace perdure {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int64_t kMostCount = int64_t{1} << 50;  // Exact in a double; far beyond any run.
+
+// ---- What values a field may have ---------------------------------------------------------------
+
+struct Integers {
+  int64_t least = 0;
+  int64_t most = kMostCount;
+
+  std::string Check(int64_t value) const {
+    if (least <= value && value <= most) return "";
+    return fmt::format("must be between {} and {}", least, most);
+  }
+};
+
+struct Numbers {
+  double least = 0;
+  bool or_least = true;  // Whether `least` itself is allowed.
+  double below = kInfinity;
+  const char* example = nullptr;  // Where there is no default to name.
+
+  std::string Check(double value) const {
+    if (std::isfinite(value) && value < below && (value > least || (or_least && value == least)))
+      return "";
+    return fmt::format("must be {} {}{}{}", or_least ? "at least" : "above", least,
+                       below == kInfinity ? " and finite" : fmt::format(" and below {}", below),
+                       example == nullptr ? "" : fmt::format(", for example {}", example));
+  }
+};
+
+// Letters, digits and . _ - : names become file names, metric labels and keys of --set.
+struct Name {
+  bool dots = false;
+
+  std::string Check(const std::string& value) const {
+    bool ok = !value.empty() && value.size() <= 64 && value.front() != '.' && value.front() != '-';
+    for (const char c : value)
+      ok = ok && (absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '-' ||
+                  (dots && c == '.'));
+    return ok ? ""
+              : fmt::format(
+                    "must be a name of at most 64 letters, digits, _ and -{}, for example "
+                    "\"pretrain-1\"",
+                    dots ? " and dots" : "");
+  }
+};
+
+struct Choices {
+  std::vector<std::string> values;
+
+  std::string Check(const std::string& value) const {
+    std::string list;
+    for (const std::string& choice : values) {
+      if (choice == value) return "";
+      list += fmt::format("{}\"{}\"", list.empty() ? "" : ", ", choice);
+    }
+    return "must be one of " + list;
+  }
+};
+
+struct NotEmpty {
+  std::string Check(const std::string& value) const {
+    return value.empty() ? "must not be empty" : "";
+  }
+};
+
+struct Durations {
+  std::string Check(absl::Duration value) const {
+    return value > absl::ZeroDuration() && value < absl::InfiniteDuration()
+               ? ""
+               : "must be longer than 0, for example \"20min\"";
+  }
+};
+
+struct Seeds {
+  std::string Check(uint64_t value) const {
+    return value <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max())
+               ? ""
+               : "must be below 2^63, where TOML's integers end; for example 1234";
+  }
+};
+
+struct Anything {
+  template <typename T>
+  std::string Check(const T&) const {
+    return "";
+  }
+};
+
+// ---- Fields -------------------------------------------------------------------------------------
+
+template <typename Owner, typename T, typename Limits>
+Field<Owner> Make(const char* key, T Owner::*member, Limits limits, const char* doc,
+                  Presence presence = Presence::kOptional) {
+  Field<Owner> field;
+  field.key = key;
+  field.doc = doc;
+  field.presence = presence;
+  field.read = [member](const toml::node& node, Owner& owner) {
+    return ReadValue(node, owner.*member);
+  };
+  field.print = [member](const Owner& owner) { return PrintValue(owner.*member); };
+  field.check = [member, limits](const Owner& owner) { return limits.Check(owner.*member); };
+  return field;
+}
+
+template <typename Owner, typename T, typename Limits>
+Field<Owner> Required(const char* key, T Owner::*member, Limits limits, const char* doc) {
+  return Make(key, member, limits, doc, Presence::kRequired);
+}
+
+template <typename Owner, typename Part>
+Field<Owner> Lift(const std::string& prefix, Part Owner::*part, const Field<Part>& inner) {
+  Field<Owner> field;
+  field.key = inner.key.empty() ? prefix : prefix + "." + inner.key;
+  field.doc = inner.doc;
+  field.presence = inner.presence;
+  field.frozen = inner.frozen;
+  field.auto_matches = inner.auto_matches;
+  field.read = [part, read = inner.read](const toml::node& node, Owner& owner) {
+    return read(node, owner.*part);
+  };
+  field.print = [part, print = inner.print](const Owner& owner) { return print(owner.*part); };
+  field.check = [part, check = inner.check](const Owner& owner) { return check(owner.*part); };
+  return field;
+}
+
+template <typename Owner, typename Part>
+void Append(std::vector<Field<Owner>>& fields, const std::string& prefix, Part Owner::*part,
+            const std::vector<Field<Part>>& inner) {
+  for (const Field<Part>& field : inner) fields.push_back(Lift(prefix, part, field));
+}
+
+template <typename Owner>
+std::vector<Field<Owner>> Frozen(std::vector<Field<Owner>> fields) {
+  for (Field<Owner>& field : fields) field.frozen = true;
+  return fields;
+}
+
+// A number of nodes, or text that ParseNodeRange takes.
+template <typename Owner>
+Field<Owner> Nodes(std::string Owner::*member, bool may_be_empty, const char* doc) {
+  Field<Owner> field = Make("nodes", member, Anything(), doc);
+  field.read = [member](const toml::node& node, Owner& owner) -> std::string {
+    if (const auto count = node.value_exact<int64_t>())
+      owner.*member = fmt::format("{}", *count);
+    else if (const auto text = node.value_exact<std::string>())
+      owner.*member = *text;
+    else
+      return "must be a number of nodes or \"MIN-MAX\", for example 4 or \"2-8\"";
+    return "";
+  };
+  field.check = [member, may_be_empty](const Owner& owner) -> std::string {
+    const std::string& text = owner.*member;
+    if ((text.empty() && may_be_empty) || ParseNodeRange(text).ok()) return "";
+    return "must be a number of nodes or \"MIN-MAX\", for example 4 or \"2-8\"";
+  };
+  return field;
+}
+
+// `batch = 128` and `rate = 2e-5`: the whole struct from its last value.
+template <typename Owner, typename T>
+Field<Owner> Shorthand(T Owner::*member, const char* doc) {
+  Field<Owner> field = Make("", member, Anything(), doc, Presence::kShorthand);
+  field.read = [member](const toml::node& node, Owner& owner) {
+    Owner whole;
+    std::string wrong = ReadValue(node, whole.*member);
+    if (wrong.empty()) owner = whole;
+    return wrong;
+  };
+  return field;
+}
+
+// ---- The table ----------------------------------------------------------------------------------
+
+std::vector<Field<BatchConfig>> BatchFields() {
+  using B = BatchConfig;
+  return {
+      Shorthand(&B::final, "Samples of every step: short for { final = N }"),
+      Make("initial", &B::initial, Integers{}, "Samples of the first step of a ramp"),
+      Make("increment", &B::increment, Integers{}, "Samples by which the ramp grows the step"),
+      Make("ramp_samples", &B::ramp_samples, Integers{},
+           "Samples over which the ramp goes from initial to final; 0: no ramp"),
+      Required("final", &B::final, Integers{1}, "Samples of a step behind the ramp"),
+  };
+}
+
+std::vector<Field<RateConfig>> RateFields() {
+  using R = RateConfig;
+  return {
+      Shorthand(&R::peak, "Learning rate of every step: short for { peak = X }"),
+      Required("peak", &R::peak, Numbers{.or_least = false, .example = "3e-4"},
+               "Learning rate at the end of the warm-up"),
+      Make("final", &R::final, Numbers{}, "Learning rate at the end of the phase"),
+      Make("warmup_samples", &R::warmup_samples, Integers{},
+           "Samples over which the rate rises from 0"),
+      Make("decay", &R::decay, Choices{{"cosine", "linear", "constant"}},
+           "How the rate goes from peak to final: cosine, linear or constant"),
+  };
+}
+
+std::vector<PhaseField> MakePhaseFields() {
+  using P = PhaseConfig;
+  std::vector<PhaseField> fields = {
+      Required("name", &P::name, Name{}, "Name of the phase, unique in the run"),
+      Required("samples", &P::samples, Integers{1},
+               "Samples of the phase, which ends when a further whole step would exceed them"),
+      Required("context", &P::context, Integers{1, int64_t{1} << 31}, "Tokens per sample"),
+      Make("rope_theta", &P::rope_theta, Numbers{.or_least = false},
+           "Base of the rotary embedding"),
+  };
+  Append(fields, "batch", &P::batch, BatchFields());
+  Append(fields, "rate", &P::rate, RateFields());
+  fields.push_back(Required("mixture", &P::mixture, Anything(), "Data sources and their weights"));
+  fields = Frozen(std::move(fields));
+  fields.push_back(
+      Nodes(&P::nodes, true, "Nodes for this phase in place of [job] nodes: N or MIN-MAX"));
+  return fields;
+}
+
+// ValidateModel knows the ranges: model/ checks what it is given by whom ever.
+std::vector<Field<ModelConfig>> ModelFields() {
+  using M = ModelConfig;
+  const Anything any;
+  return {
+      Make("kind", &M::kind, any, "Family of models: llama"),
+      Required("layers", &M::layers, any, "Transformer blocks"),
+      Required("hidden", &M::hidden, any, "Width of the residual stream"),
+      Required("heads", &M::heads, any, "Query heads"),
+      Make("kv_heads", &M::kv_heads, any, "Key/value heads; 0: as many as heads"),
+      Make("head_dim", &M::head_dim, any, "Width of a head; 0: hidden / heads"),
+      Required("ffn", &M::ffn, any, "Inner width of the feed-forward block"),
+      Required("vocab", &M::vocab, any, "Rows of the embedding and of the output head"),
+      Make("norm_eps", &M::norm_eps, any, "Epsilon of every RMSNorm"),
+      Make("init_range", &M::init_range, any, "Standard deviation of initial weights"),
+      Make("scaled_init", &M::scaled_init, any,
+           "Whether output projections start at init_range / sqrt(2 layers)"),
+      Make("tied_embeddings", &M::tied_embeddings, any,
+           "Whether the head reads the embedding (not implemented)"),
+      Make("position", &M::position, any, "rope, or none for no positions"),
+      Make("activation", &M::activation, any, "Of the feed-forward block: swiglu"),
+  };
+}
+
+std::vector<Field<OptimizerConfig>> OptimizerFields() {
+  using O = OptimizerConfig;
+  return {
+      Make("kind", &O::kind, Choices{{"adamw"}}, "Optimizer: adamw"),
+      Make("beta1", &O::beta1, Numbers{.below = 1}, "Decay of the first moment"),
+      Make("beta2", &O::beta2, Numbers{.below = 1}, "Decay of the second moment"),
+      Make("eps", &O::eps, Numbers{.or_least = false, .below = 1},
+           "Added to the root of the second moment"),
+      Make("weight_decay", &O::weight_decay, Numbers{.below = 1},
+           "Weight decay of matrices; norms never decay"),
+      Make("clip", &O::clip, Numbers{},
+           "Most that the global gradient norm may be; 0: no clipping"),
+  };
+}
+
+std::vector<Field<NumericsConfig>> NumericsFields() {
+  using N = NumericsConfig;
+  std::vector<Field<N>> fields = {
+      Make("dtype", &N::dtype, Choices{{"fp32", "bf16"}},
+           "Type of weights and activations: fp32 or bf16"),
+      Make("tensor_shards", &N::tensor_shards, Integers{1, 64},
+           "Slices of every sliced tensor, a power of two; layout.tensor divides it"),
+      Make("micro_batch", &N::micro_batch, Integers{1, 1 << 20}, "Samples of a micro-batch"),
+      Make("leaf", &N::leaf, Integers{1, 1 << 20}, "Micro-batches of a leaf"),
+      Make("atom_elements", &N::atom_elements, Integers{1, 1 << 30},
+           "The most elements of an atom"),
+      Make("threads", &N::threads, Integers{1, 1024}, "Threads of a rank inside matmuls"),
+      Make("isa", &N::isa, NotEmpty(),
+           "Instruction set of the matmul library; auto: what the run's first start finds"),
+  };
+  fields.back().auto_matches = true;
+  return fields;
+}
+
+Field<LayoutConfig> DataField() {
+  using L = LayoutConfig;
+  Field<L> field = Make("data", &L::data, Integers{0, 1 << 20},
+                        "Replicas; \"auto\": what the ranks have room for");
+  field.read = [](const toml::node& node, L& layout) -> std::string {
+    if (const auto text = node.value_exact<std::string>(); text && *text == "auto")
+      layout.data = 0;
+    else if (const auto count = node.value_exact<int64_t>(); count && *count >= 1)
+      layout.data = *count;
+    else
+      return "must be \"auto\" or a number of replicas from 1";
+    return "";
+  };
+  field.print = [](const L& layout) {
+    return layout.data == 0 ? PrintValue(std::string("auto")) : PrintValue(layout.data);
+  };
+  return field;
+}
+
+std::vector<Field<LayoutConfig>> LayoutFields() {
+  using L = LayoutConfig;
+  return {
+      Make("tensor", &L::tensor, Integers{1, 64}, "Ranks that share a block's matmuls"),
+      Make("pipeline", &L::pipeline, Integers{1, 1 << 14}, "Ranks that share the blocks"),
+      DataField(),
+      Make("zero", &L::zero, Integers{0, 3},
+           "Sharded over replicas: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters"),
+      Make("virtual_stages", &L::virtual_stages, Integers{1, 1 << 14},
+           "Model chunks of a pipeline rank; above 1 the schedule is interleaved"),
+      Make("recompute", &L::recompute, Choices{{"none", "full"}},
+           "Activations kept (none), or recomputed block by block (full)"),
+      Make("transport", &L::transport, Choices{{"ucx", "libfabric", "local"}},
+           "Between ranks: ucx, libfabric, or local (threads of one process)"),
+      Make("network", &L::network, Anything(),
+           "For the transport: UCX_TLS or a libfabric provider; empty: its choice"),
+  };
+}
+
+std::vector<Field<JobConfig>> JobFields() {
+  using J = JobConfig;
+  return {
+      Make("time_limit", &J::time_limit, Durations(), "Longest that one job may last"),
+      Nodes(&J::nodes, false, "Nodes of one job: N or MIN-MAX"),
+      Make("spares", &J::spares, Integers{0, 1 << 20}, "Nodes besides, which wait for a failure"),
+      Make("ranks_per_node", &J::ranks_per_node, Integers{1, 1024},
+           "Ranks of a node, usually one per GPU"),
+  };
+}
+
+std::vector<Field<CheckpointConfig>> CheckpointFields() {
+  using C = CheckpointConfig;
+  return {
+      Make("every", &C::every, Durations(),
+           "Time between checkpoints; phase and job ends have one"),
+      Make("every_steps", &C::every_steps, Integers{}, "Steps between checkpoints, besides; 0: no"),
+      Make("keep_last", &C::keep_last, Integers{1, 1 << 20}, "Newest checkpoints that are kept"),
+      Make("keep_every_steps", &C::keep_every_steps, Integers{},
+           "Keep for ever what lies at multiples of this, and phase ends; 0: phase ends only"),
+  };
+}
+
+std::vector<Field<MonitoringConfig>> MonitoringFields() {
+  using M = MonitoringConfig;
+  return {
+      Make("port", &M::port, Integers{0, 65535},
+           "Port of the Prometheus endpoint; 0: any free one"),
+      Make("tensorboard", &M::tensorboard, Anything(), "Whether TensorBoard files are written"),
+  };
+}
+
+std::vector<RunField> MakeRunFields() {
+  using R = RunConfig;
+  std::vector<RunField> fields = {
+      Required("run.name", &R::name, Name{true},
+               "Name of the run in metrics, reports and job names"),
+      Make("run.seed", &R::seed, Seeds(), "Seed of initial weights and of the sample order"),
+      Make("data.tokenizer", &R::tokenizer, NotEmpty(),
+           "byte, or the path of a SentencePiece model, relative to the data directory"),
+  };
+  Append(fields, "model", &R::model, ModelFields());
+  Append(fields, "optimizer", &R::optimizer, OptimizerFields());
+  Append(fields, "numerics", &R::numerics, NumericsFields());
+  fields = Frozen(std::move(fields));
+  Append(fields, "layout", &R::layout, LayoutFields());
+  Append(fields, "job", &R::job, JobFields());
+  Append(fields, "checkpoint", &R::checkpoint, CheckpointFields());
+  Append(fields, "monitoring", &R::monitoring, MonitoringFields());
+  return fields;
+}
+
+}  // namespace
+
+const std::vector<RunField>& RunFields() {
+  static const std::vector<RunField> fields = MakeRunFields();
+  return fields;
+}
+
+const std::vector<PhaseField>& PhaseFields() {
+  static const std::vector<PhaseField> fields = MakePhaseFields();
+  return fields;
+}
+
+const std::vector<SourceField>& SourceFields() {
+  using S = SourceConfig;
+  static const std::vector<SourceField> fields = {
+      Required("path", &S::path, NotEmpty(), "Prefix of PATH.bin and PATH.idx"),
+      Required("weight", &S::weight, Numbers{.or_least = false}, "Share of the samples"),
+  };
+  return fields;
+}
+
+}  // namespace perdure

@@ -1,0 +1,38 @@
+// How much device memory a rank will need, from the configuration alone.
+//
+// An estimate for `perdure plan` and for refusing hopeless layouts early; the trainer measures. All
+// formulas are in memory_estimate.cc, one function per line of MemoryEstimate.
+#pragma once
+
+#include <cstdint>
+
+#include "runtime/train/run_config.h"
+
+namespace perdure {
+
+// Bytes of one rank.
+struct MemoryEstimate {
+  int64_t parameters = 0;   // Weights in the compute dtype, gathered ones included.
+  int64_t gradients = 0;    // fp32: of the leaf at hand, and summed over leaves.
+  int64_t optimizer = 0;    // fp32: moments, and master values where the dtype is not fp32.
+  int64_t activations = 0;  // Kept for the backward pass, of all micro-batches in flight.
+  int64_t buffers = 0;      // Work space of one block or the head, and of the gradient exchange.
+  int64_t runtime = 0;      // Code, libraries, communication: a constant.
+
+  int64_t total() const {
+    return parameters + gradients + optimizer + activations + buffers + runtime;
+  }
+  friend bool operator==(const MemoryEstimate&, const MemoryEstimate&) = default;
+};
+
+// Of the pipeline rank that needs the most, tensor rank 0 (whose slices are never the shorter
+// ones). REQUIRES: a validated configuration, a resolved layout (data > 0), a phase of the
+// configuration.
+MemoryEstimate EstimateMemory(const RunConfig& config, const LayoutConfig& layout,
+                              const PhaseConfig& phase);
+
+// Micro-batches that the pipeline of the fullest replica runs in a step of `batch` samples: whole
+// leaves, phantom micro-batches included.
+int64_t ReplicaMicroBatches(const NumericsConfig& numerics, int64_t data, int64_t batch);
+
+}  // namespace perdure

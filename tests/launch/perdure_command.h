@@ -1,0 +1,37 @@
+// Runs the built `perdure` as a user would, and reads what it leaves.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace perdure {
+
+struct CommandResult {
+  int exit_code = -1;  // 128 + signal when it was killed.
+  std::string output;  // Standard output.
+  std::string errors;  // Standard error.
+};
+
+// arguments[0] is the subcommand.
+CommandResult Perdure(const std::vector<std::string>& arguments);
+// Starts it and returns its process id; Wait ends it.
+int StartPerdure(const std::vector<std::string>& arguments, const std::string& error_path);
+int WaitFor(int pid);
+
+// A folder of this test process, removed by the caller.
+std::string FreshFolder(const std::string& name);
+
+// nano.toml's five sources as deterministic, learnable token streams of vocabulary 1024 in
+// FOLDER/data.
+void WriteNanoData(const std::string& folder);
+std::string NanoToml();  // Path of launch/recipes/nano.toml.
+
+// Column `name` of RUN_DIR/metrics/loss.csv, in row order.
+std::vector<std::string> LossColumn(const std::string& run_directory, const std::string& name);
+// `perdure ckpt list RUN_DIR --json`.
+nlohmann::json ListedCheckpoints(const std::string& run_directory);
+nlohmann::json StatusOf(const std::string& run_directory);
+
+}  // namespace perdure

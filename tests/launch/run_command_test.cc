@@ -1,0 +1,169 @@
+// perdure run, status, stop as users meet them: what is refused, what a death looks like, what is
+// left behind.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+#include "tests/launch/perdure_command.h"
+
+namespace perdure {
+namespace {
+
+class RunCommand : public testing::Test {
+ protected:
+  RunCommand() : folder_(FreshFolder("run_command")), run_(folder_ + "/run") {
+    WriteNanoData(folder_);
+  }
+  ~RunCommand() override { std::filesystem::remove_all(folder_); }
+
+  std::vector<std::string> Arguments(const std::vector<std::string>& more) const {
+    std::vector<std::string> arguments = {"run",
+                                          NanoToml(),
+                                          "--run-dir",
+                                          run_,
+                                          "--data-dir",
+                                          folder_,
+                                          "--nodes",
+                                          "1",
+                                          "--ranks-per-node",
+                                          "2",
+                                          "--set",
+                                          "layout.tensor=1",
+                                          "--set",
+                                          "layout.pipeline=1"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return arguments;
+  }
+  void ExpectRefused(const std::vector<std::string>& more,
+                     const std::vector<std::string>& words) const {
+    const CommandResult result = Perdure(Arguments(more));
+    EXPECT_EQ(result.exit_code, 2) << result.errors;
+    for (const std::string& word : words)
+      EXPECT_NE(result.errors.find(word), std::string::npos) << word << " in: " << result.errors;
+  }
+  // Waits until the job has finished `step` steps.
+  void AwaitStep(int64_t step) const {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (std::chrono::steady_clock::now() < deadline) {
+      const auto text = ReadFile(run_ + "/status.json");
+      const auto status =
+          text.ok() ? nlohmann::json::parse(*text, nullptr, false) : nlohmann::json();
+      if (status.is_object() && status.value("step", int64_t{0}) >= step) return;
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    FAIL() << "the job did not reach step " << step;
+  }
+
+  std::string folder_, run_;
+};
+
+TEST_F(RunCommand, RefusesBadInputAndWritesNothing) {
+  ExpectRefused({"--set", "model.layer=3"}, {"model.layer", "model.layers"});
+  ExpectRefused({"--set", "layout.tensor=3"}, {"layout.tensor", "3"});
+  ExpectRefused({"--set", "layout.tensor=4", "--set", "layout.pipeline=4"},
+                {"16 ranks", "nearest"});
+  ExpectRefused({"--set", "model.vocab=900"}, {"900", ".bin"});
+  std::filesystem::rename(folder_ + "/data/de.idx", folder_ + "/data/de.old");
+  ExpectRefused({}, {"data/de", "pretrain"});
+  std::filesystem::rename(folder_ + "/data/de.old", folder_ + "/data/de.idx");
+  std::filesystem::resize_file(folder_ + "/data/it.bin",
+                               std::filesystem::file_size(folder_ + "/data/it.bin") - 2);
+  ExpectRefused({}, {"data/it"});
+  EXPECT_FALSE(std::filesystem::exists(run_));
+}
+
+TEST_F(RunCommand, RefusesAMismatchedIndex) {
+  std::filesystem::copy_file(folder_ + "/data/en.idx", folder_ + "/data/it.idx",
+                             std::filesystem::copy_options::overwrite_existing);
+  std::filesystem::resize_file(folder_ + "/data/it.bin", 1000);
+  ExpectRefused({}, {"data/it"});
+  EXPECT_FALSE(std::filesystem::exists(run_));
+}
+
+TEST_F(RunCommand, ARunIsFrozen) {
+  ASSERT_EQ(Perdure(Arguments({"--until-step", "1"})).exit_code, 75);
+  const std::string before = ReadFile(run_ + "/run.toml").value();
+  ExpectRefused({"--set", "run.seed=99"}, {"run.seed", "99", "1234"});
+  ExpectRefused({"--set", "numerics.leaf=1"}, {"numerics.leaf"});
+  ExpectRefused({"--set", "model.ffn=512"}, {"model.ffn", "512", "384"});
+  ExpectRefused({"--set", "numerics.dtype=bf16"}, {"numerics.dtype"});
+  EXPECT_EQ(ReadFile(run_ + "/run.toml").value(), before);
+  EXPECT_EQ(LossColumn(run_, "step"), std::vector<std::string>{"1"});
+  // The layout is not.
+  EXPECT_EQ(Perdure(Arguments({"--until-step", "2", "--set", "layout.tensor=2"})).exit_code, 75);
+  EXPECT_EQ(LossColumn(run_, "step"), (std::vector<std::string>{"1", "2"}));
+}
+
+TEST_F(RunCommand, ADeadRankIsNamedTheOthersEndAndTheRunResumes) {
+  const int pid = StartPerdure(
+      Arguments({"--set", "checkpoint.every_steps=2", "--until-step", "40"}), folder_ + "/errors");
+  AwaitStep(3);
+  const nlohmann::json status = StatusOf(run_);
+  const int victim = status["members"][0]["ranks"][1]["pid"];
+  const int other = status["members"][0]["ranks"][0]["pid"];
+  EXPECT_EQ(status["state"], "running");
+  ASSERT_EQ(::kill(victim, SIGKILL), 0);
+  EXPECT_EQ(WaitFor(pid), 1);
+  EXPECT_NE(::kill(other, 0), 0);
+  const std::string errors = ReadFile(folder_ + "/errors").value();
+  EXPECT_NE(errors.find("rank 1"), std::string::npos) << errors;
+  EXPECT_NE(errors.find("signal 9"), std::string::npos) << errors;
+  EXPECT_EQ(StatusOf(run_)["state"], "failed");
+  ASSERT_EQ(Perdure(Arguments({"--until-step", "8"})).exit_code, 75);
+  std::vector<std::string> steps;
+  for (int step = 1; step <= 8; ++step) steps.push_back(std::to_string(step));
+  EXPECT_EQ(LossColumn(run_, "step"), steps);
+}
+
+TEST_F(RunCommand, StopEndsAfterTheStepWithACheckpoint) {
+  const int pid = StartPerdure(Arguments({}), folder_ + "/errors");
+  AwaitStep(2);
+  // A second job on the same directory is refused while the first lives.
+  ExpectRefused({}, {"live job", "perdure stop"});
+  const CommandResult stop = Perdure({"stop", run_});
+  EXPECT_EQ(stop.exit_code, 0) << stop.errors;
+  EXPECT_EQ(WaitFor(pid), 75);
+  const nlohmann::json listed = ListedCheckpoints(run_);
+  ASSERT_FALSE(listed.empty());
+  EXPECT_EQ(std::to_string(listed.back()["step"].get<int64_t>()), LossColumn(run_, "step").back());
+}
+
+TEST_F(RunCommand, ACorruptCheckpointIsNotLoaded) {
+  ASSERT_EQ(Perdure(Arguments({"--until-step", "2"})).exit_code, 75);
+  ASSERT_EQ(Perdure(Arguments({"--until-step", "4"})).exit_code, 75);
+  const std::string newest = ListedCheckpoints(run_).back()["path"];
+  std::fstream part(newest + "/part-00000.h5", std::ios::in | std::ios::out | std::ios::binary);
+  part.seekp(200000);
+  part.put('\x5a');
+  part.close();
+  const CommandResult resumed = Perdure(Arguments({"--until-step", "5"}));
+  EXPECT_EQ(resumed.exit_code, 75);
+  EXPECT_NE(resumed.errors.find("does not verify"), std::string::npos) << resumed.errors;
+  EXPECT_NE(resumed.errors.find("resuming at step 2"), std::string::npos) << resumed.errors;
+  EXPECT_EQ(LossColumn(run_, "step"), (std::vector<std::string>{"1", "2", "3", "4", "5"}));
+}
+
+TEST_F(RunCommand, StatusOfNothingIsRefused) {
+  const CommandResult result = Perdure({"status", folder_ + "/absent"});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_NE(result.errors.find("absent"), std::string::npos);
+}
+
+TEST_F(RunCommand, StatusHasWhatScriptsReadFromIt) {
+  ASSERT_EQ(Perdure(Arguments({"--until-step", "1"})).exit_code, 75);
+  const nlohmann::json status = StatusOf(run_);
+  for (const char* key : {"state", "phase", "step", "steps_total", "loss", "generation", "layout",
+                          "nodes", "members"})
+    EXPECT_TRUE(status.contains(key)) << key;
+  EXPECT_EQ(status["steps_total"], 120);
+  EXPECT_EQ(status["layout"]["data"], 2);
+}
+
+}  // namespace
+}  // namespace perdure
