@@ -3,11 +3,11 @@
 set -euo pipefail
 
 packages=(
-  g++ cmake ninja-build ccache pkg-config ca-certificates
+  g++ cmake ninja-build ccache pkg-config
   libabsl-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libfmt-dev
   libxxhash-dev libsodium-dev zlib1g-dev libsentencepiece-dev
   libdnnl-dev libhdf5-dev libucx-dev libfabric-dev
-  libgtest-dev libgmock-dev libbenchmark-dev
+  libgtest-dev libgmock-dev libbenchmark-dev ca-certificates
 )
 
 missing=()

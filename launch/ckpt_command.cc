@@ -1,0 +1,481 @@
+#include "launch/ckpt_command.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ckpt/checkpoint.h"
+#include "ckpt/stats.h"
+#include "runtime/agent/records.h"
+#include "runtime/agent/run_log.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr int kGood = 0, kBad = 1, kUsage = 2;
+
+struct Options {
+  std::vector<std::string> paths;
+  std::string tensor;
+  bool json = false, all = false, verify = false, stats = false;
+};
+
+int Fail(const absl::Status& status) {
+  fmt::print(stderr, "perdure ckpt: {}\n", Message(status));
+  return absl::IsInvalidArgument(status) || absl::IsNotFound(status) ? kUsage : kBad;
+}
+
+std::string HumanBytes(uint64_t bytes) {
+  constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
+  double value = static_cast<double>(bytes);
+  size_t unit = 0;
+  while (value >= 1024 && unit + 1 < kUnits.size()) {
+    value /= 1024;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
+}
+
+// One line that rewrites itself on a terminal; a plain line now and then elsewhere. On standard
+// error.
+class ProgressLine {
+ public:
+  explicit ProgressLine(std::string what)
+      : what_(std::move(what)), terminal_(::isatty(STDERR_FILENO) == 1) {}
+  ~ProgressLine() {
+    if (terminal_ && shown_) fmt::print(stderr, "\r\033[K");
+  }
+  ProgressLine(const ProgressLine&) = delete;
+  ProgressLine& operator=(const ProgressLine&) = delete;
+
+  Progress callback() {
+    return [this](uint64_t done, uint64_t total) { Show(done, total); };
+  }
+
+ private:
+  void Show(uint64_t done, uint64_t total) {
+    const auto now = std::chrono::steady_clock::now();
+    const auto pause = terminal_ ? std::chrono::milliseconds(200) : std::chrono::seconds(30);
+    if (now - last_ < pause || total == 0) return;
+    last_ = now;
+    shown_ = true;
+    const double percent = 100.0 * static_cast<double>(done) / static_cast<double>(total);
+    fmt::print(stderr, "{}{}: {:.0f} %{}", terminal_ ? "\r\033[K" : "", what_, percent,
+               terminal_ ? "" : "\n");
+  }
+
+  const std::string what_;
+  const bool terminal_;
+  bool shown_ = false;
+  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
+// A checkpoint on the command line, with what the run log says of it when it stands inside a run.
+struct Target {
+  std::string path;
+  bool in_run = false;
+  std::optional<CheckpointEntry> entry;
+};
+
+std::string Absolute(const std::string& path) {
+  std::string normal = fs::absolute(path).lexically_normal().string();
+  while (normal.size() > 1 && normal.back() == '/') normal.pop_back();
+  return normal;
+}
+
+bool IsRun(const fs::path& path) { return fs::is_directory(path / "log"); }
+
+absl::StatusOr<std::vector<CheckpointEntry>> RunEntries(const std::string& run) {
+  if (!IsRun(run))
+    return InvalidArgument("{} is not a run directory: it has no log/ (perdure run makes one)",
+                           run);
+  ASSIGN_OR_RETURN(const RunLog log, RunLog::Open(run));
+  return ListCheckpoints(log, run);
+}
+
+absl::StatusOr<Target> CheckpointTarget(const std::string& path) {
+  Target target{.path = path};
+  const fs::path folder(path);
+  const fs::path run = folder.parent_path().parent_path();
+  if (folder.parent_path().filename() != "ckpt" || !IsRun(run)) return target;
+  target.in_run = true;
+  ASSIGN_OR_RETURN(const std::vector<CheckpointEntry> entries, RunEntries(run.string()));
+  for (const CheckpointEntry& entry : entries)
+    if (entry.commit.checkpoint == folder.filename()) target.entry = entry;
+  return target;
+}
+
+// A checkpoint's directory stands for itself, a run's for all that it has, newest first.
+absl::StatusOr<std::vector<Target>> Resolve(const std::string& argument) {
+  const std::string path = Absolute(argument);
+  if (!fs::is_directory(path))
+    return InvalidArgument("{} is not a directory: name a checkpoint or a run", argument);
+  std::vector<Target> targets;
+  if (IsRun(path)) {
+    ASSIGN_OR_RETURN(const std::vector<CheckpointEntry> entries, RunEntries(path));
+    for (const CheckpointEntry& entry : entries)
+      if (!entry.retired) targets.push_back({entry.path, true, entry});
+    return targets;
+  }
+  if (!fs::exists(fs::path(path) / "manifest.json") &&
+      !IsCheckpointName(fs::path(path).filename().string()))
+    return InvalidArgument("{} is neither a checkpoint (no manifest.json) nor a run (no log/)",
+                           argument);
+  ASSIGN_OR_RETURN(Target target, CheckpointTarget(path));
+  targets.push_back(std::move(target));
+  return targets;
+}
+
+absl::StatusOr<Target> ResolveNewest(const std::string& argument) {
+  ASSIGN_OR_RETURN(const std::vector<Target> targets, Resolve(argument));
+  if (targets.empty()) return InvalidArgument("{} has no checkpoint yet", argument);
+  return targets.front();
+}
+
+absl::StatusOr<Manifest> ManifestOf(const Target& target) {
+  return ReadManifest(target.path, target.entry ? &target.entry->commit.manifest : nullptr);
+}
+
+absl::StatusOr<Manifest> VerifyTarget(const Target& target) {
+  if (target.in_run && !target.entry)
+    return FailedPrecondition("{} has no COMMIT record: it was never finished", target.path);
+  ASSIGN_OR_RETURN(Manifest manifest, ManifestOf(target));
+  ProgressLine progress("verify " + target.path);
+  RETURN_IF_ERROR(VerifyCheckpoint(target.path, manifest, progress.callback()));
+  return manifest;
+}
+
+// --- list ---------------------------------------------------------------------------------------
+
+Json EntryJson(const CheckpointEntry& entry) {
+  return {{"step", entry.commit.step},
+          {"path", entry.path},
+          {"name", entry.commit.checkpoint},
+          {"certificate", entry.commit.certificate.Hex()},
+          {"verified", entry.verified},
+          {"retired", entry.retired},
+          {"generation", entry.generation},
+          {"samples", entry.commit.samples},
+          {"bytes", entry.commit.bytes},
+          {"files", entry.commit.files},
+          {"manifest", entry.commit.manifest.Hex()}};
+}
+
+void PrintEntries(const std::vector<CheckpointEntry>& entries) {
+  fmt::print("{:>10}  {:>10}  {:>12}  {:>10}  {:>5}  {:8}  {:32}  {}\n", "step", "generation",
+             "samples", "size", "files", "verified", "certificate", "path");
+  for (const CheckpointEntry& entry : entries)
+    fmt::print("{:>10}  {:>10}  {:>12}  {:>10}  {:>5}  {:8}  {:32}  {}\n", entry.commit.step,
+               entry.generation, entry.commit.samples, HumanBytes(entry.commit.bytes),
+               entry.commit.files, entry.retired ? "retired" : (entry.verified ? "yes" : "not yet"),
+               entry.commit.certificate.Hex(), entry.path);
+}
+
+int List(const Options& options) {
+  auto entries = RunEntries(Absolute(options.paths.front()));
+  if (!entries.ok()) return Fail(entries.status());
+  if (!options.all) std::erase_if(*entries, [](const auto& entry) { return entry.retired; });
+  std::reverse(entries->begin(), entries->end());
+  int exit_code = kGood;
+  if (options.verify)
+    for (CheckpointEntry& entry : *entries) {
+      if (entry.retired) continue;
+      const absl::Status status = VerifyTarget({entry.path, true, entry}).status();
+      entry.verified = status.ok();
+      if (status.ok()) continue;
+      fmt::print(stderr, "perdure ckpt: {}\n", Message(status));
+      exit_code = kBad;
+    }
+  if (!options.json) {
+    PrintEntries(*entries);
+    return exit_code;
+  }
+  Json list = Json::array();
+  for (const CheckpointEntry& entry : *entries) list.push_back(EntryJson(entry));
+  fmt::print("{}\n", list.dump(2));
+  return exit_code;
+}
+
+// --- inspect ------------------------------------------------------------------------------------
+
+struct Inspection {
+  Target target;
+  Manifest manifest;
+  AtomTable table;
+  std::vector<Digest> atom_digests;
+  std::vector<std::string> atom_files;
+  std::vector<Digest> tensor_digests;
+};
+
+absl::StatusOr<Inspection> OpenInspection(const std::string& path) {
+  ASSIGN_OR_RETURN(Target target, ResolveNewest(path));
+  ASSIGN_OR_RETURN(Manifest manifest, ManifestOf(target));
+  AtomTable table(manifest.tensors, manifest.atom_elements);
+  std::vector<Digest> digests(table.atoms().size());
+  std::vector<std::string> files(table.atoms().size());
+  for (const PartReport& part : manifest.parts)
+    for (size_t i = 0; i < part.atoms.size(); ++i) {
+      digests[static_cast<size_t>(part.atoms[i])] = part.atom_digests[i];
+      files[static_cast<size_t>(part.atoms[i])] = part.file;
+    }
+  std::vector<Digest> tensor_digests = TensorDigests(table, digests);
+  return Inspection{std::move(target),  std::move(manifest), std::move(table),
+                    std::move(digests), std::move(files),    std::move(tensor_digests)};
+}
+
+Json HeadJson(const Inspection& inspection) {
+  const Manifest& manifest = inspection.manifest;
+  Json parts = Json::array();
+  for (const PartReport& part : manifest.parts)
+    parts.push_back({{"file", part.file}, {"bytes", part.bytes}, {"atoms", part.atoms.size()}});
+  return {{"path", inspection.target.path},
+          {"committed", inspection.target.entry.has_value()},
+          {"run_id", manifest.run_id},
+          {"generation", manifest.generation},
+          {"step", manifest.step},
+          {"phase", manifest.phase},
+          {"phase_name", manifest.phase_name},
+          {"samples", manifest.samples},
+          {"tokens", manifest.tokens},
+          {"layout", manifest.layout},
+          {"created", manifest.created},
+          {"certificate", manifest.certificate.Hex()},
+          {"sample_chain", manifest.sample_chain.Hex()},
+          {"parameters", inspection.table.parameters()},
+          {"atom_elements", manifest.atom_elements},
+          {"atoms", inspection.table.atoms().size()},
+          {"parts", std::move(parts)}};
+}
+
+Json AtomsJson(const Inspection& inspection, const IndexRange& atoms) {
+  Json list = Json::array();
+  for (int64_t index = atoms.first; index < atoms.last; ++index) {
+    const size_t i = static_cast<size_t>(index);
+    const Atom& atom = inspection.table.atoms()[i];
+    list.push_back({{"atom", index},
+                    {"slice", atom.slice},
+                    {"begin", atom.begin},
+                    {"count", atom.count},
+                    {"digest", inspection.atom_digests[i].Hex()},
+                    {"file", inspection.atom_files[i]}});
+  }
+  return list;
+}
+
+absl::StatusOr<Json> StatsJson(const Inspection& inspection, int64_t tensor) {
+  ASSIGN_OR_RETURN(const auto stats, TensorStats(inspection.target.path, inspection.manifest,
+                                                 inspection.table, tensor));
+  Json json;
+  for (size_t i = 0; i < stats.size(); ++i)
+    json[std::string(kStateParts[i])] = {{"min", stats[i].min},
+                                         {"max", stats[i].max},
+                                         {"mean", stats[i].mean},
+                                         {"rms", stats[i].rms},
+                                         {"not_finite", stats[i].not_finite}};
+  return json;
+}
+
+absl::StatusOr<Json> TensorJson(const Inspection& inspection, int64_t index,
+                                const Options& options) {
+  constexpr std::array<const char*, 3> kAxisNames = {"none", "rows", "cols"};
+  const TensorSpec& tensor = inspection.table.tensors()[static_cast<size_t>(index)];
+  const IndexRange atoms = inspection.table.TensorAtoms(index);
+  Json json = {{"name", tensor.name},
+               {"rows", tensor.rows},
+               {"cols", tensor.cols},
+               {"axis", kAxisNames[static_cast<size_t>(tensor.axis)]},
+               {"slices", tensor.slices},
+               {"atoms", atoms.size()},
+               {"digest", inspection.tensor_digests[static_cast<size_t>(index)].Hex()}};
+  if (!options.tensor.empty()) json["atom_list"] = AtomsJson(inspection, atoms);
+  if (options.stats) {
+    ASSIGN_OR_RETURN(json["stats"], StatsJson(inspection, index));
+  }
+  return json;
+}
+
+void PrintInspection(const Json& json) {
+  for (const auto& item : json.items())
+    if (!item.value().is_array())
+      fmt::print("{:14} {}\n", item.key(),
+                 item.value().is_string() ? item.value().get<std::string>() : item.value().dump());
+  for (const Json& part : json["parts"])
+    fmt::print("{:14} {}, {} atoms, {}\n", "part", part["file"].get<std::string>(),
+               part["atoms"].get<int64_t>(), HumanBytes(part["bytes"].get<uint64_t>()));
+  fmt::print("\n{:48}  {:>16}  {:>9}  {:>6}  {}\n", "tensor", "shape", "slices", "atoms", "digest");
+  for (const Json& tensor : json["tensors"]) {
+    fmt::print("{:48}  {:>16}  {:>4} {:4}  {:>6}  {}\n", tensor["name"].get<std::string>(),
+               fmt::format("{} x {}", tensor["rows"].get<int64_t>(), tensor["cols"].get<int64_t>()),
+               tensor["slices"].get<int64_t>(), tensor["axis"].get<std::string>(),
+               tensor["atoms"].get<int64_t>(), tensor["digest"].get<std::string>());
+    if (tensor.contains("stats"))
+      for (const auto& part : tensor["stats"].items())
+        fmt::print("    {:12} {}\n", part.key(), part.value().dump());
+    if (tensor.contains("atom_list"))
+      for (const Json& atom : tensor["atom_list"])
+        fmt::print("    atom {:<8} slice {:<3} elements {} to {}  {}  {}\n",
+                   atom["atom"].get<int64_t>(), atom["slice"].get<int64_t>(),
+                   atom["begin"].get<int64_t>(),
+                   atom["begin"].get<int64_t>() + atom["count"].get<int64_t>() - 1,
+                   atom["digest"].get<std::string>(), atom["file"].get<std::string>());
+  }
+}
+
+absl::StatusOr<Json> InspectJson(const Options& options) {
+  ASSIGN_OR_RETURN(const Inspection inspection, OpenInspection(options.paths.front()));
+  IndexRange tensors{0, static_cast<int64_t>(inspection.table.tensors().size())};
+  if (!options.tensor.empty()) {
+    const int64_t found = inspection.table.FindTensor(options.tensor);
+    if (found < 0)
+      return InvalidArgument("{} has no tensor {}: without --tensor all are listed",
+                             inspection.target.path, options.tensor);
+    tensors = {found, found + 1};
+  }
+  Json json = HeadJson(inspection);
+  Json list = Json::array();
+  ProgressLine progress("read " + inspection.target.path);
+  for (int64_t t = tensors.first; t < tensors.last; ++t) {
+    ASSIGN_OR_RETURN(Json tensor, TensorJson(inspection, t, options));
+    list.push_back(std::move(tensor));
+    progress.callback()(static_cast<uint64_t>(t - tensors.first),
+                        static_cast<uint64_t>(tensors.size()));
+  }
+  json["tensors"] = std::move(list);
+  return json;
+}
+
+int Inspect(const Options& options) {
+  const absl::StatusOr<Json> json = InspectJson(options);
+  if (!json.ok()) return Fail(json.status());
+  if (options.json)
+    fmt::print("{}\n", json->dump(2));
+  else
+    PrintInspection(*json);
+  return kGood;
+}
+
+// --- verify, diff -------------------------------------------------------------------------------
+
+Json VerdictJson(const Target& target, const absl::StatusOr<Manifest>& verdict) {
+  Json json = {{"path", target.path},
+               {"ok", verdict.ok()},
+               {"committed", target.entry.has_value()},
+               {"error", verdict.ok() ? "" : Message(verdict.status())}};
+  if (!verdict.ok()) return json;
+  json["step"] = verdict->step;
+  json["certificate"] = verdict->certificate.Hex();
+  return json;
+}
+
+void PrintVerdict(const Target& target, const absl::StatusOr<Manifest>& verdict) {
+  if (!verdict.ok()) {
+    fmt::print("bad   {}: {}\n", target.path, Message(verdict.status()));
+    return;
+  }
+  fmt::print("good  {}: step {}, certificate {}{}\n", target.path, verdict->step,
+             verdict->certificate.Hex(),
+             target.in_run ? "" : " (outside of a run: compared with its own manifest only)");
+}
+
+int Verify(const Options& options) {
+  std::vector<Target> targets;
+  for (const std::string& path : options.paths) {
+    const auto found = Resolve(path);
+    if (!found.ok()) return Fail(found.status());
+    targets.insert(targets.end(), found->begin(), found->end());
+  }
+  Json list = Json::array();
+  int exit_code = kGood;
+  for (const Target& target : targets) {
+    const absl::StatusOr<Manifest> verdict = VerifyTarget(target);
+    if (!verdict.ok()) exit_code = kBad;
+    if (options.json)
+      list.push_back(VerdictJson(target, verdict));
+    else
+      PrintVerdict(target, verdict);
+  }
+  if (options.json) fmt::print("{}\n", list.dump(2));
+  if (targets.empty() && !options.json) fmt::print("no checkpoint yet\n");
+  return exit_code;
+}
+
+absl::StatusOr<Difference> DiffTargets(const Options& options) {
+  ASSIGN_OR_RETURN(const Target a, ResolveNewest(options.paths[0]));
+  ASSIGN_OR_RETURN(const Target b, ResolveNewest(options.paths[1]));
+  ASSIGN_OR_RETURN(const Manifest ours, ManifestOf(a));
+  ASSIGN_OR_RETURN(const Manifest theirs, ManifestOf(b));
+  if (ours.step != theirs.step || ours.samples != theirs.samples)
+    fmt::print(stderr, "note: step {} ({} samples) against step {} ({} samples)\n", ours.step,
+               ours.samples, theirs.step, theirs.samples);
+  ProgressLine progress("diff");
+  return DiffCheckpoints(a.path, b.path, progress.callback());
+}
+
+int Diff(const Options& options) {
+  const absl::StatusOr<Difference> difference = DiffTargets(options);
+  if (!difference.ok()) return Fail(difference.status());
+  fmt::print("{}\n", difference->identical ? "identical" : difference->what);
+  return difference->identical ? kGood : kBad;
+}
+
+CLI::App* AddSubcommand(CLI::App& parent, const char* name, const char* doc, int* exit_code,
+                        const std::shared_ptr<Options>& options, int (*run)(const Options&)) {
+  CLI::App* command = parent.add_subcommand(name, doc);
+  command->callback([=] { *exit_code = run(*options); });
+  return command;
+}
+
+}  // namespace
+
+void AddCkptCommand(CLI::App& app, int* exit_code) {
+  CLI::App* ckpt = app.add_subcommand("ckpt", "List, inspect, verify and compare checkpoints");
+  ckpt->require_subcommand(1);
+  const auto options = std::make_shared<Options>();  // Of the one subcommand that is given.
+  const auto json = [&](CLI::App* command) {
+    command->add_flag("--json", options->json, "Print JSON");
+  };
+
+  CLI::App* list = AddSubcommand(*ckpt, "list", "The committed checkpoints of a run, oldest first",
+                                 exit_code, options, List);
+  list->add_option("RUN_DIR", options->paths, "A run's directory")->required()->expected(1);
+  list->add_flag("--all", options->all, "Retired ones, too");
+  list->add_flag("--verify", options->verify, "Read them now; exit 1 when one is bad");
+  json(list);
+
+  CLI::App* inspect =
+      AddSubcommand(*ckpt, "inspect", "What a checkpoint holds; of a run, its newest", exit_code,
+                    options, Inspect);
+  inspect->add_option("PATH", options->paths, "A checkpoint or a run")->required()->expected(1);
+  inspect->add_option("--tensor", options->tensor, "This tensor only, with its atoms");
+  inspect->add_flag("--stats", options->stats, "Minimum, maximum, mean, rms of each tensor");
+  json(inspect);
+
+  CLI::App* verify = AddSubcommand(
+      *ckpt, "verify", "Read checkpoints and compare every digest; exit 1 when one is bad",
+      exit_code, options, Verify);
+  verify->add_option("PATH", options->paths, "Checkpoints, or runs (all they have)")->required();
+  json(verify);
+
+  CLI::App* diff = AddSubcommand(
+      *ckpt, "diff", "Whether two checkpoints hold the same bits, or where they first differ",
+      exit_code, options, Diff);
+  diff->add_option("PATHS", options->paths, "Two checkpoints, or runs (their newest)")
+      ->required()
+      ->expected(2);
+}
+
+}  // namespace perdure

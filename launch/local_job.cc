@@ -1,0 +1,562 @@
+#include "launch/local_job.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <bit>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <map>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "ckpt/checkpoint.h"
+#include "launch/config.h"
+#include "launch/job_record.h"
+#include "launch/local_ranks.h"
+#include "launch/run_directory.h"
+#include "model/parameters.h"
+#include "monitoring/journal.h"
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+#include "runtime/agent/retention.h"
+#include "runtime/data/sample_order.h"
+#include "runtime/train/plan.h"
+
+namespace perdure {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::json;
+
+// After a rank has failed, how long others may take to tell what they saw before all are ended.
+constexpr auto kGrace = std::chrono::milliseconds(1000);
+
+std::string LayoutWords(const LayoutConfig& layout) {
+  return fmt::format(
+      "tensor {} x pipeline {} x data {}, zero {}{}", layout.tensor, layout.pipeline, layout.data,
+      layout.zero,
+      layout.virtual_stages > 1 ? fmt::format(", {} virtual stages", layout.virtual_stages) : "");
+}
+
+// The data of every phase is there and fits the vocabulary.
+absl::Status CheckData(const RunConfig& config, const std::string& data_directory) {
+  for (size_t p = 0; p < config.phases.size(); ++p) {
+    std::vector<MixtureSource> mixture;
+    for (const SourceConfig& source : config.phases[p].mixture)
+      mixture.push_back(
+          {(std::filesystem::path(data_directory) / source.path).string(), source.weight});
+    const auto order = SampleOrder::Open(mixture, config.phases[p].context, config.model.vocab,
+                                         config.seed, static_cast<int64_t>(p));
+    if (!order.ok())
+      return ErrorStatus(order.status().code(), "phase {}: {}", config.phases[p].name,
+                         Message(order.status()));
+  }
+  return absl::OkStatus();
+}
+
+class LocalJob {
+ public:
+  LocalJob(const LocalJobOptions& options, OpenedRun run)
+      : options_(options),
+        run_(std::move(run)),
+        config_(run_.config),
+        table_(ModelTensors(config_.model, config_.numerics.tensor_shards),
+               config_.numerics.atom_elements),
+        schedule_(config_) {}
+
+  absl::StatusOr<int> Run();
+
+ private:
+  struct Pending {
+    std::set<int> ranks;
+    std::vector<PartReport> parts;
+  };
+
+  absl::Status Begin();
+  absl::Status SendInit();
+  absl::Status Loop();
+  absl::Status Poll();
+  void OnSignal();
+  void OnRank(LocalRank& rank, short socket_events, bool exited);
+  absl::Status OnFrame(LocalRank& rank, const Json& frame);
+  absl::Status OnAddress(LocalRank& rank, const Json& frame);
+  absl::Status OnLoaded(LocalRank& rank, const Json& frame);
+  absl::Status OnStep(const Json& frame);
+  absl::Status OnPart(LocalRank& rank, const Json& frame);
+  absl::Status Commit(int64_t step, std::vector<PartReport> parts);
+  absl::Status Retire();
+  absl::Status SendToAll(const Json& frame);
+  void RequestCheckpoint();
+  void RequestStop();
+  void Fail(const LocalRank& rank, absl::StatusCode code, const std::string& why, bool primary);
+  int Finish(const absl::Status& status);
+  std::string LogTail(const LocalRank& rank) const;
+
+  LocalJobOptions options_;
+  OpenedRun run_;
+  RunConfig config_;
+  AtomTable table_;
+  StepSchedule schedule_;
+  uint64_t generation_ = 0;
+  uint32_t nonce_ = 0;
+  std::unique_ptr<JobRecord> record_;
+  std::unique_ptr<LocalRanks> ranks_;
+  int signal_fd_ = -1;
+  std::map<int, std::string> addresses_;
+  std::vector<Digest> loaded_;
+  std::vector<bool> loaded_seen_;
+  std::set<int> loaded_ranks_, done_ranks_;
+  std::map<int64_t, Pending> pending_;     // By step.
+  std::map<int64_t, StepReport> reports_;  // Of steps since the last commit: for manifests.
+  Clock::time_point checkpointed_;
+  bool checkpoint_asked_ = false;
+  bool stop_asked_ = false;
+  bool complete_ = false;
+  int64_t step_ = 0;
+  std::string certificate_;
+  // The first failure is the cause; what follows from it (lost peers) is not told unless nothing
+  // better is known.
+  std::optional<absl::Status> failure_;
+  bool failure_primary_ = false;
+  Clock::time_point failed_at_;
+};
+
+absl::Status LocalJob::Begin() {
+  generation_ = run_.log.generation() + 1;
+  nonce_ = std::random_device()();
+  step_ = run_.start.step;
+  const LayoutConfig& layout = config_.layout;
+  RETURN_IF_ERROR(run_.log.Append(
+      RecordType::kStart, generation_,
+      SerializeStart(StartRecord{.ranks = layout.ranks(),
+                            .nodes = options_.nodes,
+                            .layout = LayoutWords(layout),
+                            .base_step = run_.start.manifest.has_value() ? run_.start.step : -1})));
+  ASSIGN_OR_RETURN(record_, JobRecord::Open(options_.run_directory, config_, generation_,
+                                            run_.start.step, options_.nodes, options_.quiet));
+  const std::string logs = fmt::format("{}/jobs/g{:05}", options_.run_directory, generation_);
+  RETURN_IF_ERROR(MakeDirectories(logs));
+  RETURN_IF_ERROR(MakeDirectories(options_.run_directory + "/ckpt"));
+  record_->Event("generation", {{"generation", generation_},
+                                {"layout", LayoutWords(layout)},
+                                {"ranks", layout.ranks()},
+                                {"nodes", options_.nodes},
+                                {"transport", layout.transport},
+                                {"resumes", run_.start.step},
+                                {"checkpoint", run_.start.checkpoint}});
+  record_->Say(fmt::format("generation {}: {} ranks ({}), {}", generation_, layout.ranks(),
+                           LayoutWords(layout),
+                           run_.start.manifest.has_value()
+                               ? fmt::format("resuming at step {}, certificate {}", run_.start.step,
+                                             run_.start.manifest->certificate.Hex())
+                               : "from the beginning"));
+  ASSIGN_OR_RETURN(ranks_,
+                   LocalRanks::Start({.ranks = static_cast<int>(layout.ranks()),
+                                      .ranks_per_node = static_cast<int>(options_.ranks_per_node),
+                                      .threads = layout.transport == "local",
+                                      .log_directory = logs}));
+  record_->State("starting", ranks_->all());
+  loaded_.resize(table_.atoms().size());
+  loaded_seen_.resize(table_.atoms().size(), false);
+  checkpointed_ = Clock::now();
+  return SendInit();
+}
+
+absl::Status LocalJob::SendInit() {
+  for (LocalRank& rank : ranks_->all()) {
+    const Json init = {{"type", "init"},
+                       {"rank", rank.rank},
+                       {"config", PrintConfig(config_)},
+                       {"data_directory", options_.data_directory},
+                       {"run_directory", options_.run_directory},
+                       {"generation", generation_},
+                       {"nonce", nonce_},
+                       {"run_id", run_.log.run_id()},
+                       {"until_step", options_.until_step},
+                       {"spin", config_.layout.ranks() * config_.numerics.threads <=
+                                    static_cast<int64_t>(std::thread::hardware_concurrency())},
+                       {"start_step", run_.start.step},
+                       {"sample_chain", run_.start.sample_chain.Hex()},
+                       {"checkpoint", run_.start.checkpoint},
+                       {"manifest_digest", run_.manifest_digest.value_or(Digest()).Hex()}};
+    // A rank that is gone already is noticed by its pidfd, with the reason.
+    (void)rank.socket->Send(init);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LocalJob::SendToAll(const Json& frame) {
+  for (LocalRank& rank : ranks_->all())
+    if (rank.socket.has_value()) (void)rank.socket->Send(frame);
+  return absl::OkStatus();
+}
+
+// ---- frames
+// -----------------------------------------------------------------------------------------------------
+
+absl::Status LocalJob::OnFrame(LocalRank& rank, const Json& frame) {
+  const std::string type = frame.at("type").get<std::string>();
+  if (type == "address") return OnAddress(rank, frame);
+  if (type == "loaded") return OnLoaded(rank, frame);
+  if (type == "step") return OnStep(frame);
+  if (type == "part") return OnPart(rank, frame);
+  if (type == "done") {
+    done_ranks_.insert(rank.rank);
+    complete_ = frame.at("complete").get<bool>();
+    return absl::OkStatus();
+  }
+  if (type == "error") {
+    const auto code = static_cast<absl::StatusCode>(frame.at("code").get<int>());
+    // A lost peer is what a failure looks like to the others.
+    Fail(rank, code, frame.at("message").get<std::string>(),
+         code != absl::StatusCode::kUnavailable);
+    return absl::OkStatus();
+  }
+  return DataLoss("rank {} sent a frame of unknown type '{}'", rank.rank, type);
+}
+
+absl::Status LocalJob::OnAddress(LocalRank& rank, const Json& frame) {
+  addresses_[rank.rank] = frame.at("address").get<std::string>();
+  if (addresses_.size() < ranks_->all().size()) return absl::OkStatus();
+  Json table = {{"type", "table"}, {"addresses", Json::array()}};
+  for (const auto& [_, address] : addresses_) table["addresses"].push_back(address);
+  return SendToAll(table);
+}
+
+// Training starts only when the state in memory has the certificate that the checkpoint promised.
+absl::Status LocalJob::OnLoaded(LocalRank& rank, const Json& frame) {
+  const Json& atoms = frame.at("atoms");
+  for (size_t i = 0; i < atoms.size(); ++i) {
+    const auto atom = atoms[i].get<size_t>();
+    if (atom >= loaded_.size())
+      return DataLoss("rank {} loaded atom {} of {}", rank.rank, atom, loaded_.size());
+    ASSIGN_OR_RETURN(loaded_[atom], Digest::FromHex(frame.at("digests").at(i).get<std::string>()));
+    loaded_seen_[atom] = true;
+  }
+  loaded_ranks_.insert(rank.rank);
+  if (loaded_ranks_.size() < ranks_->all().size()) return absl::OkStatus();
+  for (size_t atom = 0; atom < loaded_seen_.size(); ++atom)
+    if (!loaded_seen_[atom]) return Internal("no rank answers for atom {}", atom);
+  const int64_t samples = run_.start.manifest.has_value() ? run_.start.manifest->samples : 0;
+  const Digest certificate = Certificate(table_, loaded_, run_.start.step, samples);
+  if (run_.start.manifest.has_value() && certificate != run_.start.manifest->certificate)
+    return DataLoss("certificate after loading {} is {}, its manifest says {}: nothing was trained",
+                    run_.start.checkpoint, certificate.Hex(),
+                    run_.start.manifest->certificate.Hex());
+  record_->Event(
+      "loaded", {{"generation", generation_}, {"step", step_}, {"certificate", certificate.Hex()}});
+  certificate_ = certificate.Hex();
+  record_->State("running", ranks_->all());
+  return SendToAll({{"type", "go"}});
+}
+
+absl::Status LocalJob::OnStep(const Json& f) {
+  StepReport r;
+  r.step = f.at("step").get<int64_t>();
+  r.phase = f.at("phase").get<int>();
+  r.samples = f.at("samples").get<int64_t>();
+  r.tokens = f.at("tokens").get<int64_t>();
+  r.step_tokens = f.at("step_tokens").get<int64_t>();
+  r.loss = std::bit_cast<double>(f.at("loss_bits").get<uint64_t>());
+  r.grad_norm = f.at("grad_norm").get<double>();
+  r.rate = f.at("rate").get<double>();
+  r.batch = f.at("batch").get<int64_t>();
+  r.context = f.at("context").get<int64_t>();
+  r.seconds = f.at("seconds").get<double>();
+  r.wait_seconds = f.at("wait_seconds").get<double>();
+  r.first_sample = f.at("first_sample").get<int64_t>();
+  ASSIGN_OR_RETURN(r.sample_chain, Digest::FromHex(f.at("sample_chain").get<std::string>()));
+  step_ = r.step;
+  reports_[r.step] = r;
+  record_->Step(r);
+  const auto every = std::chrono::nanoseconds(absl::ToInt64Nanoseconds(config_.checkpoint.every));
+  if (every.count() > 0 && Clock::now() - checkpointed_ > every) RequestCheckpoint();
+  return absl::OkStatus();
+}
+
+// ---- checkpoints
+// ------------------------------------------------------------------------------------------------
+
+absl::Status LocalJob::OnPart(LocalRank& rank, const Json& frame) {
+  const auto step = frame.at("step").get<int64_t>();
+  Pending& pending = pending_[step];
+  pending.ranks.insert(rank.rank);
+  if (frame.contains("part")) {
+    ASSIGN_OR_RETURN(PartReport part, ParsePart(frame.at("part").get<std::string>()));
+    pending.parts.push_back(std::move(part));
+  }
+  if (pending.ranks.size() < ranks_->all().size()) return absl::OkStatus();
+  std::vector<PartReport> parts = std::move(pending.parts);
+  pending_.erase(step);
+  return Commit(step, std::move(parts));
+}
+
+absl::Status LocalJob::Commit(int64_t step, std::vector<PartReport> parts) {
+  std::sort(parts.begin(), parts.end(),
+            [](const auto& a, const auto& b) { return a.file < b.file; });
+  Manifest manifest;
+  manifest.step = step;
+  manifest.sample_chain = run_.start.sample_chain;
+  if (step > 0) {
+    const StepInfo info = schedule_.At(step - 1);
+    manifest.samples = info.first_sample + info.batch;
+    manifest.phase = info.phase;
+  }
+  if (const auto report = reports_.find(step); report != reports_.end()) {
+    manifest.tokens = report->second.tokens;
+    manifest.sample_chain = report->second.sample_chain;
+  } else if (run_.start.manifest.has_value()) {
+    manifest.tokens = run_.start.manifest->tokens;
+  }
+  manifest.phase_name = config_.phases[static_cast<size_t>(manifest.phase)].name;
+  manifest.generation = generation_;
+  manifest.run_id = run_.log.run_id();
+  manifest.config = PrintConfig(config_);
+  manifest.layout = LayoutWords(config_.layout);
+  manifest.created = TimeNow();
+  manifest.parts = std::move(parts);
+  const std::string name = CheckpointName(step, generation_, nonce_);
+  const std::string directory = options_.run_directory + "/ckpt/" + name;
+  CommitRecord commit{.checkpoint = name, .step = step, .samples = manifest.samples};
+  ASSIGN_OR_RETURN(commit.manifest, WriteManifest(directory, table_, manifest));
+  commit.certificate = manifest.certificate;
+  for (const PartReport& part : manifest.parts) commit.bytes += part.bytes;
+  commit.files = static_cast<int64_t>(manifest.parts.size());
+  RETURN_IF_ERROR(run_.log.Append(RecordType::kCommit, generation_, SerializeCommit(commit)));
+  certificate_ = manifest.certificate.Hex();
+  checkpointed_ = Clock::now();
+  checkpoint_asked_ = false;
+  reports_.erase(reports_.begin(), reports_.upper_bound(step));
+  record_->Event("checkpoint", {{"step", step},
+                                {"generation", generation_},
+                                {"checkpoint", name},
+                                {"certificate", certificate_},
+                                {"bytes", commit.bytes}});
+  return Retire();
+}
+
+absl::Status LocalJob::Retire() {
+  std::vector<int64_t> phase_ends;
+  for (const PhasePlan& phase : schedule_.phases())
+    phase_ends.push_back(phase.first_step + phase.steps);
+  const std::vector<std::string> names =
+      ChooseRetired(ListCheckpoints(run_.log, options_.run_directory), config_.checkpoint.keep_last,
+                    config_.checkpoint.keep_every_steps, phase_ends);
+  if (names.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(
+      run_.log.Append(RecordType::kRetire, generation_, SerializeRetire(RetireRecord{.names = names})));
+  for (const std::string& name : names) {
+    // What cannot be deleted costs space, not the run.
+    const absl::Status status = DeleteCheckpoint(options_.run_directory, name);
+    record_->Event("retire",
+                   {{"checkpoint", name}, {"deleted", status.ok()}, {"why", Message(status)}});
+    if (!status.ok()) record_->Say("warning: " + Message(status));
+  }
+  return absl::OkStatus();
+}
+
+void LocalJob::RequestCheckpoint() {
+  if (checkpoint_asked_ || stop_asked_) return;
+  checkpoint_asked_ = true;
+  LocalRank& first = ranks_->all().front();
+  if (first.socket.has_value())
+    (void)first.socket->Send(
+        {{"type", "command"}, {"command", static_cast<int>(Command::kCheckpoint)}});
+}
+
+void LocalJob::RequestStop() {
+  stop_asked_ = true;
+  record_->State("stopping", ranks_->all());
+  LocalRank& first = ranks_->all().front();
+  if (first.socket.has_value())
+    (void)first.socket->Send({{"type", "command"}, {"command", static_cast<int>(Command::kStop)}});
+}
+
+// ---- events
+// -----------------------------------------------------------------------------------------------------
+
+void LocalJob::OnSignal() {
+  signalfd_siginfo info{};
+  if (::read(signal_fd_, &info, sizeof info) != static_cast<ssize_t>(sizeof info)) return;
+  if (stop_asked_ || info.ssi_signo == SIGQUIT) {
+    Fail(ranks_->all().front(), absl::StatusCode::kCancelled, "stopped at once on request", true);
+    return;
+  }
+  record_->Say(fmt::format("signal {}: stopping after this step with a checkpoint (again: at once)",
+                           info.ssi_signo));
+  RequestStop();
+}
+
+void LocalJob::Fail(const LocalRank& rank, absl::StatusCode code, const std::string& why,
+                    bool primary) {
+  if (!failure_.has_value()) failed_at_ = Clock::now();
+  if (failure_.has_value() && (failure_primary_ || !primary)) return;
+  failure_primary_ = primary;
+  failure_ = code == absl::StatusCode::kCancelled
+                 ? ErrorStatus(code, "{}", why)
+                 : ErrorStatus(code, "rank {} (node {}, process {}): {}", rank.rank, rank.node,
+                               rank.pid, why);
+}
+
+std::string LocalJob::LogTail(const LocalRank& rank) const {
+  const absl::StatusOr<std::string> text =
+      rank.log_path.empty() ? absl::StatusOr<std::string>("") : ReadFile(rank.log_path);
+  if (!text.ok() || text->empty()) return "";
+  std::string tail = text->size() > 800 ? "..." + text->substr(text->size() - 800) : *text;
+  while (!tail.empty() && tail.back() == '\n') tail.pop_back();
+  return fmt::format("\n  its last output ({}):\n  {}", rank.log_path, tail);
+}
+
+void LocalJob::OnRank(LocalRank& rank, short socket_events, bool exited) {
+  bool closed = false;
+  // Also at its exit: what it said before counts.
+  while (rank.socket.has_value() && (socket_events != 0 || exited)) {
+    absl::StatusOr<std::optional<Json>> frame = rank.socket->TryReceive();
+    if (!frame.ok()) {
+      closed = true;
+      rank.socket.reset();
+      break;
+    }
+    if (!frame->has_value()) break;
+    absl::Status status;
+    try {
+      status = OnFrame(rank, **frame);
+    } catch (const Json::exception& error) {
+      status = DataLoss("rank {} sent a malformed frame: {}", rank.rank, error.what());
+    }
+    if (!status.ok()) Fail(rank, status.code(), Message(status), true);
+  }
+  if (!exited && !(closed && rank.pidfd < 0)) return;
+  ranks_->Reap(rank);
+  if (done_ranks_.contains(rank.rank)) return;
+  const bool told = failure_.has_value() && rank.how == "exited with code 1";
+  if (!told)
+    Fail(rank, absl::StatusCode::kUnavailable, rank.how + LogTail(rank),
+         rank.pidfd < 0 && rank.how != "ended");
+}
+
+absl::Status LocalJob::Poll() {
+  std::vector<pollfd> fds = {{.fd = signal_fd_, .events = POLLIN, .revents = 0}};
+  std::vector<LocalRank>& ranks = ranks_->all();
+  for (const LocalRank& rank : ranks) {
+    fds.push_back(
+        {.fd = rank.socket.has_value() ? rank.socket->fd() : -1, .events = POLLIN, .revents = 0});
+    fds.push_back({.fd = rank.ended ? -1 : rank.pidfd, .events = POLLIN, .revents = 0});
+  }
+  if (::poll(fds.data(), fds.size(), failure_.has_value() ? 50 : 1000) < 0 && errno != EINTR)
+    return ErrnoStatus(errno, "poll");
+  if (fds[0].revents != 0) OnSignal();
+  for (size_t i = 0; i < ranks.size(); ++i)
+    if (fds[1 + 2 * i].revents != 0 || fds[2 + 2 * i].revents != 0)
+      OnRank(ranks[i], fds[1 + 2 * i].revents, fds[2 + 2 * i].revents != 0);
+  return absl::OkStatus();
+}
+
+absl::Status LocalJob::Loop() {
+  const auto all_ended = [&] {
+    return std::all_of(ranks_->all().begin(), ranks_->all().end(),
+                       [](const LocalRank& rank) { return rank.ended; });
+  };
+  while (!all_ended()) {
+    RETURN_IF_ERROR(Poll());
+    if (failure_.has_value() &&
+        (Clock::now() - failed_at_ > kGrace || failure_->code() == absl::StatusCode::kCancelled)) {
+      ranks_->EndAll();
+      return *failure_;
+    }
+  }
+  if (failure_.has_value()) return *failure_;
+  if (!pending_.empty())
+    return Internal("checkpoint of step {} is missing parts", pending_.begin()->first);
+  return absl::OkStatus();
+}
+
+int LocalJob::Finish(const absl::Status& status) {
+  int exit_code = complete_ ? kExitComplete : kExitStopped;
+  std::string state = complete_ ? "complete" : "stopped";
+  if (!status.ok()) {
+    exit_code = status.code() == absl::StatusCode::kDataLoss ? kExitNoRestart : kExitFailed;
+    state = "failed";
+    record_->Say("perdure run: " + Message(status));
+  } else {
+    record_->Say(fmt::format("{} at step {}/{}, certificate {}", complete_ ? "complete" : "stopped",
+                             step_, schedule_.steps(), certificate_));
+  }
+  record_->Event("end", {{"generation", generation_},
+                         {"state", state},
+                         {"step", step_},
+                         {"exit_code", exit_code},
+                         {"why", Message(status)}});
+  const absl::Status end = run_.log.Append(
+      RecordType::kEnd, generation_,
+      SerializeEnd(EndRecord{
+          .reason = status.ok() ? state : Message(status), .exit_code = exit_code, .step = step_}));
+  if (!end.ok()) record_->Say("warning: " + Message(end));
+  record_->State(state, ranks_ == nullptr ? std::vector<LocalRank>() : std::vector<LocalRank>());
+  return exit_code;
+}
+
+absl::StatusOr<int> LocalJob::Run() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (int signal : {SIGINT, SIGTERM, SIGQUIT}) sigaddset(&signals, signal);
+  ::sigprocmask(SIG_BLOCK, &signals, nullptr);
+  signal_fd_ = ::signalfd(-1, &signals, SFD_CLOEXEC);
+  if (signal_fd_ < 0) return ErrnoStatus(errno, "signalfd");
+  absl::Status status = Begin();
+  if (record_ == nullptr) return status;
+  if (status.ok()) status = Loop();
+  const int exit_code = Finish(status);
+  ::close(signal_fd_);
+  return exit_code;
+}
+
+}  // namespace
+
+int RunLocalJob(const LocalJobOptions& options) {
+  const auto refuse = [](const absl::Status& status) {
+    std::fprintf(stderr, "perdure run: %s\n", Message(status).c_str());
+    switch (status.code()) {
+      case absl::StatusCode::kInvalidArgument:
+      case absl::StatusCode::kNotFound:
+      case absl::StatusCode::kFailedPrecondition:
+        return kExitUsage;
+      case absl::StatusCode::kDataLoss:
+        return kExitUsage;
+      default:
+        return kExitFailed;
+    }
+  };
+  RunConfig config = options.config;
+  const absl::StatusOr<LayoutConfig> layout =
+      ResolveLayout(config, options.nodes * options.ranks_per_node);
+  if (!layout.ok()) return refuse(layout.status());
+  config.layout = *layout;
+  if (const absl::Status data = CheckData(config, options.data_directory); !data.ok())
+    return refuse(data);
+  absl::StatusOr<OpenedRun> run = OpenRun(options.run_directory, config);
+  if (!run.ok()) return refuse(run.status());
+  const StepSchedule schedule(run->config);
+  if (run->start.step >= schedule.steps()) {
+    std::fprintf(stderr, "perdure run: run %s is complete at step %ld\n", config.name.c_str(),
+                 run->start.step);
+    return kExitComplete;
+  }
+  if (options.until_step >= 0 && run->start.manifest.has_value() && run->start.step >= options.until_step) {
+    std::fprintf(
+        stderr,
+        "perdure run: run %s is at step %ld already; --until-step %ld asks for nothing more\n",
+        config.name.c_str(), run->start.step, options.until_step);
+    return kExitStopped;
+  }
+  LocalJob job(options, *std::move(run));
+  const absl::StatusOr<int> exit_code = job.Run();
+  return exit_code.ok() ? *exit_code : refuse(exit_code.status());
+}
+
+}  // namespace perdure

@@ -1,0 +1,46 @@
+// The `perdure` command. Flags, files and the environment are read in this folder only; main builds
+// everything and passes it down.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstring>
+
+#include "launch/ckpt_command.h"
+#include "launch/config.h"
+#include "launch/data_command.h"
+#include "launch/local_job.h"
+#include "launch/plan_command.h"
+#include "launch/run_command.h"
+#include "runtime/agent/rank_process.h"
+
+namespace {
+
+constexpr int kControlFd = 3;  // Where launch/local_ranks puts a rank's socket.
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  // A rank is started by `perdure run` alone; it is no command for people.
+  if (argc == 2 && std::strcmp(argv[1], "rank") == 0)
+    return perdure::RunRank(perdure::FrameSocket(kControlFd), nullptr, [](const std::string& toml) {
+      return perdure::ParseConfig(toml, "run.toml", {});
+    });
+
+  CLI::App app{
+      "Perdure: one training run, one loss curve, bit for bit the same whatever jobs, failures and "
+      "GPU counts "
+      "it went through"};
+  app.require_subcommand(1);
+  int exit_code = 0;
+  perdure::AddRunCommand(app, &exit_code);
+  perdure::AddStatusCommand(app, &exit_code);
+  perdure::AddStopCommand(app, &exit_code);
+  perdure::AddPlanCommand(app, &exit_code);
+  perdure::AddDataCommand(app, &exit_code);
+  perdure::AddCkptCommand(app, &exit_code);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : perdure::kExitUsage;
+  }
+  return exit_code;
+}

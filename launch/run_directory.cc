@@ -1,0 +1,107 @@
+#include "launch/run_directory.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "kernels/ops.h"
+#include "launch/config.h"
+#include "runtime/agent/process.h"
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+#include "runtime/train/schedule_math.h"
+
+namespace perdure {
+namespace {
+
+// A live supervisor on this directory: its status says so and its process is there.
+absl::Status CheckNotRunning(const std::string& run_directory) {
+  const absl::StatusOr<std::string> text = ReadFile(run_directory + "/status.json");
+  if (!text.ok()) return absl::OkStatus();
+  const nlohmann::json status = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  if (!status.is_object()) return absl::OkStatus();
+  const std::string state = status.value("state", "");
+  const int pid = status.value("supervisor_pid", 0);
+  if ((state == "starting" || state == "running" || state == "stopping") &&
+      pid != ::getpid() && ProcessLives(pid, status.value("supervisor_start", uint64_t{0})))
+    return FailedPrecondition(
+        "run directory {} has a live job (process {}, state {}); stop it with: perdure stop {}",
+        run_directory, pid, state, run_directory);
+  return absl::OkStatus();
+}
+
+// The instruction set is part of what fixes the bits: resolved at the first start, then the same
+// for ever.
+absl::Status ResolveIsa(RunConfig& config, const RunConfig* frozen) {
+  const std::string here = CpuIsa();
+  std::string& isa = config.numerics.isa;
+  if (isa == "auto") isa = frozen != nullptr ? frozen->numerics.isa : here;
+  if (isa != here)
+    return FailedPrecondition(
+        "numerics.isa is {} but this machine's matmul library uses {}: the bits would differ. Run "
+        "on the same kind of "
+        "CPU, or start the run anew with ONEDNN_MAX_CPU_ISA set to what all machines have",
+        isa, here);
+  return absl::OkStatus();
+}
+
+absl::Status FindStart(const std::string& run_directory, OpenedRun& run) {
+  for (const CheckpointEntry& entry : ListCheckpoints(run.log, run_directory)) {
+    if (entry.retired) continue;
+    absl::StatusOr<Manifest> manifest = ReadManifest(entry.path, &entry.commit.manifest);
+    absl::Status status = manifest.status();
+    if (status.ok()) status = VerifyCheckpoint(entry.path, *manifest);
+    if (!status.ok()) {
+      std::fprintf(stderr, "perdure: checkpoint %s does not verify (%s); trying the one before\n",
+                   entry.path.c_str(), Message(status).c_str());
+      continue;
+    }
+    run.start.step = manifest->step;
+    run.start.sample_chain = manifest->sample_chain;
+    run.start.checkpoint = entry.path;
+    run.manifest_digest = entry.commit.manifest;
+    run.start.manifest = *std::move(manifest);
+    return absl::OkStatus();
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunConfig& asked) {
+  const std::string frozen_path = run_directory + "/run.toml";
+  RunConfig config = asked;
+  const absl::StatusOr<std::string> frozen_text = ReadFile(frozen_path);
+  if (!frozen_text.ok()) {
+    if (frozen_text.status().code() != absl::StatusCode::kNotFound) return frozen_text.status();
+    if (std::filesystem::exists(run_directory + "/log"))
+      return DataLoss("{} has a run log but no run.toml; restore it from a backup", run_directory);
+    RETURN_IF_ERROR(ResolveIsa(config, nullptr));
+    RETURN_IF_ERROR(MakeDirectories(run_directory));
+    ASSIGN_OR_RETURN(RunLog log, RunLog::Open(run_directory));
+    RETURN_IF_ERROR(ReplaceFile(frozen_path, PrintConfig(config)));
+    return OpenedRun{.config = config, .log = std::move(log), .start = {}, .manifest_digest = {}};
+  }
+  RETURN_IF_ERROR(CheckNotRunning(run_directory));
+  ASSIGN_OR_RETURN(const RunConfig frozen, ParseConfig(*frozen_text, frozen_path, {}));
+  RETURN_IF_ERROR(ResolveIsa(config, &frozen));
+  ASSIGN_OR_RETURN(RunLog log, RunLog::Open(run_directory));
+  OpenedRun run{.config = config, .log = std::move(log), .start = {}, .manifest_digest = {}};
+  // Phases begun by any checkpoint that was ever committed are fixed, whichever of them is loaded
+  // below.
+  int phases_begun = 0;
+  const StepSchedule schedule(frozen);
+  for (const CheckpointEntry& entry : ListCheckpoints(run.log, run_directory))
+    for (size_t p = 0; p < schedule.phases().size(); ++p)
+      if (entry.commit.step > schedule.phases()[p].first_step)
+        phases_begun = std::max(phases_begun, static_cast<int>(p) + 1);
+  RETURN_IF_ERROR(CheckFrozen(frozen, config, phases_begun));
+  RETURN_IF_ERROR(FindStart(run_directory, run));
+  if (PrintConfig(config) != *frozen_text)
+    RETURN_IF_ERROR(ReplaceFile(frozen_path, PrintConfig(config)));
+  return run;
+}
+
+}  // namespace perdure

@@ -1,0 +1,30 @@
+// A run directory and what is known of the run: the frozen configuration, the run log, the newest
+// checkpoint that verifies. Opening it for a job checks everything before anything is written.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "ckpt/checkpoint.h"
+#include "runtime/agent/records.h"
+#include "runtime/agent/run_log.h"
+#include "runtime/train/run_config.h"
+#include "runtime/train/trainer.h"
+
+namespace perdure {
+
+struct OpenedRun {
+  RunConfig config;  // With what the run has frozen ("auto" values) filled in.
+  RunLog log;
+  StartPoint start;                       // Where a job continues.
+  std::optional<Digest> manifest_digest;  // Of start.checkpoint.
+};
+
+// Refuses (InvalidArgument, FailedPrecondition) what cannot continue this run: another
+// configuration, another instruction set, a live job on it. A directory without a run becomes one.
+// Checkpoints that do not verify are passed over with a line on stderr.
+absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunConfig& asked);
+
+}  // namespace perdure

@@ -1,0 +1,47 @@
+#include "monitoring/journal.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <ctime>
+#include <nlohmann/json.hpp>
+
+#include "runtime/base/status.h"
+
+namespace perdure {
+
+std::string TimeNow() {
+  const auto now = std::chrono::system_clock::now();
+  const std::time_t seconds = std::chrono::system_clock::to_time_t(now);
+  const auto milliseconds =
+      std::chrono::duration_cast<std::chrono::milliseconds>(now.time_since_epoch()).count() % 1000;
+  std::tm utc{};
+  ::gmtime_r(&seconds, &utc);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z", utc.tm_year + 1900,
+                     utc.tm_mon + 1, utc.tm_mday, utc.tm_hour, utc.tm_min, utc.tm_sec,
+                     milliseconds);
+}
+
+absl::StatusOr<std::unique_ptr<Journal>> Journal::Open(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+  if (fd < 0) return ErrnoStatus(errno, "open " + path);
+  return std::unique_ptr<Journal>(new Journal(fd, path));
+}
+
+Journal::~Journal() { ::close(fd_); }
+
+absl::Status Journal::Append(std::string_view event, const nlohmann::json& fields) {
+  nlohmann::ordered_json line;
+  line["time"] = TimeNow();
+  line["event"] = std::string(event);
+  for (const auto& [key, value] : fields.items()) line[key] = value;
+  const std::string text =
+      line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  if (::write(fd_, text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+    return ErrnoStatus(errno, "append to " + path_);
+  return absl::OkStatus();
+}
+
+}  // namespace perdure

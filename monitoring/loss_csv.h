@@ -1,0 +1,48 @@
+// metrics/loss.csv: one row a step over the whole run, never two rows of one step, whatever was
+// stopped and resumed.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace perdure {
+
+struct LossRow {
+  int64_t step = 0;
+  int64_t samples = 0;  // Consumed by the run.
+  int64_t tokens = 0;   // Likewise.
+  double loss = 0;      // Also written as its 16 hex digits of IEEE-754: what runs are compared by.
+  double grad_norm = 0;
+  double learning_rate = 0;
+  int64_t batch = 0;  // Samples of the step.
+  int64_t context = 0;
+  double step_seconds = 0;
+  double tokens_per_second = 0;
+  uint64_t generation = 0;
+  int64_t ranks = 0;
+  std::string phase;
+};
+
+class LossCsv {
+ public:
+  // Opens or creates `path`. Rows of steps behind `resume_step` (they will be taken again) and a
+  // torn last row are dropped. DataLoss: the file is not ours.
+  static absl::StatusOr<std::unique_ptr<LossCsv>> Open(const std::string& path,
+                                                       int64_t resume_step);
+  ~LossCsv();
+  LossCsv(const LossCsv&) = delete;
+  LossCsv& operator=(const LossCsv&) = delete;
+
+  absl::Status Append(const LossRow& row);
+
+ private:
+  explicit LossCsv(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
+  int fd_;
+  std::string path_;
+};
+
+}  // namespace perdure

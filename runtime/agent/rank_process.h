@@ -1,0 +1,29 @@
+// One rank as its own process (or thread, over the local transport): speaks with its supervisor
+// over one socket.
+//
+//   supervisor -> rank   init {config, rank, data_directory, ...}, table {addresses}, go {},
+//   command {command} rank -> supervisor   address {address}, loaded {atoms, digests}, step {...},
+//   part {step, part}, done {complete},
+//                        error {code, message}
+//
+// Addresses are hex. The rank ends when it is done, when it fails, or when the supervisor is gone.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "runtime/agent/frame_socket.h"
+#include "runtime/comm/transport.h"
+#include "runtime/train/run_config.h"
+
+namespace perdure {
+
+// The configuration travels as the resolved run.toml; only launch/ knows that format.
+using ConfigParser = std::function<absl::StatusOr<RunConfig>(const std::string& toml)>;
+
+// Runs the rank behind `socket` to its end; errors have then been reported. Exit code: 0 done, 1
+// failed.
+int RunRank(FrameSocket socket, std::shared_ptr<LocalHub> hub, const ConfigParser& parse_config);
+
+}  // namespace perdure
