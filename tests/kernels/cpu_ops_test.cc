@@ -1,0 +1,54 @@
+#include "kernels/cpu/cpu_ops.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace perdure {
+namespace {
+
+TEST(CpuOpsTest, MemoryIsAlignedAndZeroAlsoWhenReused) {
+  const auto ops = NewCpuOps(1);
+  for (size_t bytes : {size_t{0}, size_t{1}, size_t{63}, size_t{4097}, size_t{5} << 20}) {
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      auto* memory = static_cast<unsigned char*>(ops->Allocate(bytes));
+      ASSERT_NE(memory, nullptr);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(memory) % 64, 0u);
+      for (size_t i = 0; i < bytes; ++i) ASSERT_EQ(memory[i], 0);
+      std::memset(memory, 0xff, bytes);
+      ops->Free(memory);
+    }
+  }
+  ops->Free(nullptr);
+  ops->Allocate(100);  // Released with the object.
+}
+
+TEST(CpuOpsTest, AllocationsAreApart) {
+  const auto ops = NewCpuOps(1);
+  std::vector<void*> all;
+  for (int i = 0; i < 20; ++i) {
+    all.push_back(ops->Allocate(1000));
+    std::memset(all.back(), i, 1000);
+  }
+  for (int i = 0; i < 20; ++i) EXPECT_EQ(static_cast<char*>(all[i])[999], i);
+}
+
+TEST(CpuOpsTest, DescribesItself) {
+  EXPECT_EQ(NewCpuOps(1)->Describe(), "cpu, " + CpuIsa() + ", 1 thread");
+  EXPECT_EQ(NewCpuOps(2)->Describe(), "cpu, " + CpuIsa() + ", 2 threads");
+}
+
+TEST(CpuOpsTest, SyncIsOk) { EXPECT_TRUE(NewCpuOps(1)->Sync().ok()); }
+
+TEST(CpuOpsDeathTest, FreeingWhatIsNotOursEndsTheProcess) {
+  const auto ops = NewCpuOps(1);
+  int other = 0;
+  EXPECT_DEATH(ops->Free(&other), "allocations_");
+  EXPECT_DEATH(ops->Allocate(size_t{1} << 60), "MAP_FAILED");
+}
+
+}  // namespace
+}  // namespace perdure
