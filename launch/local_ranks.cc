@@ -73,6 +73,7 @@ absl::StatusOr<std::unique_ptr<LocalRanks>> LocalRanks::Start(const Options& opt
   // Read by the ranks' libraries; set before any thread exists. Waiting OpenMP threads must not
   // burn a shared core.
   ::setenv("OMP_WAIT_POLICY", "passive", /*overwrite=*/0);
+  ::setenv("UCX_HANDLE_ERRORS", "none", /*overwrite=*/0);
   const std::shared_ptr<LocalHub> hub = options.threads ? NewLocalHub(options.ranks) : nullptr;
   pid_t group = 0;
   ranks->ranks_.reserve(static_cast<size_t>(options.ranks));

@@ -1,5 +1,7 @@
 // The `perdure` command. Flags, files and the environment are read in this folder only; main builds
 // everything and passes it down.
+#include <signal.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstring>
@@ -16,9 +18,16 @@ namespace {
 
 constexpr int kControlFd = 3;  // Where launch/local_ranks puts a rank's socket.
 
+// UCX and PSM take over crash signals when they are loaded: they print traces, freeze, write files
+// where one stands. A crash is our supervisor's to report.
+void RestoreCrashSignals() {
+  for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) ::signal(signal, SIG_DFL);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  RestoreCrashSignals();
   // A rank is started by `perdure run` alone; it is no command for people.
   if (argc == 2 && std::strcmp(argv[1], "rank") == 0)
     return perdure::RunRank(perdure::FrameSocket(kControlFd), nullptr, [](const std::string& toml) {

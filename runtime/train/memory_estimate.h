@@ -1,7 +1,9 @@
-// How much device memory a rank will need, from the configuration alone.
+// How much memory a rank will need, from the configuration alone.
 //
-// An estimate for `perdure plan` and for refusing hopeless layouts early; the trainer measures. All
-// formulas are in memory_estimate.cc, one function per line of MemoryEstimate.
+// What a stage and the sharded state allocate is counted by the very code that allocates it
+// (Stage::MemoryOf, ShardedState::MemoryOf), so the plan cannot drift from the trainer. What
+// libraries and messages take is a constant that tests/bench/train_bench.py checks against resident
+// memory.
 #pragma once
 
 #include <cstdint>
@@ -25,14 +27,13 @@ struct MemoryEstimate {
   friend bool operator==(const MemoryEstimate&, const MemoryEstimate&) = default;
 };
 
-// Of the pipeline rank that needs the most, tensor rank 0 (whose slices are never the shorter
-// ones). REQUIRES: a validated configuration, a resolved layout (data > 0), a phase of the
-// configuration.
+// Of the rank that needs the most: over pipeline ranks, tensor rank 0 (whose slices are never the
+// shorter ones), the replica that owns the most. REQUIRES: a validated configuration, a resolved
+// layout (data > 0), a phase of the configuration.
 MemoryEstimate EstimateMemory(const RunConfig& config, const LayoutConfig& layout,
                               const PhaseConfig& phase);
 
-// Micro-batches that the pipeline of the fullest replica runs in a step of `batch` samples: whole
-// leaves, phantom micro-batches included.
+// Micro-batches that a replica runs in a step of `batch` samples, when it has the most leaves.
 int64_t ReplicaMicroBatches(const NumericsConfig& numerics, int64_t data, int64_t batch);
 
 }  // namespace perdure

@@ -25,6 +25,24 @@ int64_t LeavesOf(const NumericsConfig& numerics, int64_t batch) {
   return (batch + leaf_samples - 1) / leaf_samples;
 }
 
+std::vector<int> SlotsOf(const RunConfig& config, const PhaseConfig& phase, int stage) {
+  const LayoutConfig& layout = config.layout;
+  std::vector<int> slots(static_cast<size_t>(layout.virtual_stages), 1);
+  const int64_t leaves =
+      LeavesOf(config.numerics, std::max(phase.batch.initial, phase.batch.final));
+  const int64_t rounds = (leaves + layout.data - 1) / layout.data;
+  for (int64_t r = 1; r <= rounds; ++r) {  // A ramp has steps of fewer rounds.
+    const PipelineSchedule schedule = MakePipelineSchedule(static_cast<int>(layout.pipeline),
+                                                           static_cast<int>(layout.virtual_stages),
+                                                           r * config.numerics.leaf, stage);
+    for (size_t c = 0; c < slots.size(); ++c)
+      slots[c] = std::max(slots[c], schedule.in_flight_max[c]);
+    // Once a pipeline is full, more rounds do not put more in flight.
+    if (r * config.numerics.leaf >= 4 * layout.pipeline * layout.virtual_stages) break;
+  }
+  return slots;
+}
+
 StageOptions StageOptionsOf(const RunConfig& config, const PhaseConfig& phase, int tensor_index,
                             int slots) {
   StageOptions options;
@@ -80,15 +98,7 @@ Pipeline::Pipeline(const Options& options, const AtomTable* table, Ops* ops, Sha
       dtype_(DTypeOf(options.config.numerics)) {
   const RunConfig& config = options_.config;
   const PhaseConfig& phase = config.phases[static_cast<size_t>(options_.phase)];
-  const int64_t rounds = (options_.leaves_max + config.layout.data - 1) / config.layout.data;
-  // Slots for the fullest step; a ramp has steps of fewer rounds.
-  std::vector<int> slots(static_cast<size_t>(chunks_count_), 1);
-  for (int64_t r = 1; r <= rounds; ++r) {
-    const PipelineSchedule schedule = MakePipelineSchedule(
-        stages_, chunks_count_, r * config.numerics.leaf, options_.at.pipeline);
-    for (size_t c = 0; c < slots.size(); ++c)
-      slots[c] = std::max(slots[c], schedule.in_flight_max[c]);
-  }
+  const std::vector<int> slots = SlotsOf(config, phase, options_.at.pipeline);
   rows_ = config.numerics.micro_batch * phase.context;
   own_rows_ = rows_ / config.layout.tensor;
   int first_bucket = 0;

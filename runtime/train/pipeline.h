@@ -26,9 +26,7 @@ class Pipeline {
     RunConfig config;
     int phase = 0;
     MeshPoint at;
-    int64_t leaves_max = 0;  // Of a step of this phase: bounds the micro-batches in flight.
   };
-  // `bucket_counts`: buckets of each chunk, in the order of state->buckets().
   Pipeline(const Options& options, const AtomTable* table, Ops* ops, ShardedState* state,
            Group* tensor, Group* pipeline, const SampleOrder* samples);
   ~Pipeline();
@@ -78,6 +76,9 @@ class Pipeline {
 // Stage options of one chunk, shared with `plan`'s memory arithmetic.
 StageOptions StageOptionsOf(const RunConfig& config, const PhaseConfig& phase, int tensor_index,
                             int slots);
+// Micro-batches in flight that each chunk of pipeline rank `stage` must have room for, over all
+// steps of the phase.
+std::vector<int> SlotsOf(const RunConfig& config, const PhaseConfig& phase, int stage);
 // Leaves of a step of `batch` samples.
 int64_t LeavesOf(const NumericsConfig& numerics, int64_t batch);
 DType DTypeOf(const NumericsConfig& numerics);

@@ -138,12 +138,7 @@ absl::Status Trainer::Impl::EnterPhase(int next) {
         {(std::filesystem::path(options.data_directory) / source.path).string(), source.weight});
   ASSIGN_OR_RETURN(samples, SampleOrder::Open(mixture, config_phase.context, config.model.vocab,
                                               config.seed, phase));
-  Pipeline::Options pipeline_options{
-      .config = config,
-      .phase = phase,
-      .at = at,
-      .leaves_max = LeavesOf(config.numerics,
-                             std::max(config_phase.batch.initial, config_phase.batch.final))};
+  const Pipeline::Options pipeline_options{.config = config, .phase = phase, .at = at};
   RETURN_IF_ERROR(state->Quiesce());
   pipeline.reset();
   pipeline = std::make_unique<Pipeline>(pipeline_options, &table, ops.get(), state.get(),
