@@ -19,7 +19,8 @@ FrameSocket::FrameSocket(FrameSocket&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)), buffer_(std::move(other.buffer_)) {}
 
 absl::Status FrameSocket::Send(const nlohmann::json& frame) {
-  const std::string body = frame.dump();
+  // Messages of errors may hold bytes that are not UTF-8.
+  const std::string body = frame.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   if (body.size() > kFrameBytesMax)
     return ResourceExhausted("frame of {} bytes; at most {}", body.size(), kFrameBytesMax);
   const auto length = static_cast<uint32_t>(body.size());

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <charconv>
 
 #include "runtime/base/status.h"
 #include "runtime/train/trainer.h"
@@ -25,10 +26,16 @@ std::string ToHex(const std::string& bytes) {
   return hex;
 }
 
-std::string FromHex(const std::string& hex) {
+absl::StatusOr<std::string> FromHex(const std::string& hex) {
   std::string bytes;
-  for (size_t i = 0; i + 1 < hex.size(); i += 2)
-    bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
+  for (size_t i = 0; i < hex.size(); i += 2) {
+    const std::string_view digits = std::string_view(hex).substr(i, 2);
+    uint8_t byte = 0;
+    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), byte, 16);
+    if (digits.size() != 2 || parsed.ec != std::errc() || parsed.ptr != digits.data() + 2)
+      return DataLoss("the supervisor sent address '{}', which is not hex", hex);
+    bytes += static_cast<char>(byte);
+  }
   return bytes;
 }
 
@@ -122,8 +129,9 @@ absl::Status Serve(FrameSocket& socket, const std::shared_ptr<LocalHub>& hub,
   RETURN_IF_ERROR(socket.Send({{"type", "address"}, {"address", ToHex(address)}}));
   ASSIGN_OR_RETURN(const Json table, Expect(socket, "table"));
   std::vector<std::string> addresses;
-  for (const Json& hex : table.at("addresses"))
-    addresses.push_back(FromHex(hex.get<std::string>()));
+  for (const Json& hex : table.at("addresses")) {
+    ASSIGN_OR_RETURN(addresses.emplace_back(), FromHex(hex.get<std::string>()));
+  }
   RETURN_IF_ERROR(transport->Connect(addresses, absl::Seconds(60)));
 
   SocketHost host(&socket, rank);

@@ -1,0 +1,222 @@
+#include "ckpt/atom_reader.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include "ckpt/manifest_json.h"
+#include "runtime/base/check.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+// Read together, then digested while still in the processor's cache.
+constexpr int64_t kGroupBytes = 24 << 20;
+constexpr int64_t kBufferBytes = 48 << 20;
+constexpr int64_t kAtomBytesPerElement = kStatePartCount * static_cast<int64_t>(sizeof(float));
+
+absl::Status CheckTable(const Manifest& manifest, const AtomTable& table) {
+  if (manifest.tensors.size() != table.tensors().size())
+    return InvalidArgument("the checkpoint has {} tensors, the model has {}: another [model]?",
+                           manifest.tensors.size(), table.tensors().size());
+  for (size_t t = 0; t < manifest.tensors.size(); ++t) {
+    const TensorSpec &theirs = manifest.tensors[t], &ours = table.tensors()[t];
+    if (theirs.name != ours.name || theirs.rows != ours.rows || theirs.cols != ours.cols ||
+        theirs.axis != ours.axis || theirs.slices != ours.slices)
+      return InvalidArgument(
+          "tensor {}: the checkpoint has {} ({} x {}, {} slices), the model has {} ({} x {}, {} "
+          "slices): another [model] or numerics.tensor_shards?",
+          t, theirs.name, theirs.rows, theirs.cols, theirs.slices, ours.name, ours.rows, ours.cols,
+          ours.slices);
+  }
+  if (manifest.atom_elements != table.atom_elements())
+    return InvalidArgument("the checkpoint was cut into atoms of {} elements, the model into {}",
+                           manifest.atom_elements, table.atom_elements());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::vector<AtomPlace> LocateAtoms(const Manifest& manifest, const AtomTable& table) {
+  std::vector<AtomPlace> places(table.atoms().size());
+  for (size_t p = 0; p < manifest.parts.size(); ++p) {
+    int64_t element = 0;
+    const std::vector<int64_t>& atoms = manifest.parts[p].atoms;
+    for (size_t i = 0; i < atoms.size(); ++i) {
+      const size_t atom = static_cast<size_t>(atoms[i]);
+      places[atom] = {static_cast<int32_t>(p), static_cast<int64_t>(i), element};
+      element += table.atoms()[atom].count;
+    }
+  }
+  return places;
+}
+
+absl::StatusOr<File> OpenPart(const std::string& directory, const PartReport& part) {
+  ASSIGN_OR_RETURN(File file,
+                   OpenPartFile((std::filesystem::path(directory) / part.file).string()));
+  ASSIGN_OR_RETURN(const uint64_t bytes, file.Size());
+  if (bytes != part.bytes)
+    return DataLoss("{} has {} bytes; the manifest says {}: {}", file.path(), bytes, part.bytes,
+                    bytes < part.bytes ? "truncated" : "something was added");
+  return file;
+}
+
+std::string BlockName(uint64_t block, uint64_t file_bytes) {
+  const uint64_t begin = block * kBlockBytes;
+  return fmt::format("block {} (bytes {} to {})", block, begin,
+                     std::min(begin + kBlockBytes, file_bytes) - 1);
+}
+
+std::string AtomName(const AtomTable& table, int64_t atom) {
+  const Atom& piece = table.atoms()[static_cast<size_t>(atom)];
+  return fmt::format("atom {} (tensor {}, slice {}, elements {} to {})", atom,
+                     table.tensors()[static_cast<size_t>(piece.tensor)].name, piece.slice,
+                     piece.begin, piece.begin + piece.count - 1);
+}
+
+AtomReader::AtomReader(std::string directory, const Manifest& manifest, const AtomTable& table)
+    : directory_(std::move(directory)),
+      manifest_(manifest),
+      table_(table),
+      places_(LocateAtoms(manifest, table)),
+      files_(manifest.parts.size()) {}
+
+absl::StatusOr<std::unique_ptr<AtomReader>> AtomReader::Open(std::string directory,
+                                                             const Manifest& manifest,
+                                                             const AtomTable& table) {
+  RETURN_IF_ERROR(CheckTable(manifest, table));
+  RETURN_IF_ERROR(ValidateManifest(manifest));
+  return std::unique_ptr<AtomReader>(new AtomReader(std::move(directory), manifest, table));
+}
+
+int64_t AtomReader::Count(const AtomState& state) const {
+  return table_.atoms()[static_cast<size_t>(state.atom)].count;
+}
+
+absl::Status AtomReader::Read(std::span<const AtomState> wanted) {
+  std::vector<std::vector<AtomState>> by_part(manifest_.parts.size());
+  for (const AtomState& state : wanted) {
+    PERDURE_CHECK(state.atom >= 0 && state.atom < static_cast<int64_t>(places_.size()));
+    by_part[static_cast<size_t>(place(state.atom).part)].push_back(state);
+  }
+  for (size_t part = 0; part < by_part.size(); ++part) {
+    if (by_part[part].empty()) continue;
+    std::stable_sort(by_part[part].begin(), by_part[part].end(),
+                     [this](const AtomState& a, const AtomState& b) {
+                       return place(a.atom).element < place(b.atom).element;
+                     });
+    RETURN_IF_ERROR(ReadFromPart(part, by_part[part]));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AtomReader::ReadFromPart(size_t part, std::span<const AtomState> states) {
+  if (!files_[part].is_open()) {
+    ASSIGN_OR_RETURN(files_[part], OpenPart(directory_, manifest_.parts[part]));
+  }
+  while (!states.empty()) {
+    int64_t bytes = 0;
+    size_t taken = 0;
+    while (taken < states.size() && (taken == 0 || bytes < kGroupBytes))
+      bytes += Count(states[taken++]) * kAtomBytesPerElement;
+    RETURN_IF_ERROR(ReadGroup(part, states.first(taken)));
+    states = states.subspan(taken);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AtomReader::ReadGroup(size_t part, std::span<const AtomState> states) {
+  const PartReport& report = manifest_.parts[part];
+  std::vector<iovec> pieces;
+  for (size_t dataset = 0; dataset < report.offsets.size(); ++dataset) {
+    size_t i = 0;
+    while (i < states.size()) {
+      pieces.clear();
+      const int64_t first = place(states[i].atom).element;
+      int64_t next = first;
+      for (; i < states.size() && place(states[i].atom).element == next; ++i) {
+        const int64_t count = Count(states[i]);
+        pieces.push_back({states[i].parts[dataset], static_cast<size_t>(count) * sizeof(float)});
+        next += count;
+      }
+      const uint64_t offset =
+          report.offsets[dataset] + static_cast<uint64_t>(first) * sizeof(float);
+      RETURN_IF_ERROR(files_[part].ReadAt(offset, pieces));
+    }
+  }
+  for (const AtomState& state : states) {
+    const size_t position = static_cast<size_t>(place(state.atom).position);
+    if (AtomDigest(state, Count(state)) != report.atom_digests[position])
+      return ExplainMismatch(part, state);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AtomReader::ExplainMismatch(size_t part, const AtomState& state) {
+  const PartReport& report = manifest_.parts[part];
+  std::vector<char> buffer(kBlockBytes);
+  const uint64_t first = static_cast<uint64_t>(place(state.atom).element) * sizeof(float);
+  const uint64_t bytes = static_cast<uint64_t>(Count(state)) * sizeof(float);
+  for (const uint64_t offset : report.offsets) {
+    const uint64_t last_block = (offset + first + bytes - 1) / kBlockBytes;
+    for (uint64_t block = (offset + first) / kBlockBytes; block <= last_block; ++block) {
+      const uint64_t begin = block * kBlockBytes;
+      iovec piece{buffer.data(), std::min(kBlockBytes, report.bytes - begin)};
+      const size_t length = piece.iov_len;
+      RETURN_IF_ERROR(files_[part].ReadAt(begin, {&piece, 1}));
+      if (DigestOf(buffer.data(), length) != report.blocks[block])
+        return DataLoss("{}: {} differs from its digest; {} is lost: use an older checkpoint",
+                        files_[part].path(), BlockName(block, report.bytes),
+                        AtomName(table_, state.atom));
+    }
+  }
+  return DataLoss(
+      "{}: {} differs from its digest although its blocks do not: the writer's memory or its "
+      "manifest is wrong; use an older checkpoint",
+      files_[part].path(), AtomName(table_, state.atom));
+}
+
+absl::Status ReadAtoms(const std::string& directory, const Manifest& manifest,
+                       const AtomTable& table, std::span<AtomState> wanted) {
+  ASSIGN_OR_RETURN(const auto reader, AtomReader::Open(directory, manifest, table));
+  return reader->Read(wanted);
+}
+
+void AtomBuffer::Reset(const AtomTable& table, int64_t first, int64_t last) {
+  end_ = first;
+  int64_t elements = 0;
+  while (end_ < last && (end_ == first || elements * kAtomBytesPerElement < kBufferBytes))
+    elements += table.atoms()[static_cast<size_t>(end_++)].count;
+  const size_t floats = static_cast<size_t>(elements) * static_cast<size_t>(kStatePartCount);
+  if (floats > capacity_) {
+    // Not zeroed: every element is about to be read.
+    memory_ = std::make_unique_for_overwrite<float[]>(floats);
+    capacity_ = floats;
+  }
+  states_.clear();
+  float* at = memory_.get();
+  for (int64_t atom = first; atom < end_; ++atom) {
+    AtomState state{.atom = atom};
+    for (float*& part : state.parts) {
+      part = at;
+      at += table.atoms()[static_cast<size_t>(atom)].count;
+    }
+    states_.push_back(state);
+  }
+}
+
+absl::Status ForEachAtom(AtomReader& reader, const AtomTable& table, IndexRange atoms,
+                         const std::function<void(const AtomState&, int64_t count)>& visit) {
+  AtomBuffer buffer;
+  for (int64_t first = atoms.first; first < atoms.last;) {
+    buffer.Reset(table, first, atoms.last);
+    RETURN_IF_ERROR(reader.Read(buffer.states()));
+    for (const AtomState& state : buffer.states())
+      visit(state, table.atoms()[static_cast<size_t>(state.atom)].count);
+    first = buffer.end();
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace perdure

@@ -1,0 +1,84 @@
+// Atoms out of one checkpoint: where each stands, files kept open, every atom checked against its
+// digest. Private to ckpt/ and its tests; others call ReadAtoms.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "ckpt/checkpoint.h"
+#include "ckpt/file_io.h"
+
+namespace perdure {
+
+// Where an atom stands.
+struct AtomPlace {
+  int32_t part = 0;      // Index in manifest.parts.
+  int64_t position = 0;  // Among the part's atoms.
+  int64_t element = 0;   // Within each of the part's datasets.
+};
+
+// One per atom of the table. REQUIRES: ValidateManifest(manifest).
+std::vector<AtomPlace> LocateAtoms(const Manifest& manifest, const AtomTable& table);
+
+// Opens a part and compares its length with the manifest's: DataLoss.
+absl::StatusOr<File> OpenPart(const std::string& directory, const PartReport& part);
+
+// "block 3 (bytes 3145728 to 4194303)".
+std::string BlockName(uint64_t block, uint64_t file_bytes);
+// "atom 17 (tensor model.norm.weight, slice 0, elements 0 to 63)".
+std::string AtomName(const AtomTable& table, int64_t atom);
+
+class AtomReader {
+ public:
+  // InvalidArgument: `table` is not the manifest's. The manifest and the table outlive the reader.
+  static absl::StatusOr<std::unique_ptr<AtomReader>> Open(std::string directory,
+                                                          const Manifest& manifest,
+                                                          const AtomTable& table);
+
+  // As ReadAtoms. Not for two threads at once.
+  absl::Status Read(std::span<const AtomState> wanted);
+  const AtomPlace& place(int64_t atom) const { return places_[static_cast<size_t>(atom)]; }
+
+ private:
+  AtomReader(std::string directory, const Manifest& manifest, const AtomTable& table);
+
+  int64_t Count(const AtomState& state) const;
+  absl::Status ReadFromPart(size_t part, std::span<const AtomState> states);
+  absl::Status ReadGroup(size_t part, std::span<const AtomState> states);
+  absl::Status ExplainMismatch(size_t part, const AtomState& state);
+
+  std::string directory_;
+  const Manifest& manifest_;
+  const AtomTable& table_;
+  std::vector<AtomPlace> places_;
+  std::vector<File> files_;  // By part; opened when first needed.
+};
+
+// Reads all atoms of [atoms.first, atoms.last) in order, a bounded number at a time, and hands each
+// to `visit`.
+absl::Status ForEachAtom(AtomReader& reader, const AtomTable& table, IndexRange atoms,
+                         const std::function<void(const AtomState&, int64_t count)>& visit);
+
+// Memory for the states of consecutive atoms, used again and again.
+class AtomBuffer {
+ public:
+  // Takes as many atoms from `first` on, before `last`, as a bounded buffer holds; at least one.
+  // Ends what was there.
+  void Reset(const AtomTable& table, int64_t first, int64_t last);
+  std::span<AtomState> states() { return states_; }
+  int64_t end() const { return end_; }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+  size_t capacity_ = 0;
+  std::vector<AtomState> states_;
+  int64_t end_ = 0;
+};
+
+}  // namespace perdure

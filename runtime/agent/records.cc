@@ -1,0 +1,195 @@
+#include "runtime/agent/records.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <set>
+
+#include "ckpt/json_object.h"
+#include "runtime/base/check.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+// Bodies hold text of ours and of the system's (a reason, a layout): what is not UTF-8 is replaced,
+// never thrown over.
+std::string Dump(const OrderedJson& json) {
+  return json.dump(-1, ' ', /*ensure_ascii=*/false, OrderedJson::error_handler_t::replace);
+}
+
+void CheckpointField(JsonObject& object, const char* key, std::string* name) {
+  object.String(key, name);
+  if (!IsCheckpointName(*name))
+    object.Fail(key, "is not the name of a checkpoint (s000000120.g3.9f3c21aa)");
+}
+
+size_t CountDigits(std::string_view text, bool hex) {
+  size_t count = 0;
+  while (count < text.size() && ((text[count] >= '0' && text[count] <= '9') ||
+                                 (hex && text[count] >= 'a' && text[count] <= 'f')))
+    ++count;
+  return count;
+}
+
+}  // namespace
+
+std::string SerializeStart(const StartRecord& record) {
+  return Dump({{"ranks", record.ranks},
+               {"nodes", record.nodes},
+               {"layout", record.layout},
+               {"base_step", record.base_step}});
+}
+
+absl::StatusOr<StartRecord> ParseStart(std::string_view body) {
+  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(body, "body"));
+  JsonObject object(json, "");
+  StartRecord record;
+  object.Int("ranks", &record.ranks, 0);
+  object.Int("nodes", &record.nodes, 0);
+  object.String("layout", &record.layout);
+  object.Int("base_step", &record.base_step, -1);
+  RETURN_IF_ERROR(object.Done());
+  return record;
+}
+
+std::string SerializeCommit(const CommitRecord& record) {
+  return Dump({{"checkpoint", record.checkpoint},
+               {"step", record.step},
+               {"samples", record.samples},
+               {"manifest", record.manifest.Hex()},
+               {"certificate", record.certificate.Hex()},
+               {"bytes", record.bytes},
+               {"files", record.files}});
+}
+
+absl::StatusOr<CommitRecord> ParseCommit(std::string_view body) {
+  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(body, "body"));
+  JsonObject object(json, "");
+  CommitRecord record;
+  CheckpointField(object, "checkpoint", &record.checkpoint);
+  object.Int("step", &record.step);
+  object.Int("samples", &record.samples);
+  object.Hex("manifest", &record.manifest);
+  object.Hex("certificate", &record.certificate);
+  object.Unsigned("bytes", &record.bytes);
+  object.Int("files", &record.files);
+  RETURN_IF_ERROR(object.Done());
+  return record;
+}
+
+std::string SerializeAttempt(const AttemptRecord& record) { return Dump({{"name", record.name}}); }
+
+absl::StatusOr<AttemptRecord> ParseAttempt(std::string_view body) {
+  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(body, "body"));
+  JsonObject object(json, "");
+  AttemptRecord record;
+  CheckpointField(object, "name", &record.name);
+  RETURN_IF_ERROR(object.Done());
+  return record;
+}
+
+std::string SerializeVerified(const VerifiedRecord& record) {
+  return Dump({{"name", record.name}, {"kind", record.kind}});
+}
+
+absl::StatusOr<VerifiedRecord> ParseVerified(std::string_view body) {
+  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(body, "body"));
+  JsonObject object(json, "");
+  VerifiedRecord record;
+  CheckpointField(object, "name", &record.name);
+  object.String("kind", &record.kind);
+  if (record.kind != "read" && record.kind != "ran")
+    object.Fail("kind", fmt::format("is '{}'; read or ran expected", record.kind));
+  RETURN_IF_ERROR(object.Done());
+  return record;
+}
+
+std::string SerializeRetire(const RetireRecord& record) { return Dump({{"names", record.names}}); }
+
+absl::StatusOr<RetireRecord> ParseRetire(std::string_view body) {
+  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(body, "body"));
+  JsonObject object(json, "");
+  RetireRecord record;
+  object.Strings("names", &record.names);
+  for (const std::string& name : record.names)
+    if (!IsCheckpointName(name)) object.Fail("names", fmt::format("has '{}'", name));
+  RETURN_IF_ERROR(object.Done());
+  return record;
+}
+
+std::string SerializeEnd(const EndRecord& record) {
+  return Dump({{"reason", record.reason}, {"exit_code", record.exit_code}, {"step", record.step}});
+}
+
+absl::StatusOr<EndRecord> ParseEnd(std::string_view body) {
+  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(body, "body"));
+  JsonObject object(json, "");
+  EndRecord record;
+  object.String("reason", &record.reason);
+  object.Int("exit_code", &record.exit_code, 0, 255);
+  object.Int("step", &record.step, -1);
+  RETURN_IF_ERROR(object.Done());
+  return record;
+}
+
+absl::Status CheckBody(RecordType type, std::string_view body) {
+  switch (type) {
+    case RecordType::kStart:
+      return ParseStart(body).status();
+    case RecordType::kCommit:
+      return ParseCommit(body).status();
+    case RecordType::kAttempt:
+      return ParseAttempt(body).status();
+    case RecordType::kVerified:
+      return ParseVerified(body).status();
+    case RecordType::kRetire:
+      return ParseRetire(body).status();
+    case RecordType::kEnd:
+      return ParseEnd(body).status();
+  }
+  return DataLoss("type {} is unknown", static_cast<uint32_t>(type));
+}
+
+bool IsCheckpointName(std::string_view name) {
+  if (!name.starts_with('s')) return false;
+  name.remove_prefix(1);
+  const size_t step = CountDigits(name, false);
+  if (step < 9 || step > 19 || !name.substr(step).starts_with(".g")) return false;
+  name.remove_prefix(step + 2);
+  const size_t generation = CountDigits(name, false);
+  if (generation < 1 || generation > 20 || !name.substr(generation).starts_with('.')) return false;
+  name.remove_prefix(generation + 1);
+  return name.size() == 8 && CountDigits(name, true) == 8;
+}
+
+std::vector<CheckpointEntry> ListCheckpoints(const RunLog& log, const std::string& run_directory) {
+  std::set<std::string> verified, retired;
+  for (const Record& record : log.records()) {
+    if (record.type == RecordType::kVerified) {
+      const absl::StatusOr<VerifiedRecord> body = ParseVerified(record.body);
+      PERDURE_CHECK(body.ok());  // RunLog holds records with good bodies only.
+      if (body->kind == "read") verified.insert(body->name);
+    }
+    if (record.type == RecordType::kRetire) {
+      const absl::StatusOr<RetireRecord> body = ParseRetire(record.body);
+      PERDURE_CHECK(body.ok());
+      retired.insert(body->names.begin(), body->names.end());
+    }
+  }
+  std::vector<CheckpointEntry> entries;
+  for (const Record& record : log.records()) {
+    if (record.type != RecordType::kCommit) continue;
+    absl::StatusOr<CommitRecord> body = ParseCommit(record.body);
+    PERDURE_CHECK(body.ok());
+    CheckpointEntry entry{.commit = *std::move(body), .generation = record.generation};
+    entry.verified = verified.contains(entry.commit.checkpoint);
+    entry.retired = retired.contains(entry.commit.checkpoint);
+    entry.path = (std::filesystem::path(run_directory) / "ckpt" / entry.commit.checkpoint).string();
+    entries.push_back(std::move(entry));
+  }
+  std::reverse(entries.begin(), entries.end());
+  return entries;
+}
+
+}  // namespace perdure

@@ -1,0 +1,102 @@
+// What the records of the run log say: their bodies as structs, JSON on disk (docs/formats.md, "Run
+// log").
+//
+// Parsing is strict: missing, unknown, mistyped and out-of-range fields are DataLoss that names the
+// field. RunLog parses every body it reads or appends, so that whoever holds a RunLog may rely on
+// them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "runtime/agent/run_log.h"
+#include "runtime/base/digest.h"
+
+namespace perdure {
+
+// A generation begins.
+struct StartRecord {
+  int64_t ranks = 0;
+  int64_t nodes = 0;
+  std::string layout;      // In words.
+  int64_t base_step = -1;  // Step of the checkpoint it resumes; -1: none.
+  friend bool operator==(const StartRecord&, const StartRecord&) = default;
+};
+
+// A checkpoint exists.
+struct CommitRecord {
+  std::string checkpoint;  // Name of its directory in RUN/ckpt.
+  int64_t step = 0;
+  int64_t samples = 0;
+  Digest manifest;  // Of manifest.json.
+  Digest certificate;
+  uint64_t bytes = 0;
+  int64_t files = 0;
+  friend bool operator==(const CommitRecord&, const CommitRecord&) = default;
+};
+
+// Somebody begins to load a checkpoint.
+struct AttemptRecord {
+  std::string name;
+  friend bool operator==(const AttemptRecord&, const AttemptRecord&) = default;
+};
+
+// A checkpoint proved good.
+struct VerifiedRecord {
+  std::string name;
+  std::string
+      kind;  // "read": every digest was read and compared; "ran": good steps followed its load.
+  friend bool operator==(const VerifiedRecord&, const VerifiedRecord&) = default;
+};
+
+// Names that may be deleted from now on.
+struct RetireRecord {
+  std::vector<std::string> names;
+  friend bool operator==(const RetireRecord&, const RetireRecord&) = default;
+};
+
+// A job (or the run) is over.
+struct EndRecord {
+  std::string reason;
+  int64_t exit_code = 0;
+  int64_t step = 0;
+  friend bool operator==(const EndRecord&, const EndRecord&) = default;
+};
+
+std::string SerializeStart(const StartRecord& record);
+std::string SerializeCommit(const CommitRecord& record);
+std::string SerializeAttempt(const AttemptRecord& record);
+std::string SerializeVerified(const VerifiedRecord& record);
+std::string SerializeRetire(const RetireRecord& record);
+std::string SerializeEnd(const EndRecord& record);
+
+absl::StatusOr<StartRecord> ParseStart(std::string_view body);
+absl::StatusOr<CommitRecord> ParseCommit(std::string_view body);
+absl::StatusOr<AttemptRecord> ParseAttempt(std::string_view body);
+absl::StatusOr<VerifiedRecord> ParseVerified(std::string_view body);
+absl::StatusOr<RetireRecord> ParseRetire(std::string_view body);
+absl::StatusOr<EndRecord> ParseEnd(std::string_view body);
+
+// Whether `body` is a body of `type`.
+absl::Status CheckBody(RecordType type, std::string_view body);
+
+// "s000000120.g3.9f3c21aa" and nothing else: such a name never leaves RUN/ckpt.
+bool IsCheckpointName(std::string_view name);
+
+// A COMMIT and what later records say about it.
+struct CheckpointEntry {
+  CommitRecord commit;
+  uint64_t generation = 0;
+  bool verified = false;  // A VERIFIED of kind "read".
+  bool retired = false;   // Named by a RETIRE.
+  std::string path;       // RUN/ckpt/<name>.
+};
+
+// Newest first.
+std::vector<CheckpointEntry> ListCheckpoints(const RunLog& log, const std::string& run_directory);
+
+}  // namespace perdure

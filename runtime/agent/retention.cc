@@ -1,0 +1,112 @@
+#include "runtime/agent/retention.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+constexpr int64_t kNewestKept = 2;
+constexpr int64_t kVerifiedKept = 2;
+constexpr const char* kManifest = "manifest.json";
+
+class Folder {
+ public:
+  explicit Folder(const std::string& path) : path_(path) {
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (descriptor >= 0 && (stream_ = ::fdopendir(descriptor)) == nullptr) ::close(descriptor);
+  }
+  ~Folder() {
+    if (stream_ != nullptr) ::closedir(stream_);
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  bool ok() const { return stream_ != nullptr; }
+  int descriptor() const { return ::dirfd(stream_); }
+
+  // FailedPrecondition: something that no checkpoint holds.
+  absl::StatusOr<std::vector<std::string>> FileNames() {
+    std::vector<std::string> names;
+    errno = 0;
+    while (const dirent* entry = ::readdir(stream_)) {
+      const std::string name = entry->d_name;
+      if (name == "." || name == "..") continue;
+      struct stat info {};
+      if (::fstatat(descriptor(), name.c_str(), &info, AT_SYMLINK_NOFOLLOW) != 0)
+        return ErrnoStatus(errno, "stat " + path_ + "/" + name);
+      if (!S_ISREG(info.st_mode) || (name != kManifest && !name.ends_with(".h5")))
+        return FailedPrecondition("{}/{} is not of a checkpoint: move it away first", path_, name);
+      names.push_back(name);
+      errno = 0;
+    }
+    if (errno != 0) return ErrnoStatus(errno, "list " + path_);
+    return names;
+  }
+
+ private:
+  std::string path_;
+  DIR* stream_ = nullptr;
+};
+
+absl::Status CheckRetired(const std::string& run_directory, const std::string& name) {
+  ASSIGN_OR_RETURN(const RunLog log, RunLog::Open(run_directory));
+  for (const Record& record : log.records()) {
+    if (record.type != RecordType::kRetire) continue;
+    ASSIGN_OR_RETURN(const RetireRecord retire, ParseRetire(record.body));
+    if (std::find(retire.names.begin(), retire.names.end(), name) != retire.names.end())
+      return absl::OkStatus();
+  }
+  return FailedPrecondition("{}: no RETIRE record names {}: it stays", run_directory, name);
+}
+
+}  // namespace
+
+std::vector<std::string> ChooseRetired(std::span<const CheckpointEntry> entries, int64_t keep_last,
+                                       int64_t keep_every_steps,
+                                       std::span<const int64_t> phase_end_steps) {
+  std::vector<std::string> retired;
+  int64_t seen = 0, verified_kept = 0;
+  for (const CheckpointEntry& entry : entries) {
+    if (entry.retired) continue;
+    const int64_t step = entry.commit.step;
+    const bool keep =
+        seen++ < std::max(keep_last, kNewestKept) || verified_kept < kVerifiedKept ||
+        (keep_every_steps > 0 && step % keep_every_steps == 0) ||
+        std::find(phase_end_steps.begin(), phase_end_steps.end(), step) != phase_end_steps.end();
+    if (!keep)
+      retired.push_back(entry.commit.checkpoint);
+    else if (entry.verified)
+      ++verified_kept;
+  }
+  return retired;
+}
+
+absl::Status DeleteCheckpoint(const std::string& run_directory, const std::string& name) {
+  if (!IsCheckpointName(name))
+    return InvalidArgument("'{}' is not the name of a checkpoint (s000000120.g3.9f3c21aa)", name);
+  const std::string parent = (std::filesystem::path(run_directory) / "ckpt").string();
+  const std::string path = parent + "/" + name;
+  Folder folder(path);
+  if (!folder.ok()) return errno == ENOENT ? absl::OkStatus() : ErrnoStatus(errno, "open " + path);
+  RETURN_IF_ERROR(CheckRetired(run_directory, name));
+  ASSIGN_OR_RETURN(std::vector<std::string> names, folder.FileNames());
+  // The manifest first: what is half deleted must not look like a checkpoint.
+  std::stable_partition(names.begin(), names.end(),
+                        [](const std::string& file) { return file == kManifest; });
+  for (const std::string& file : names)
+    if (::unlinkat(folder.descriptor(), file.c_str(), 0) != 0 && errno != ENOENT)
+      return ErrnoStatus(errno, "delete " + path + "/" + file);
+  if (::rmdir(path.c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, "rmdir " + path);
+  return SyncDirectory(parent);
+}
+
+}  // namespace perdure

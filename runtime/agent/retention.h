@@ -1,0 +1,27 @@
+// Which checkpoints a run keeps, and the only code that deletes one.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "runtime/agent/records.h"
+
+namespace perdure {
+
+// Names to put into the next RETIRE. Of the `entries` (newest first, as ListCheckpoints gives them;
+// retired ones are gone) it keeps: the newest keep_last, never fewer than two; each that has fewer
+// than two verified ones newer than itself among those kept; steps divisible by keep_every_steps
+// (0: no such rule); the steps in phase_end_steps.
+std::vector<std::string> ChooseRetired(std::span<const CheckpointEntry> entries, int64_t keep_last,
+                                       int64_t keep_every_steps,
+                                       std::span<const int64_t> phase_end_steps);
+
+// Deletes RUN/ckpt/<name>, which a RETIRE record must name: FailedPrecondition otherwise, and when
+// the directory holds something that is not of a checkpoint. OK when it is gone already, also half
+// of it.
+absl::Status DeleteCheckpoint(const std::string& run_directory, const std::string& name);
+
+}  // namespace perdure

@@ -1,0 +1,30 @@
+// The secret of a run: RUN/control/run.key, 32 random bytes that only our uid can read. Private to
+// runtime/agent.
+//
+// Made once, with the run; whoever reads it may write the run log. The run's public name is derived
+// from it, so that both come into being together and neither can be swapped alone.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace perdure {
+
+inline constexpr size_t kRunKeyBytes = 32;
+
+// Reads RUN/control/run.key; makes it (and the directory, mode 0700) when absent and `may_create`.
+// FailedPrecondition: the key or its directory is not ours alone. DataLoss: absent and it may not
+// be made, or of a wrong length.
+absl::StatusOr<std::string> OpenRunKey(const std::string& run_directory, bool may_create);
+
+// 32 hex digits: keyed BLAKE2b-128 of "perdure run id".
+std::string RunIdFromKey(const std::string& key);
+
+// Cryptographically random.
+std::array<uint8_t, 16> RandomNonce();
+
+}  // namespace perdure

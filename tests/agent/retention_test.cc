@@ -1,0 +1,129 @@
+#include "runtime/agent/retention.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+
+#include "runtime/base/status.h"
+#include "tests/ckpt/test_state.h"
+
+namespace perdure {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+// Newest first, named by step.
+std::vector<CheckpointEntry> Entries(const std::vector<std::pair<int64_t, bool>>& steps) {
+  std::vector<CheckpointEntry> entries;
+  for (const auto& [step, verified] : steps) {
+    CheckpointEntry entry;
+    entry.commit.checkpoint = fmt::format("{}", step);
+    entry.commit.step = step;
+    entry.verified = verified;
+    entries.push_back(entry);
+  }
+  return entries;
+}
+
+TEST(ChooseRetired, KeepsTheNewest) {
+  const auto entries = Entries({{50, true}, {40, true}, {30, true}, {20, true}, {10, true}});
+  EXPECT_THAT(ChooseRetired(entries, 3, 0, {}), ElementsAre("20", "10"));
+  EXPECT_THAT(ChooseRetired(entries, 5, 0, {}), IsEmpty());
+  EXPECT_THAT(ChooseRetired(entries, 100, 0, {}), IsEmpty());
+  EXPECT_THAT(ChooseRetired({}, 1, 0, {}), IsEmpty());
+}
+
+TEST(ChooseRetired, NeverDropsToFewerThanTwo) {
+  const auto entries = Entries({{50, true}, {40, true}, {30, true}});
+  for (const int64_t keep : {-5, 0, 1, 2})
+    EXPECT_THAT(ChooseRetired(entries, keep, 0, {}), ElementsAre("30")) << keep;
+}
+
+TEST(ChooseRetired, KeepsWhatHasNotTwoNewerVerified) {
+  EXPECT_THAT(
+      ChooseRetired(Entries({{50, false}, {40, false}, {30, false}, {20, false}}), 2, 0, {}),
+      IsEmpty());
+  EXPECT_THAT(ChooseRetired(Entries({{50, false}, {40, true}, {30, true}, {20, true}, {10, true}}),
+                            2, 0, {}),
+              ElementsAre("20", "10"));
+  // 30 is kept for being the second verified one.
+  EXPECT_THAT(ChooseRetired(Entries({{50, true}, {40, false}, {30, true}, {20, false}}), 2, 0, {}),
+              ElementsAre("20"));
+}
+
+TEST(ChooseRetired, KeepsMultiplesAndPhaseEnds) {
+  const auto entries =
+      Entries({{60, true}, {50, true}, {45, true}, {40, true}, {30, true}, {20, true}, {10, true}});
+  EXPECT_THAT(ChooseRetired(entries, 2, 20, {}), ElementsAre("45", "30", "10"));
+  const std::vector<int64_t> ends = {45, 10};
+  EXPECT_THAT(ChooseRetired(entries, 2, 20, ends), ElementsAre("30"));
+}
+
+TEST(ChooseRetired, RetiredOnesCountForNothing) {
+  auto entries = Entries({{50, true}, {40, true}, {30, true}, {20, true}});
+  entries[0].retired = entries[1].retired = true;
+  EXPECT_THAT(ChooseRetired(entries, 2, 0, {}), IsEmpty());
+}
+
+class DeleteTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    auto log = RunLog::Open(run_.path());
+    ASSERT_OK(log.status());
+    ASSERT_OK(log->Append(RecordType::kStart, 1, SerializeStart({1, 1, "x", -1})));
+    ASSERT_OK(log->Append(RecordType::kRetire, 1, SerializeRetire({{old_}})));
+    run_.Make("ckpt");
+    TestState state(table_, 1);
+    for (const std::string& name : {old_, young_})
+      WriteCheckpoint(run_.Make("ckpt/" + name), table_, state, 2);
+  }
+  std::string path(const std::string& name) const { return run_.path() + "/ckpt/" + name; }
+
+  const AtomTable table_{OddTensors(), 16};
+  const std::string old_ = CheckpointName(10, 1, 1), young_ = CheckpointName(20, 1, 2);
+  TestDirectory run_;
+};
+
+TEST_F(DeleteTest, DeletesWhatIsRetiredAndOnlyThat) {
+  EXPECT_OK(DeleteCheckpoint(run_.path(), old_));
+  EXPECT_FALSE(fs::exists(path(old_)));
+  EXPECT_OK(DeleteCheckpoint(run_.path(), old_));  // Gone is gone.
+  const absl::Status status = DeleteCheckpoint(run_.path(), young_);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(Message(status), HasSubstr("no RETIRE record names"));
+  EXPECT_TRUE(fs::exists(path(young_) + "/part-00001.h5"));
+}
+
+TEST_F(DeleteTest, FinishesWhatWasHalfDone) {
+  fs::remove(path(old_) + "/manifest.json");
+  fs::remove(path(old_) + "/part-00000.h5");
+  EXPECT_OK(DeleteCheckpoint(run_.path(), old_));
+  EXPECT_FALSE(fs::exists(path(old_)));
+}
+
+TEST_F(DeleteTest, LeavesAloneWhatItDoesNotKnow) {
+  Spill(path(old_) + "/notes.txt", "mine");
+  EXPECT_EQ(DeleteCheckpoint(run_.path(), old_).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(fs::exists(path(old_) + "/manifest.json"));
+  fs::remove(path(old_) + "/notes.txt");
+  fs::create_directory(path(old_) + "/x.h5");
+  EXPECT_EQ(DeleteCheckpoint(run_.path(), old_).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(DeleteTest, FollowsNoLinksAndNoPaths) {
+  for (const std::string& bad :
+       {std::string(".."), "../ckpt/" + old_, std::string("*"), old_ + "/"})
+    EXPECT_EQ(DeleteCheckpoint(run_.path(), bad).code(), absl::StatusCode::kInvalidArgument) << bad;
+  fs::rename(path(old_), run_.path() + "/elsewhere");
+  ASSERT_EQ(::symlink("../elsewhere", path(old_).c_str()), 0);
+  EXPECT_FALSE(DeleteCheckpoint(run_.path(), old_).ok());
+  EXPECT_TRUE(fs::exists(run_.path() + "/elsewhere/manifest.json"));
+}
+
+}  // namespace
+}  // namespace perdure
