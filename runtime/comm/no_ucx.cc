@@ -1,0 +1,13 @@
+// Stands in for transport_ucx.cc where UCX was not found.
+#include "runtime/base/status.h"
+#include "runtime/comm/fabric.h"
+
+namespace perdure {
+
+absl::StatusOr<std::unique_ptr<Fabric>> NewUcxFabric(const TransportOptions&) {
+  return Unimplemented(
+      "this build has no UCX; install libucx-dev and configure with -DPERDURE_UCX=ON, or choose "
+      "the transport 'libfabric' or 'local'");
+}
+
+}  // namespace perdure
