@@ -21,9 +21,9 @@
 #include "launch/run_directory.h"
 #include "model/parameters.h"
 #include "monitoring/journal.h"
+#include "runtime/agent/retention.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
-#include "runtime/agent/retention.h"
 #include "runtime/data/sample_order.h"
 #include "runtime/train/plan.h"
 
@@ -89,7 +89,8 @@ class LocalJob {
   absl::Status OnStep(const Json& frame);
   absl::Status OnPart(LocalRank& rank, const Json& frame);
   absl::Status Commit(int64_t step, std::vector<PartReport> parts);
-  absl::Status Retire();
+  absl::Status VerifyThenRetire(const std::string& name, const std::string& directory,
+                                const Manifest& manifest);
   absl::Status SendToAll(const Json& frame);
   void RequestCheckpoint();
   void RequestStop();
@@ -131,12 +132,19 @@ absl::Status LocalJob::Begin() {
   nonce_ = std::random_device()();
   step_ = run_.start.step;
   const LayoutConfig& layout = config_.layout;
-  RETURN_IF_ERROR(run_.log.Append(
-      RecordType::kStart, generation_,
-      SerializeStart(StartRecord{.ranks = layout.ranks(),
-                            .nodes = options_.nodes,
-                            .layout = LayoutWords(layout),
-                            .base_step = run_.start.manifest.has_value() ? run_.start.step : -1})));
+  RETURN_IF_ERROR(
+      run_.log.Append(RecordType::kStart, generation_,
+                      SerializeStart(StartRecord{
+                          .ranks = layout.ranks(),
+                          .nodes = options_.nodes,
+                          .layout = LayoutWords(layout),
+                          .base_step = run_.start.manifest.has_value() ? run_.start.step : -1})));
+  if (run_.start.manifest
+          .has_value())  // Every byte of it was read and compared before this job began.
+    RETURN_IF_ERROR(run_.log.Append(
+        RecordType::kVerified, generation_,
+        SerializeVerified(
+            {.name = std::filesystem::path(run_.start.checkpoint).filename(), .kind = "read"})));
   ASSIGN_OR_RETURN(record_, JobRecord::Open(options_.run_directory, config_, generation_,
                                             run_.start.step, options_.nodes, options_.quiet));
   const std::string logs = fmt::format("{}/jobs/g{:05}", options_.run_directory, generation_);
@@ -337,10 +345,21 @@ absl::Status LocalJob::Commit(int64_t step, std::vector<PartReport> parts) {
                                 {"checkpoint", name},
                                 {"certificate", certificate_},
                                 {"bytes", commit.bytes}});
-  return Retire();
+  return VerifyThenRetire(name, directory, manifest);
 }
 
-absl::Status LocalJob::Retire() {
+// Reads back what was just written, while the ranks train on. Only verified checkpoints let older
+// ones go.
+absl::Status LocalJob::VerifyThenRetire(const std::string& name, const std::string& directory,
+                                        const Manifest& manifest) {
+  const absl::Status verified = VerifyCheckpoint(directory, manifest);
+  if (!verified.ok()) {
+    record_->Say("warning: " + Message(verified) + "; older checkpoints are kept");
+    record_->Event("unverified", {{"checkpoint", name}, {"why", Message(verified)}});
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(run_.log.Append(RecordType::kVerified, generation_,
+                                  SerializeVerified({.name = name, .kind = "read"})));
   std::vector<int64_t> phase_ends;
   for (const PhasePlan& phase : schedule_.phases())
     phase_ends.push_back(phase.first_step + phase.steps);
@@ -348,13 +367,13 @@ absl::Status LocalJob::Retire() {
       ChooseRetired(ListCheckpoints(run_.log, options_.run_directory), config_.checkpoint.keep_last,
                     config_.checkpoint.keep_every_steps, phase_ends);
   if (names.empty()) return absl::OkStatus();
-  RETURN_IF_ERROR(
-      run_.log.Append(RecordType::kRetire, generation_, SerializeRetire(RetireRecord{.names = names})));
-  for (const std::string& name : names) {
+  RETURN_IF_ERROR(run_.log.Append(RecordType::kRetire, generation_,
+                                  SerializeRetire(RetireRecord{.names = names})));
+  for (const std::string& old : names) {
     // What cannot be deleted costs space, not the run.
-    const absl::Status status = DeleteCheckpoint(options_.run_directory, name);
+    const absl::Status status = DeleteCheckpoint(options_.run_directory, old);
     record_->Event("retire",
-                   {{"checkpoint", name}, {"deleted", status.ok()}, {"why", Message(status)}});
+                   {{"checkpoint", old}, {"deleted", status.ok()}, {"why", Message(status)}});
     if (!status.ok()) record_->Say("warning: " + Message(status));
   }
   return absl::OkStatus();
@@ -540,14 +559,19 @@ int RunLocalJob(const LocalJobOptions& options) {
   if (const absl::Status data = CheckData(config, options.data_directory); !data.ok())
     return refuse(data);
   absl::StatusOr<OpenedRun> run = OpenRun(options.run_directory, config);
-  if (!run.ok()) return refuse(run.status());
+  if (!run.ok()) {
+    refuse(run.status());
+    return absl::IsDataLoss(run.status()) ? kExitNoRestart
+                                          : kExitUsage;  // A damaged run is a person's to look at.
+  }
   const StepSchedule schedule(run->config);
   if (run->start.step >= schedule.steps()) {
     std::fprintf(stderr, "perdure run: run %s is complete at step %ld\n", config.name.c_str(),
                  run->start.step);
     return kExitComplete;
   }
-  if (options.until_step >= 0 && run->start.manifest.has_value() && run->start.step >= options.until_step) {
+  if (options.until_step >= 0 && run->start.manifest.has_value() &&
+      run->start.step >= options.until_step) {
     std::fprintf(
         stderr,
         "perdure run: run %s is at step %ld already; --until-step %ld asks for nothing more\n",

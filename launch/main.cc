@@ -18,16 +18,17 @@ namespace {
 
 constexpr int kControlFd = 3;  // Where launch/local_ranks puts a rank's socket.
 
-// UCX and PSM take over crash signals when they are loaded: they print traces, freeze, write files
-// where one stands. A crash is our supervisor's to report.
-void RestoreCrashSignals() {
-  for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) ::signal(signal, SIG_DFL);
+// UCX and PSM take over signals when they are loaded: they print traces, freeze, write files where
+// one stands. A crash is our supervisor's to report, and a stop is ours to answer.
+void RestoreSignals() {
+  for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGINT, SIGTERM})
+    ::signal(signal, SIG_DFL);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  RestoreCrashSignals();
+  RestoreSignals();
   // A rank is started by `perdure run` alone; it is no command for people.
   if (argc == 2 && std::strcmp(argv[1], "rank") == 0)
     return perdure::RunRank(perdure::FrameSocket(kControlFd), nullptr, [](const std::string& toml) {

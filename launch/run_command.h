@@ -1,3 +1,4 @@
+// `perdure run`, `perdure status`, `perdure stop`.
 #pragma once
 
 namespace CLI {

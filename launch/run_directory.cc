@@ -24,8 +24,8 @@ absl::Status CheckNotRunning(const std::string& run_directory) {
   if (!status.is_object()) return absl::OkStatus();
   const std::string state = status.value("state", "");
   const int pid = status.value("supervisor_pid", 0);
-  if ((state == "starting" || state == "running" || state == "stopping") &&
-      pid != ::getpid() && ProcessLives(pid, status.value("supervisor_start", uint64_t{0})))
+  if ((state == "starting" || state == "running" || state == "stopping") && pid != ::getpid() &&
+      ProcessLives(pid, status.value("supervisor_start", uint64_t{0})))
     return FailedPrecondition(
         "run directory {} has a live job (process {}, state {}); stop it with: perdure stop {}",
         run_directory, pid, state, run_directory);
@@ -47,15 +47,20 @@ absl::Status ResolveIsa(RunConfig& config, const RunConfig* frozen) {
   return absl::OkStatus();
 }
 
+// The newest checkpoint that verifies. A file system that does not answer is no reason to take an
+// older one.
 absl::Status FindStart(const std::string& run_directory, OpenedRun& run) {
+  int bad = 0;
   for (const CheckpointEntry& entry : ListCheckpoints(run.log, run_directory)) {
     if (entry.retired) continue;
     absl::StatusOr<Manifest> manifest = ReadManifest(entry.path, &entry.commit.manifest);
     absl::Status status = manifest.status();
     if (status.ok()) status = VerifyCheckpoint(entry.path, *manifest);
     if (!status.ok()) {
+      if (absl::IsUnavailable(status)) return status;
       std::fprintf(stderr, "perdure: checkpoint %s does not verify (%s); trying the one before\n",
                    entry.path.c_str(), Message(status).c_str());
+      ++bad;
       continue;
     }
     run.start.step = manifest->step;
@@ -65,6 +70,11 @@ absl::Status FindStart(const std::string& run_directory, OpenedRun& run) {
     run.start.manifest = *std::move(manifest);
     return absl::OkStatus();
   }
+  if (bad > 0)
+    return DataLoss(
+        "none of the {} checkpoints of {} verifies: restore one from a copy, or begin anew in "
+        "another run directory",
+        bad, run_directory);
   return absl::OkStatus();
 }
 

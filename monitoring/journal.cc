@@ -25,9 +25,15 @@ std::string TimeNow() {
 }
 
 absl::StatusOr<std::unique_ptr<Journal>> Journal::Open(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+  const int fd = ::open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
   if (fd < 0) return ErrnoStatus(errno, "open " + path);
-  return std::unique_ptr<Journal>(new Journal(fd, path));
+  std::unique_ptr<Journal> journal(new Journal(fd, path));
+  // A line that a crash has torn is ended, so that the next one is a line of its own.
+  const off_t size = ::lseek(fd, 0, SEEK_END);
+  char last = '\n';
+  if (size > 0 && ::pread(fd, &last, 1, size - 1) != 1) return ErrnoStatus(errno, "read " + path);
+  if (last != '\n') RETURN_IF_ERROR(journal->Write("\n"));
+  return journal;
 }
 
 Journal::~Journal() { ::close(fd_); }
@@ -37,10 +43,13 @@ absl::Status Journal::Append(std::string_view event, const nlohmann::json& field
   line["time"] = TimeNow();
   line["event"] = std::string(event);
   for (const auto& [key, value] : fields.items()) line[key] = value;
-  const std::string text =
-      line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
-  if (::write(fd_, text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-    return ErrnoStatus(errno, "append to " + path_);
+  return Write(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+absl::Status Journal::Write(std::string_view text) {
+  const ssize_t written = ::write(fd_, text.data(), text.size());
+  if (written != static_cast<ssize_t>(text.size()))
+    return ErrnoStatus(written < 0 ? errno : ENOSPC, "append to " + path_);
   return absl::OkStatus();
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs the tests.
 #   tests/run.sh         what CI runs
-#   tests/run.sh --all   and the long suites: sanitizers, the full layout matrix, benchmarks, interoperability oracles
+#   tests/run.sh --all   and the long suites: the full layout matrix, AddressSanitizer with UBSan, ThreadSanitizer
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,8 +19,10 @@ jobs=$(nproc)
 echo "tests: release"
 ctest --test-dir build --output-on-failure --no-tests=error -j "$jobs" -LE "$( ((all)) && echo none || echo long)"
 
-echo "tests: sanitizers"
+((all)) || exit 0
+
 for preset in asan tsan; do
+  echo "tests: $preset"
   launch/build.sh "$preset" sanitizer_tests
   ctest --test-dir "build-$preset" --output-on-failure --no-tests=error -j "$jobs" -L sanitizer
 done

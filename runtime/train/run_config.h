@@ -1,7 +1,9 @@
-// A run's configuration, as plain data. launch/config reads it from run.toml; one table there names every field.
+// A run's configuration, as plain data. launch/config reads it from run.toml; one table there names
+// every field.
 //
-// [run], [model], [data], [[phase]], [optimizer] and [numerics] fix the bits and are frozen when the run begins (phases
-// that have not begun may still change); [layout], [job], [checkpoint], [monitoring] may change at every start.
+// [run], [model], [data], [[phase]], [optimizer] and [numerics] fix the bits and are frozen when
+// the run begins (phases that have not begun may still change); [layout], [job], [checkpoint],
+// [monitoring] may change at every start.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +19,7 @@ namespace perdure {
 struct BatchConfig {
   int64_t initial = 0;
   int64_t increment = 0;
-  int64_t ramp_samples = 0;   // 0: no ramp; every step has `final` samples.
+  int64_t ramp_samples = 0;  // 0: no ramp; every step has `final` samples.
   int64_t final = 0;
 };
 
@@ -25,24 +27,24 @@ struct BatchConfig {
 struct RateConfig {
   double peak = 0;
   double final = 0;
-  int64_t warmup_samples = 0;     // Linear from 0.
+  int64_t warmup_samples = 0;      // Linear from 0.
   std::string decay = "constant";  // "cosine", "linear", "constant".
 };
 
 struct SourceConfig {
-  std::string path;    // Prefix of PATH.bin and PATH.idx, relative to the data directory.
-  double weight = 0;   // Share of the samples; weights are normalised by their sum.
+  std::string path;   // Prefix of PATH.bin and PATH.idx, relative to the data directory.
+  double weight = 0;  // Share of the samples; weights are normalised by their sum.
 };
 
 struct PhaseConfig {
   std::string name;
-  int64_t samples = 0;         // The phase ends when a further whole step would exceed it.
-  int64_t context = 0;         // Tokens per sample.
+  int64_t samples = 0;  // The phase ends when a further whole step would exceed it.
+  int64_t context = 0;  // Tokens per sample.
   double rope_theta = 10000;
   BatchConfig batch;
   RateConfig rate;
   std::vector<SourceConfig> mixture;
-  std::string nodes;           // Overrides [job] nodes for this phase; empty: no.
+  std::string nodes;  // Overrides [job] nodes for this phase; empty: no.
 };
 
 struct OptimizerConfig {
@@ -50,49 +52,54 @@ struct OptimizerConfig {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
-  double weight_decay = 0.1;   // Of matrices; norm weights do not decay.
-  double clip = 1.0;           // Global gradient norm; 0: no clipping.
+  double weight_decay = 0.1;  // Of matrices; norm weights do not decay.
+  double clip = 1.0;          // Global gradient norm; 0: no clipping.
 };
 
 struct NumericsConfig {
-  std::string dtype = "fp32";        // "fp32" or "bf16" (fp32 master values and gradients).
-  int64_t tensor_shards = 4;         // V of docs/architecture.md: a power of two; layout.tensor divides it.
-  int64_t micro_batch = 1;           // Samples.
-  int64_t leaf = 1;                  // Micro-batches per leaf.
-  int64_t atom_elements = 262144;    // The most elements of an atom.
-  int64_t threads = 1;               // Per rank, inside matmuls.
-  std::string isa = "auto";          // The matmul library's instruction set; "auto" is replaced at the run's first start.
+  std::string dtype = "fp32";  // "fp32" or "bf16" (fp32 master values and gradients).
+  int64_t tensor_shards =
+      4;                    // V of docs/architecture.md: a power of two; layout.tensor divides it.
+  int64_t micro_batch = 1;  // Samples.
+  int64_t leaf = 1;         // Micro-batches per leaf.
+  int64_t atom_elements = 262144;  // The most elements of an atom.
+  int64_t threads = 1;             // Per rank, inside matmuls.
+  std::string isa =
+      "auto";  // The matmul library's instruction set; "auto" is replaced at the run's first start.
 };
 
 struct LayoutConfig {
   int64_t tensor = 1;
   int64_t pipeline = 1;
-  int64_t data = 0;                  // 0 = "auto": what is left of the ranks.
-  int64_t zero = 1;                  // 0, 1, 2 or 3: what is sharded over the data axis.
-  int64_t virtual_stages = 1;        // Model chunks per pipeline rank; above 1 the schedule is interleaved 1F1B.
-  std::string recompute = "none";    // "none" or "full": activations kept, or recomputed block by block.
-  std::string transport = "ucx";     // "ucx", "libfabric" or "local" (threads of one process).
-  std::string network;               // Passed to the transport: UCX_TLS or a libfabric provider; empty: its choice.
+  int64_t data = 0;  // 0 = "auto": what is left of the ranks.
+  int64_t zero = 1;  // 0, 1, 2 or 3: what is sharded over the data axis.
+  int64_t virtual_stages =
+      1;  // Model chunks per pipeline rank; above 1 the schedule is interleaved 1F1B.
+  std::string recompute =
+      "none";  // "none" or "full": activations kept, or recomputed block by block.
+  std::string transport = "ucx";  // "ucx", "libfabric" or "local" (threads of one process).
+  std::string
+      network;  // Passed to the transport: UCX_TLS or a libfabric provider; empty: its choice.
 
   int64_t ranks() const { return tensor * pipeline * data; }
 };
 
 struct JobConfig {
   absl::Duration time_limit = absl::Hours(20);
-  std::string nodes = "1";           // "N" or "MIN-MAX".
+  std::string nodes = "1";  // "N" or "MIN-MAX".
   int64_t spares = 0;
   int64_t ranks_per_node = 1;
 };
 
 struct CheckpointConfig {
-  absl::Duration every = absl::Minutes(20);   // Also at the end of a phase and of a job.
-  int64_t every_steps = 0;                    // Besides `every`; 0: no.
+  absl::Duration every = absl::Minutes(20);  // Also at the end of a phase and of a job.
+  int64_t every_steps = 0;                   // Besides `every`; 0: no.
   int64_t keep_last = 3;
-  int64_t keep_every_steps = 0;               // 0: none kept for ever, but phase ends.
+  int64_t keep_every_steps = 0;  // 0: none kept for ever, but phase ends.
 };
 
 struct MonitoringConfig {
-  int64_t port = 0;                  // Of the Prometheus endpoint; 0: any free port.
+  int64_t port = 0;  // Of the Prometheus endpoint; 0: any free port.
   bool tensorboard = true;
 };
 
@@ -100,7 +107,7 @@ struct RunConfig {
   std::string name;
   uint64_t seed = 0;
   ModelConfig model;
-  std::string tokenizer = "byte";    // "byte", or the path of a SentencePiece model.
+  std::string tokenizer = "byte";  // "byte", or the path of a SentencePiece model.
   std::vector<PhaseConfig> phases;
   OptimizerConfig optimizer;
   NumericsConfig numerics;

@@ -149,6 +149,31 @@ TEST_F(RunCommand, ACorruptCheckpointIsNotLoaded) {
   EXPECT_EQ(LossColumn(run_, "step"), (std::vector<std::string>{"1", "2", "3", "4", "5"}));
 }
 
+TEST_F(RunCommand, WithoutAnyGoodCheckpointNothingIsTrained) {
+  ASSERT_EQ(Perdure(Arguments({"--until-step", "2"})).exit_code, 75);
+  const std::string only = ListedCheckpoints(run_).back()["path"];
+  std::filesystem::resize_file(only + "/part-00000.h5", 1000);
+  const CommandResult resumed = Perdure(Arguments({"--until-step", "3"}));
+  EXPECT_EQ(resumed.exit_code, 93);
+  EXPECT_NE(resumed.errors.find("none of the 1 checkpoints"), std::string::npos) << resumed.errors;
+  EXPECT_EQ(LossColumn(run_, "step"), (std::vector<std::string>{"1", "2"}));
+}
+
+TEST_F(RunCommand, RetentionKeepsWhatIsAskedFor) {
+  ASSERT_EQ(Perdure(Arguments({"--until-step", "7", "--set", "checkpoint.every_steps=1", "--set",
+                               "checkpoint.keep_last=2", "--set", "checkpoint.keep_every_steps=3"}))
+                .exit_code,
+            75);
+  std::vector<int64_t> steps;
+  for (const nlohmann::json& entry : ListedCheckpoints(run_)) {
+    steps.push_back(entry["step"]);
+    EXPECT_TRUE(entry["verified"]);
+    EXPECT_TRUE(std::filesystem::exists(entry["path"].get<std::string>()));
+  }
+  EXPECT_EQ(steps, (std::vector<int64_t>{3, 6, 7}));
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(run_ + "/ckpt"), {}), 3);
+}
+
 TEST_F(RunCommand, StatusOfNothingIsRefused) {
   const CommandResult result = Perdure({"status", folder_ + "/absent"});
   EXPECT_EQ(result.exit_code, 2);

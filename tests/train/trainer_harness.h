@@ -27,7 +27,8 @@ struct TrainingResult {
   bool complete = false;
 };
 
-// Trains from `start_checkpoint` (empty: from the beginning) until `until_step` (negative: the end).
+// Trains from `start_checkpoint` (empty: from the beginning) until `until_step` (negative: the
+// end).
 TrainingResult Train(const RunConfig& config, const std::string& data_directory,
                      const std::string& run_directory, const std::string& start_checkpoint,
                      int64_t until_step);

@@ -1,0 +1,154 @@
+// The whole model against transformers' LlamaForCausalLM in float64
+// (tests/golden/make_model_golden.py), at every way to cut it.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <map>
+#include <utility>
+
+#include "tests/model/model_run.h"
+
+namespace perdure {
+namespace {
+
+struct GoldenTensor {
+  size_t count = 0;
+  double sum = 0;
+  double norm = 0;
+  std::vector<std::pair<size_t, double>> sampled;
+};
+
+struct Golden {
+  double loss = 0;
+  std::map<std::string, GoldenTensor> tensors;
+};
+
+Golden ReadGolden() {
+  const std::string path = PERDURE_SOURCE_DIR "/tests/golden/model_llama.txt";
+  std::ifstream file(path);
+  EXPECT_TRUE(file.is_open()) << path;
+  Golden golden;
+  std::string word;
+  EXPECT_TRUE(file >> word >> golden.loss && word == "loss") << path;
+  GoldenTensor* tensor = nullptr;
+  while (file >> word) {
+    if (word == "tensor") {
+      std::string name;
+      file >> name;
+      tensor = &golden.tensors[name];
+      EXPECT_TRUE(file >> tensor->count >> tensor->sum >> tensor->norm) << path << ": " << name;
+    } else {
+      double value = 0;
+      EXPECT_TRUE(file >> value && tensor != nullptr) << path << ": element " << word;
+      tensor->sampled.emplace_back(std::stoull(word), value);
+    }
+  }
+  return golden;
+}
+
+struct Tolerance {
+  double loss;      // Relative.
+  double gradient;  // Of an element: times the tensor's norm. Of the norm: relative.
+};
+
+// Elements are compared on the scale of their tensor's norm: the rounding of a small element is
+// that of the large activations it is a difference of.
+void ExpectGolden(const ModelRun& run, const Tolerance& tolerance) {
+  static const Golden golden = ReadGolden();
+  const ModelGradients got = RunModel(run);
+  EXPECT_NEAR(got.loss, golden.loss, tolerance.loss * golden.loss);
+  ASSERT_EQ(got.tensors.size(), golden.tensors.size());
+  double worst = 0, worst_norm = 0;
+  for (size_t t = 0; t < got.tensors.size(); ++t) {
+    const std::string& name = got.tensors[t].name;
+    ASSERT_TRUE(golden.tensors.contains(name)) << name;
+    const GoldenTensor& expected = golden.tensors.at(name);
+    const std::vector<float>& values = got.values[t];
+    ASSERT_EQ(values.size(), expected.count) << name;
+    ASSERT_GE(expected.sampled.size(), 40) << name;
+    double sum = 0, squares = 0;
+    for (float value : values) {
+      sum += value;
+      squares += static_cast<double>(value) * value;
+    }
+    const double allowed = tolerance.gradient * expected.norm;
+    EXPECT_NEAR(std::sqrt(squares), expected.norm, allowed) << name;
+    // |sum of errors| <= sqrt(count) |errors|.
+    EXPECT_NEAR(sum, expected.sum, allowed * std::sqrt(static_cast<double>(expected.count)))
+        << name;
+    for (const auto& [index, value] : expected.sampled) {
+      EXPECT_NEAR(values[index], value, allowed) << name << '[' << index << ']';
+      worst = std::max(worst, std::abs(values[index] - value) / expected.norm);
+    }
+    worst_norm = std::max(worst_norm, std::abs(std::sqrt(squares) / expected.norm - 1));
+  }
+  testing::Test::RecordProperty("worst_element", std::to_string(worst * 1e9));
+  testing::Test::RecordProperty("worst_norm", std::to_string(worst_norm * 1e9));
+}
+
+constexpr Tolerance kF32 = {1e-6, 1e-6};
+constexpr Tolerance kBF16 = {1e-2 / 5.4, 0.04};
+
+struct Cut {
+  const char* name;
+  std::vector<std::vector<int64_t>> stages;
+};
+const Cut kCuts[] = {{"one", {}},
+                     {"two", {{-1, 0}, {1, 2, 3}}},
+                     {"three", {{-1, 0}, {1}, {2, 3}}},
+                     // Ends of the pipeline without a block.
+                     {"bare", {{-1}, {0, 1, 2}, {3}}}};
+
+TEST(LlamaGolden, EveryCutAgreesWithTransformers) {
+  for (const int64_t shards : {1, 2, 4})
+    for (const int64_t micro_batch : {1, 2})
+      for (const bool recompute : {false, true})
+        for (const Cut& cut : kCuts) {
+          SCOPED_TRACE(testing::Message()
+                       << "V " << shards << ", micro-batch " << micro_batch << ", recompute "
+                       << recompute << ", stages " << cut.name);
+          ExpectGolden({.shards = shards,
+                        .stages = cut.stages,
+                        .micro_batch = micro_batch,
+                        .recompute = recompute},
+                       kF32);
+        }
+}
+
+TEST(LlamaGolden, TensorRanksAgreeWithTransformers) {
+  for (const int64_t ranks : {2, 4}) {
+    SCOPED_TRACE(ranks);
+    ExpectGolden({.shards = 4, .tensor_ranks = ranks, .stages = kCuts[2].stages}, kF32);
+  }
+}
+
+TEST(LlamaGolden, BF16IsClose) {
+  for (const int64_t shards : {1, 4}) {
+    SCOPED_TRACE(shards);
+    ExpectGolden({.dtype = DType::kBF16, .shards = shards}, kBF16);
+  }
+}
+
+// What must not change a bit of one (V, micro-batch): stages and recomputation.
+TEST(LlamaGolden, StagesAndRecomputationKeepTheBits) {
+  for (const DType dtype : {DType::kF32, DType::kBF16})
+    for (const int64_t micro_batch : {1, 2}) {
+      const ModelGradients whole =
+          RunModel({.dtype = dtype, .shards = 2, .micro_batch = micro_batch});
+      for (const Cut& cut : kCuts)
+        for (const bool recompute : {false, true}) {
+          SCOPED_TRACE(testing::Message() << cut.name << ", recompute " << recompute);
+          ExpectSame(RunModel({.dtype = dtype,
+                               .shards = 2,
+                               .stages = cut.stages,
+                               .micro_batch = micro_batch,
+                               .recompute = recompute}),
+                     whole);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace perdure
