@@ -119,7 +119,8 @@ line.</p><!-- a <p>comment</p> -->
 }</pre>
 <script>if (a < b) document.write("<p>no</p>");</script>
 <table><tr><td>a</td><td>b</td></tr><tr><td>c</td><td>d</td></tr></table>
-<p>Keys: <span class="key MAC">Command</span><span>Ctrl</span>+C, 1 < 2, R&D, &unknown; x&lt;y<br>end</p>
+<p>Keys: <span class="key MAC">Command</span><span>Ctrl</span>+C,
+1 < 2, R&D, &unknown; x&lt;y<br>end</p>
 <footer>Imprint</footer></body></html>)"),
             R"(Café & thé’s
 
