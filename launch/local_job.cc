@@ -205,7 +205,6 @@ absl::Status LocalJob::SendToAll(const Json& frame) {
 }
 
 // ---- frames
-// -----------------------------------------------------------------------------------------------------
 
 absl::Status LocalJob::OnFrame(LocalRank& rank, const Json& frame) {
   const std::string type = frame.at("type").get<std::string>();
@@ -288,7 +287,6 @@ absl::Status LocalJob::OnStep(const Json& f) {
 }
 
 // ---- checkpoints
-// ------------------------------------------------------------------------------------------------
 
 absl::Status LocalJob::OnPart(LocalRank& rank, const Json& frame) {
   const auto step = frame.at("step").get<int64_t>();
@@ -397,7 +395,6 @@ void LocalJob::RequestStop() {
 }
 
 // ---- events
-// -----------------------------------------------------------------------------------------------------
 
 void LocalJob::OnSignal() {
   signalfd_siginfo info{};

@@ -9,7 +9,6 @@
 namespace perdure {
 
 // ---- memory
-// -----------------------------------------------------------------------------------------------------
 
 void Stage::Block::TakeAll(Bump& bump, const Stage& stage) {
   const StageOptions& o = stage.options_;
@@ -181,7 +180,6 @@ Stage::Block& Stage::BlockOf(int slot, int64_t block) {
 }
 
 // ---- passes
-// -----------------------------------------------------------------------------------------------------
 
 absl::Status Stage::Forward(int slot, const int32_t* tokens) {
   int bucket = 0;
@@ -271,7 +269,6 @@ absl::Status Stage::PhantomBackward(bool last_of_leaf, bool leaf_has_gradient) {
 }
 
 // ---- what all parts share
-// ---------------------------------------------------------------------------------------
 
 absl::StatusOr<ConstMatrix> Stage::GatherRows(ConstMatrix own, Matrix space) {
   if (options_.slot.size == 1) return own;

@@ -92,6 +92,13 @@ ShardedState::ShardedState(const Options& options, std::vector<Bucket> buckets,
 }
 
 ShardedState::~ShardedState() {
+  // Something is under way only after an error. No peer may write into memory that is given back.
+  const bool under_way = std::any_of(states_.begin(), states_.end(), [](const BucketState& state) {
+    return !state.exchange.empty() || !state.gather.empty();
+  });
+  Transport* transport = data_->transport();
+  for (int peer = 0; under_way && peer < transport->size(); ++peer)
+    if (peer != transport->rank()) transport->FailPeer(peer, "its state was dropped");
   for (void* memory : allocations_) ops_->Free(memory);
 }
 
@@ -122,7 +129,6 @@ ShardedState::Memory ShardedState::MemoryOf(const Options& options, std::span<co
 }
 
 // ---- where things are
-// -------------------------------------------------------------------------------------------
 
 const OwnedRun& ShardedState::Own(int bucket) const {
   return states_[static_cast<size_t>(bucket)].runs[static_cast<size_t>(data_->index())];
@@ -211,7 +217,6 @@ absl::Status ShardedState::PublishParameters() {
 }
 
 // ---- parameters for compute
-// --------------------------------------------------------------------------------------
 
 // Sends the own run to everybody and receives the others' into the arena; compute waits where it
 // first needs them.
@@ -274,7 +279,6 @@ absl::StatusOr<const void*> ShardedState::Weights(int bucket) {
 void ShardedState::Release(int) {}  // The slot is reused when two later buckets have been gathered.
 
 // ---- gradients
-// ---------------------------------------------------------------------------------------------------
 
 void ShardedState::BeginStep(int64_t leaves) {
   leaves_ = leaves;
@@ -360,7 +364,6 @@ absl::StatusOr<std::vector<double>> ShardedState::FinishGradients() {
 }
 
 // ---- update
-// ------------------------------------------------------------------------------------------------------
 
 // ZeRO 0: everybody needs every sum. The leaf buffer is free between steps.
 absl::Status ShardedState::GatherSums() {

@@ -43,6 +43,12 @@ struct Trainer::Impl {
         tensor_group(transport, mesh.TensorGroup(at), kTensorChannel),
         data_group(transport, mesh.DataGroup(at), kDataChannel),
         pipeline_group(transport, mesh.PipelineGroup(at), kPipelineChannel) {}
+  // After an error messages may be under way: no peer may write into memory that is given back.
+  ~Impl() {
+    Transport* transport = data_group.transport();
+    for (int peer = 0; !clean && peer < mesh.ranks(); ++peer)
+      if (peer != rank) transport->FailPeer(peer, "this rank gave up");
+  }
 
   absl::Status Prepare();
   absl::Status FillState();
@@ -74,6 +80,7 @@ struct Trainer::Impl {
   int phase = -1;
   Command command = Command::kNone;  // Rank 0: what the host asked for, not yet shared.
   Digest chain;
+  bool clean = false;  // Nothing is under way any more.
 };
 
 absl::Status Trainer::Impl::Prepare() {
@@ -232,6 +239,7 @@ absl::StatusOr<bool> Trainer::Impl::Run() {
   // A run that was asked for no step still leaves a checkpoint of what it began with.
   if (saved != done) RETURN_IF_ERROR(Checkpoint(done));
   RETURN_IF_ERROR(state->Quiesce());
+  clean = true;
   return done == schedule.steps();
 }
 

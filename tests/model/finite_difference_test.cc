@@ -45,7 +45,6 @@ bool IsChosen(const TensorSpec& spec, int64_t layers) {
 
 void ExpectDerivatives(const ModelRun& run) {
   const ModelGradients gradients = RunModel(run);
-  double worst = 0;
   for (size_t t = 0; t < gradients.tensors.size(); ++t) {
     const TensorSpec& spec = gradients.tensors[t];
     if (!IsChosen(spec, run.model.layers)) continue;
@@ -53,12 +52,10 @@ void ExpectDerivatives(const ModelRun& run) {
     for (const int64_t element : Chosen(gradients.values[t], tensor)) {
       const double gradient = gradients.values[t][static_cast<size_t>(element)];
       const double difference = Difference(run, tensor, element);
-      EXPECT_NEAR(gradient, difference, 2e-5 + 1e-3 * std::abs(gradient))
+      EXPECT_NEAR(gradient, difference, 1e-5 + 5e-4 * std::abs(gradient))
           << spec.name << '[' << element << ']';
-      worst = std::max(worst, std::abs(gradient - difference) / (2e-5 + 1e-3 * std::abs(gradient)));
     }
   }
-  testing::Test::RecordProperty("worst", std::to_string(worst));
 }
 
 TEST(FiniteDifference, Rope) { ExpectDerivatives({.shards = 2}); }

@@ -2,7 +2,6 @@
 // (tests/golden/make_model_golden.py), at every way to cut it.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <cmath>
 #include <fstream>
 #include <map>
@@ -60,7 +59,6 @@ void ExpectGolden(const ModelRun& run, const Tolerance& tolerance) {
   const ModelGradients got = RunModel(run);
   EXPECT_NEAR(got.loss, golden.loss, tolerance.loss * golden.loss);
   ASSERT_EQ(got.tensors.size(), golden.tensors.size());
-  double worst = 0, worst_norm = 0;
   for (size_t t = 0; t < got.tensors.size(); ++t) {
     const std::string& name = got.tensors[t].name;
     ASSERT_TRUE(golden.tensors.contains(name)) << name;
@@ -78,16 +76,12 @@ void ExpectGolden(const ModelRun& run, const Tolerance& tolerance) {
     // |sum of errors| <= sqrt(count) |errors|.
     EXPECT_NEAR(sum, expected.sum, allowed * std::sqrt(static_cast<double>(expected.count)))
         << name;
-    for (const auto& [index, value] : expected.sampled) {
+    for (const auto& [index, value] : expected.sampled)
       EXPECT_NEAR(values[index], value, allowed) << name << '[' << index << ']';
-      worst = std::max(worst, std::abs(values[index] - value) / expected.norm);
-    }
-    worst_norm = std::max(worst_norm, std::abs(std::sqrt(squares) / expected.norm - 1));
   }
-  testing::Test::RecordProperty("worst_element", std::to_string(worst * 1e9));
-  testing::Test::RecordProperty("worst_norm", std::to_string(worst_norm * 1e9));
 }
 
+// Measured at the worst: 3.8e-7 of the norm in fp32, 1.5e-2 in bf16 (whose unit roundoff is 4e-3).
 constexpr Tolerance kF32 = {1e-6, 1e-6};
 constexpr Tolerance kBF16 = {1e-2 / 5.4, 0.04};
 

@@ -5,9 +5,11 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <barrier>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <future>
 #include <numeric>
 
 #include "model/parameters.h"
@@ -340,6 +342,37 @@ TEST(ShardedState, ALostReplicaIsAnError) {
       EXPECT_EQ(replica.Train({2, 2}).code(), absl::StatusCode::kUnavailable) << "ZeRO " << zero;
     });
   }
+}
+
+// After an error a rank drops its state while its transport lives on: what a peer sends afterwards
+// must not be written where the memory was.
+TEST(ShardedState, IsDroppedWithoutLeavingReceivesBehind) {
+  const Layout setup{.replicas = 2};
+  const AtomTable table = TableOf(setup);
+  std::promise<void> promise;
+  const std::shared_future<void> dropped = promise.get_future().share();
+  std::barrier<> end(2);
+  RunTransportThreads(2, [&](Transport* transport) {
+    const int rank = transport->rank();
+    Group group(transport, {0, 1}, 5);
+    CountingOps ops;
+    auto state =
+        std::make_unique<ShardedState>(OptionsOf(setup), BucketsOf(table), &table, &ops, &group);
+    state->BeginStep(2);
+    if (rank == 1) dropped.wait();
+    for (const int bucket : {1, 2}) {
+      EXPECT_TRUE(state->Gradients(bucket).ok());
+      EXPECT_TRUE(state->GradientsReady(bucket).ok());
+    }
+    if (rank == 0) {
+      state.reset();
+      EXPECT_EQ(ops.bytes(), 0);
+      promise.set_value();
+    } else {
+      EXPECT_EQ(state->FinishGradients().status().code(), absl::StatusCode::kUnavailable);
+    }
+    end.arrive_and_wait();
+  });
 }
 
 TEST(CutBucket, RunsAreBalancedContiguousAndRotate) {
