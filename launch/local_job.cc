@@ -513,7 +513,7 @@ int LocalJob::Finish(const absl::Status& status) {
       SerializeEnd(EndRecord{
           .reason = status.ok() ? state : Message(status), .exit_code = exit_code, .step = step_}));
   if (!end.ok()) record_->Say("warning: " + Message(end));
-  record_->State(state, ranks_ == nullptr ? std::vector<LocalRank>() : std::vector<LocalRank>());
+  record_->State(state, {});  // Nobody is left.
   return exit_code;
 }
 

@@ -21,8 +21,6 @@
 namespace perdure {
 namespace {
 
-constexpr int kControlFd = 3;  // Where a rank process finds its socket.
-
 // In the child, between fork and exec: only calls that are safe there.
 [[noreturn]] void BecomeRank(int socket, int log, pid_t parent, pid_t group) {
   ::setpgid(0, group);

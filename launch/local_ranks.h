@@ -16,6 +16,9 @@
 
 namespace perdure {
 
+// The descriptor under which a rank process finds its socket.
+inline constexpr int kControlFd = 3;
+
 struct LocalRank {
   int rank = 0;
   int node = 0;

@@ -10,13 +10,12 @@
 #include "launch/config.h"
 #include "launch/data_command.h"
 #include "launch/local_job.h"
+#include "launch/local_ranks.h"
 #include "launch/plan_command.h"
 #include "launch/run_command.h"
 #include "runtime/agent/rank_process.h"
 
 namespace {
-
-constexpr int kControlFd = 3;  // Where launch/local_ranks puts a rank's socket.
 
 // UCX and PSM take over signals when they are loaded: they print traces, freeze, write files where
 // one stands. A crash is our supervisor's to report, and a stop is ours to answer.
@@ -31,9 +30,9 @@ int main(int argc, char** argv) {
   RestoreSignals();
   // A rank is started by `perdure run` alone; it is no command for people.
   if (argc == 2 && std::strcmp(argv[1], "rank") == 0)
-    return perdure::RunRank(perdure::FrameSocket(kControlFd), nullptr, [](const std::string& toml) {
-      return perdure::ParseConfig(toml, "run.toml", {});
-    });
+    return perdure::RunRank(
+        perdure::FrameSocket(perdure::kControlFd), nullptr,
+        [](const std::string& toml) { return perdure::ParseConfig(toml, "run.toml", {}); });
 
   CLI::App app{
       "Perdure: one training run, one loss curve, bit for bit the same whatever jobs, failures and "
