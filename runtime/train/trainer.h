@@ -80,7 +80,8 @@ struct TrainerOptions {
 
 class Trainer {
  public:
-  // Allocates and fills the state; Run opens the data, phase by phase. `transport` and `host` must outlive the trainer.
+  // Allocates and fills the state; Run opens the data, phase by phase. `transport` and `host` must
+  // outlive the trainer.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerOptions& options,
                                                          const StartPoint& start,
                                                          Transport* transport, RankHost* host);
