@@ -52,9 +52,9 @@ absl::Status CheckData(const RunConfig& config, const std::string& data_director
           {(std::filesystem::path(data_directory) / source.path).string(), source.weight});
     const auto order = SampleOrder::Open(mixture, config.phases[p].context, config.model.vocab,
                                          config.seed, static_cast<int64_t>(p));
-    if (!order.ok())
-      return ErrorStatus(order.status().code(), "phase {}: {}", config.phases[p].name,
-                         Message(order.status()));
+    const absl::Status status = order.ok() ? (*order)->CheckTokens() : order.status();
+    if (!status.ok())
+      return ErrorStatus(status.code(), "phase {}: {}", config.phases[p].name, Message(status));
   }
   return absl::OkStatus();
 }

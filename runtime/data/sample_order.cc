@@ -16,8 +16,6 @@ namespace {
 constexpr int64_t kBlockSamples = 65536;
 constexpr int kPhaseBits = 12, kSourceBits = 12, kEpochBits = 40;
 
-// At Open this many tokens of a source are compared with the vocabulary; what lies behind them is
-// compared when read, so that terabytes need not be read before the first step.
 constexpr int64_t kCheckedTokens = int64_t{1} << 28;
 
 std::string ShortName(const std::string& prefix) {
@@ -41,23 +39,20 @@ absl::Status CheckArguments(std::span<const MixtureSource> mixture, int64_t cont
   return absl::OkStatus();
 }
 
-absl::Status CheckTokens(const IndexedDataset& dataset, int64_t vocab) {
-  const int64_t last = std::min(dataset.tokens(), kCheckedTokens);
-  std::vector<int32_t> chunk(65536);
-  for (int64_t begin = 0; begin < last; begin += std::ssize(chunk)) {
-    const std::span part(chunk.data(),
-                         static_cast<size_t>(std::min<int64_t>(std::ssize(chunk), last - begin)));
-    dataset.Read(begin, part);
-    const auto [least, greatest] = std::minmax_element(part.begin(), part.end());
-    if (*least >= 0 && *greatest < vocab) continue;
-    const auto bad = *least < 0 ? least : greatest;
-    return InvalidArgument(
-        "{}.bin holds token id {} (token {}), but the model's vocab is {}: raise [model] vocab "
-        "(`perdure data inspect "
-        "{}` shows the greatest id), or build the data with the tokenizer of this model",
-        dataset.prefix(), *bad, begin + (bad - part.begin()), vocab, dataset.prefix());
-  }
-  return absl::OkStatus();
+// Tokens [begin, begin + tokens.size()) of the source, each within the vocabulary; an error has
+// `code`.
+absl::Status ReadTokens(const IndexedDataset& dataset, int64_t begin, int64_t vocab,
+                        absl::StatusCode code, std::span<int32_t> tokens) {
+  dataset.Read(begin, tokens);
+  const auto [least, greatest] = std::minmax_element(tokens.begin(), tokens.end());
+  if (*least >= 0 && *greatest < vocab) return absl::OkStatus();
+  const auto bad = *least < 0 ? least : greatest;
+  return ErrorStatus(
+      code,
+      "{}.bin holds token id {} (token {}), but the model's vocab is {}: raise [model] vocab "
+      "(`perdure data inspect {}` shows the greatest id), or build the data with the tokenizer of "
+      "this model",
+      dataset.prefix(), *bad, begin + (bad - tokens.begin()), vocab, dataset.prefix());
 }
 
 // Samples of each source in a block: the largest remainder method, ties to the lower index.
@@ -123,6 +118,19 @@ class MixedOrder final : public SampleOrder {
         seed_(seed),
         phase_(phase) {}
 
+  absl::Status CheckTokens() const override {
+    std::vector<int32_t> chunk(65536);
+    for (const auto& dataset : datasets_) {
+      const int64_t last = std::min(dataset->tokens(), kCheckedTokens);
+      for (int64_t begin = 0; begin < last; begin += std::ssize(chunk)) {
+        const auto count = static_cast<size_t>(std::min<int64_t>(std::ssize(chunk), last - begin));
+        RETURN_IF_ERROR(ReadTokens(*dataset, begin, vocab_, absl::StatusCode::kInvalidArgument,
+                                   {chunk.data(), count}));
+      }
+    }
+    return absl::OkStatus();
+  }
+
   SampleAddress Locate(int64_t index) const override {
     PERDURE_CHECK(index >= 0);
     const BlockSlot slot = slots_[index % kBlockSamples];
@@ -138,14 +146,12 @@ class MixedOrder final : public SampleOrder {
     return address;
   }
 
-  void Read(const SampleAddress& address, std::span<int32_t> tokens) const override {
+  absl::Status Read(const SampleAddress& address, std::span<int32_t> tokens) const override {
     PERDURE_CHECK(address.source >= 0 && address.source < std::ssize(datasets_));
     PERDURE_CHECK(address.sample >= 0 && address.sample < Samples(address.source));
     PERDURE_CHECK(std::ssize(tokens) == context_ + 1);
-    datasets_[address.source]->Read(address.sample * context_, tokens);
-    const bool within_vocabulary = std::all_of(
-        tokens.begin(), tokens.end(), [this](int32_t id) { return id >= 0 && id < vocab_; });
-    PERDURE_CHECK(within_vocabulary);
+    return ReadTokens(*datasets_[address.source], address.sample * context_, vocab_,
+                      absl::StatusCode::kDataLoss, tokens);
   }
 
   Digest Chain(const Digest& chain, int64_t first, int64_t last) const override {
@@ -196,7 +202,6 @@ absl::StatusOr<std::unique_ptr<SampleOrder>> SampleOrder::Open(
           "source {} has {} tokens; a single sample of context {} needs {}: give more text, or a "
           "shorter context",
           source.prefix, dataset->tokens(), context, context + 1);
-    RETURN_IF_ERROR(CheckTokens(*dataset, vocab));
     datasets.push_back(std::move(dataset));
   }
   return std::unique_ptr<SampleOrder>(std::make_unique<MixedOrder>(

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "runtime/base/digest.h"
 #include "runtime/data/indexed_dataset.h"
@@ -36,18 +37,22 @@ struct SampleAddress {
 
 class SampleOrder {
  public:
-  // Opens every source; InvalidArgument when one is too short for a single sample, names a weight
-  // that is not positive, or holds a token id >= vocab (the message names file, id, vocab). Of each
-  // source the first 2^28 tokens are compared here, so that terabytes need not be read before the
-  // first step; every token is compared again when it is read.
+  // Opens every source; InvalidArgument when one is too short for a single sample or names a weight
+  // that is not positive.
   static absl::StatusOr<std::unique_ptr<SampleOrder>> Open(std::span<const MixtureSource> mixture,
                                                            int64_t context, int64_t vocab,
                                                            uint64_t seed, int64_t phase);
   virtual ~SampleOrder() = default;
 
+  // InvalidArgument when one of the first 2^28 tokens of a source is outside the vocabulary (the
+  // message names file, id, vocab). For whoever starts a job: terabytes need not be read before the
+  // first step, because Read compares every token again.
+  virtual absl::Status CheckTokens() const = 0;
+
   virtual SampleAddress Locate(int64_t index) const = 0;  // index >= 0, counted within the phase.
-  // tokens.size() == context + 1. A token outside the vocabulary ends the process.
-  virtual void Read(const SampleAddress& address, std::span<int32_t> tokens) const = 0;
+  // tokens.size() == context + 1. DataLoss names source, token and vocabulary when an id is
+  // outside.
+  virtual absl::Status Read(const SampleAddress& address, std::span<int32_t> tokens) const = 0;
   // The chain after samples [first, last): digest over (chain, and per sample source, epoch,
   // sample).
   virtual Digest Chain(const Digest& chain, int64_t first, int64_t last) const = 0;

@@ -158,15 +158,7 @@ Pipeline::MicroBatch Pipeline::Describe(const StepInfo& step, int64_t micro_batc
 absl::Status Pipeline::ReadTokens(int64_t first_sample) {
   const int64_t context = static_cast<int64_t>(sample_.size()) - 1;
   for (int64_t i = 0; i < options_.config.numerics.micro_batch; ++i) {
-    const SampleAddress address = samples_->Locate(first_sample + i);
-    samples_->Read(address, sample_);
-    for (int32_t token : sample_)
-      if (token < 0 || token >= options_.config.model.vocab)
-        return DataLoss(
-            "sample {} of {} holds token {} where model.vocab is {}: the data and its tokenizer do "
-            "not belong together",
-            address.sample, samples_->SourceNames()[static_cast<size_t>(address.source)], token,
-            options_.config.model.vocab);
+    RETURN_IF_ERROR(samples_->Read(samples_->Locate(first_sample + i), sample_));
     std::copy(sample_.begin(), sample_.end() - 1, tokens_ + i * context);
     std::copy(sample_.begin() + 1, sample_.end(), targets_ + i * context);
   }

@@ -12,6 +12,20 @@ namespace {
 constexpr uint32_t kExchange = 0;
 constexpr uint32_t kGather = 1U << 18;
 
+// Exchanges that may be under way at once. Enough that a bucket's messages travel behind the
+// compute of several others, few enough that receiving takes a fraction of the gradient.
+constexpr int kReceivePlaces = 4;
+
+// Elements of each place where other replicas' gradients arrive: its widest run times D - 1.
+std::vector<int64_t> ReceiveSizes(std::span<const int64_t> own_sizes, int replicas) {
+  std::vector<int64_t> sizes(std::min<size_t>(kReceivePlaces, own_sizes.size()), 0);
+  for (size_t b = 0; b < own_sizes.size(); ++b) {
+    int64_t& size = sizes[b % sizes.size()];
+    size = std::max(size, own_sizes[b] * (replicas - 1));
+  }
+  return sizes;
+}
+
 uint32_t Operation(uint32_t kind, int bucket) { return kind + static_cast<uint32_t>(bucket); }
 
 }  // namespace
@@ -52,7 +66,8 @@ ShardedState::ShardedState(const Options& options, std::vector<Bucket> buckets,
       table_(table),
       ops_(ops),
       data_(data) {
-  int64_t receive_size = 0, widest = 0;
+  int64_t widest = 0;
+  std::vector<int64_t> own_sizes;
   const int replicas = data_->size();
   for (size_t b = 0; b < buckets_.size(); ++b) {
     BucketState& state = states_[b];
@@ -65,11 +80,10 @@ ShardedState::ShardedState(const Options& options, std::vector<Bucket> buckets,
                      : own;
     state.kept_offset = kept_size_;
     state.own_offset = owned_size_;
-    state.receive_offset = receive_size;
     arena_size_ += bucket.size;
     kept_size_ += state.kept.size();
     owned_size_ += own.size();
-    receive_size += own.size() * (replicas - 1);
+    own_sizes.push_back(own.size());
     widest = std::max(widest, bucket.size);
   }
   const auto allocate = [&](int64_t elements) {
@@ -85,6 +99,11 @@ ShardedState::ShardedState(const Options& options, std::vector<Bucket> buckets,
   leaf_[0] = AllocateFloats(arena_size_);
   leaf_[1] = doubled() ? AllocateFloats(arena_size_) : leaf_[0];
   sums_ = AllocateFloats(owned_size_);
+  int64_t receive_size = 0;
+  for (const int64_t size : ReceiveSizes(own_sizes, replicas)) {
+    places_.push_back({.offset = receive_size});
+    receive_size += size;
+  }
   receive_ = AllocateFloats(receive_size);
   if (options_.zero == 3 || options_.dtype != DType::kF32) master_ = AllocateFloats(kept_size_);
   exp_avg_ = AllocateFloats(kept_size_);
@@ -110,11 +129,14 @@ float* ShardedState::AllocateFloats(int64_t count) {
 ShardedState::Memory ShardedState::MemoryOf(const Options& options, std::span<const Bucket> buckets,
                                             int replicas, int replica) {
   int64_t arena = 0, owned = 0, widest = 0;
+  std::vector<int64_t> own_sizes;
   for (size_t b = 0; b < buckets.size(); ++b) {
     arena += buckets[b].size;
     widest = std::max(widest, buckets[b].size);
-    owned += CutBucket(buckets[b], replicas, static_cast<int64_t>(b))[static_cast<size_t>(replica)]
-                 .size();
+    own_sizes.push_back(
+        CutBucket(buckets[b], replicas, static_cast<int64_t>(b))[static_cast<size_t>(replica)]
+            .size());
+    owned += own_sizes.back();
   }
   const int64_t kept = options.zero == 0 ? arena : owned;
   const auto width = static_cast<int64_t>(SizeOf(options.dtype));
@@ -124,7 +146,7 @@ ShardedState::Memory ShardedState::MemoryOf(const Options& options, std::span<co
       options.zero < 3 ? arena * width : 2 * widest * width + (bf16 ? kept * width : 0);
   memory.gradients = 4 * (arena * (options.zero <= 1 && replicas > 1 ? 2 : 1) + owned);
   memory.optimizer = 4 * kept * (options.zero == 3 || bf16 ? 3 : 2);
-  memory.buffers = 4 * owned * (replicas - 1);
+  for (const int64_t size : ReceiveSizes(own_sizes, replicas)) memory.buffers += 4 * size;
   return memory;
 }
 
@@ -138,11 +160,14 @@ float* ShardedState::Leaf(int bucket, int64_t round) {
   return leaf_[static_cast<size_t>(round % 2)] + buckets_[static_cast<size_t>(bucket)].offset;
 }
 
+ShardedState::ReceivePlace& ShardedState::PlaceOf(int bucket) {
+  return places_[static_cast<size_t>(bucket) % places_.size()];
+}
+
 // Where replica `replica`'s leaf of the own run arrives. REQUIRES: replica is not this one.
 float* ShardedState::Receive(int bucket, int replica) {
   const int64_t place = replica < data_->index() ? replica : replica - 1;
-  return receive_ + states_[static_cast<size_t>(bucket)].receive_offset +
-         place * Own(bucket).size();
+  return receive_ + PlaceOf(bucket).offset + place * Own(bucket).size();
 }
 
 float* ShardedState::Kept(float* array, int bucket, int64_t element) const {
@@ -297,7 +322,11 @@ absl::StatusOr<float*> ShardedState::Gradients(int bucket) {
 }
 
 absl::Status ShardedState::GradientsReady(int bucket) {
+  // Everywhere buckets become ready in the same order, so nobody waits for one that waits for it.
   RETURN_IF_ERROR(FinishRound(bucket));
+  ReceivePlace& place = PlaceOf(bucket);
+  if (place.bucket >= 0) RETURN_IF_ERROR(FinishRound(place.bucket));
+  place.bucket = bucket;
   RETURN_IF_ERROR(ops_->Sync());
   BucketState& state = states_[static_cast<size_t>(bucket)];
   const int64_t first_leaf = state.round * data_->size();

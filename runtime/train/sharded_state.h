@@ -2,8 +2,9 @@
 //
 // Each bucket is cut at atom boundaries into D runs; replica d owns one of them. Gradients: when a
 // leaf's gradient of a bucket is ready, every replica sends each owner its run and goes on
-// computing; the owner adds the leaves in leaf order, so the sum does not depend on D. Then, by
-// ZeRO stage (Rajbhandari et al. 2020):
+// computing; the owner adds the leaves in leaf order, so the sum does not depend on D. What is
+// received stands in a window of a few buckets: a bucket's exchange ends when the one that takes
+// its place is ready. Then, by ZeRO stage (Rajbhandari et al. 2020):
 //   0  sums are gathered, every replica updates everything;
 //   1  the owner updates its run, parameters are gathered;
 //   2  as 1, and the leaf's gradient is held once instead of twice: a bucket's exchange must end
@@ -103,11 +104,15 @@ class ShardedState final : public ParameterAccess {
     OwnedRun kept;               // What state is kept of: the whole bucket, or the own run.
     int64_t kept_offset = 0;     // Of `kept` in the state arrays.
     int64_t own_offset = 0;      // Of the own run in sums_.
-    int64_t receive_offset = 0;  // Of (D - 1) runs in receive_.
     int64_t round = 0;           // Of the leaf whose gradient is being summed.
     bool exchanging = false;     // Round `round - 1` is under way.
     std::vector<RequestPtr> exchange;
     std::vector<RequestPtr> gather;  // Of parameters.
+  };
+  // Room for (D - 1) runs of one bucket; buckets take turns.
+  struct ReceivePlace {
+    int64_t offset = 0;  // In receive_.
+    int bucket = -1;     // Whose exchange it serves now.
   };
   struct GatherSlot {  // ZeRO 3: one gathered bucket.
     void* data = nullptr;
@@ -118,6 +123,7 @@ class ShardedState final : public ParameterAccess {
   const OwnedRun& Own(int bucket) const;
   bool doubled() const { return options_.zero <= 1 && data_->size() > 1; }
   float* Leaf(int bucket, int64_t round);
+  ReceivePlace& PlaceOf(int bucket);
   float* Receive(int bucket, int replica);
   float* Kept(float* array, int bucket, int64_t element) const;
   float* MasterOf(int bucket, int64_t element);
@@ -143,6 +149,7 @@ class ShardedState final : public ParameterAccess {
   std::array<float*, 2> leaf_{};  // [arena] fp32.
   float* sums_ = nullptr;         // [owned]
   float* receive_ = nullptr;
+  std::vector<ReceivePlace> places_;
   float* master_ = nullptr;      // [kept]; null when parameters_ serves (fp32, ZeRO < 3).
   float* exp_avg_ = nullptr;     // [kept]
   float* exp_avg_sq_ = nullptr;  // [kept]

@@ -160,7 +160,7 @@ TEST_F(SampleOrderTest, ReadsConsecutiveTokensThatShareOne) {
   const auto order = Open(mixture, 1, 0, 16);
   std::vector<int32_t> tokens(17);
   for (int64_t sample = 0; sample < 2; ++sample) {
-    order->Read({.source = 0, .epoch = 3, .sample = sample}, tokens);
+    ASSERT_TRUE(order->Read({.source = 0, .epoch = 3, .sample = sample}, tokens).ok());
     for (int32_t i = 0; i < 17; ++i)
       EXPECT_EQ(tokens[static_cast<size_t>(i)], 500 + 16 * sample + i);
   }
@@ -203,9 +203,10 @@ TEST_F(SampleOrderTest, RefusesWrongArguments) {
 
 TEST_F(SampleOrderTest, RefusesATokenOutsideTheVocabulary) {
   const std::string a = Source("a", 100, 900);
-  EXPECT_TRUE(SampleOrder::Open(std::vector<MixtureSource>{{a, 1}}, 16, 1000, 1, 0).ok());
-  ExpectError(SampleOrder::Open(std::vector<MixtureSource>{{a, 1}}, 16, 999, 1, 0).status(),
-              Code::kInvalidArgument, {a + ".bin", "id 999", "token 99", "vocab is 999"});
+  const std::vector<MixtureSource> mixture{{a, 1}};
+  EXPECT_TRUE((*SampleOrder::Open(mixture, 16, 1000, 1, 0))->CheckTokens().ok());
+  ExpectError((*SampleOrder::Open(mixture, 16, 999, 1, 0))->CheckTokens(), Code::kInvalidArgument,
+              {a + ".bin", "id 999", "token 99", "vocab is 999"});
 }
 
 // One sequence of bytes as i8 or u8.
@@ -229,13 +230,12 @@ void WriteBytesDataset(const TestFolder& folder, uint8_t dtype, int32_t tokens,
 
 TEST_F(SampleOrderTest, RefusesANegativeToken) {
   WriteBytesDataset(folder_, 2, 4, "\x01\x02\xff\x03");
-  ExpectError(
-      SampleOrder::Open(std::vector<MixtureSource>{{folder_ / "d", 1}}, 2, 1000, 1, 0).status(),
-      Code::kInvalidArgument, {"d.bin", "id -1", "token 2"});
+  const std::vector<MixtureSource> mixture{{folder_ / "d", 1}};
+  ExpectError((*SampleOrder::Open(mixture, 2, 1000, 1, 0))->CheckTokens(), Code::kInvalidArgument,
+              {"d.bin", "id -1", "token 2"});
 }
 
-using SampleOrderDeathTest = SampleOrderTest;
-TEST_F(SampleOrderDeathTest, ATokenBehindTheOnesThatOpenChecksIsCaughtWhenRead) {
+TEST_F(SampleOrderTest, ATokenBehindTheOnesThatAreCheckedIsCaughtWhenRead) {
   constexpr int32_t kChecked = 1 << 28;
   WriteBytesDataset(folder_, 1, kChecked + 64, "");
   ASSERT_EQ(::truncate((folder_ / "d.bin").c_str(), kChecked + 64), 0);  // Sparse.
@@ -246,10 +246,11 @@ TEST_F(SampleOrderDeathTest, ATokenBehindTheOnesThatOpenChecksIsCaughtWhenRead) 
   const std::vector<MixtureSource> mixture{{folder_ / "d", 1}};
   auto order = SampleOrder::Open(mixture, 16, 5, 1, 0);
   ASSERT_TRUE(order.ok()) << order.status();
+  EXPECT_TRUE((*order)->CheckTokens().ok());
   std::vector<int32_t> tokens(17);
-  (*order)->Read({.source = 0, .epoch = 0, .sample = kChecked / 16}, tokens);
-  EXPECT_DEATH((*order)->Read({.source = 0, .epoch = 0, .sample = kChecked / 16 + 2}, tokens),
-               "within_vocabulary");
+  EXPECT_TRUE((*order)->Read({.source = 0, .epoch = 0, .sample = kChecked / 16}, tokens).ok());
+  ExpectError((*order)->Read({.source = 0, .epoch = 0, .sample = kChecked / 16 + 2}, tokens),
+              Code::kDataLoss, {"d.bin", "id 7", "token 268435488", "vocab is 5"});
 }
 
 }  // namespace

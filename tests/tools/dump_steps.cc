@@ -35,7 +35,7 @@ absl::Status Dump(const std::vector<std::string>& arguments) {
     }
     std::vector<int32_t> sample(static_cast<size_t>(info.context) + 1);
     for (int64_t i = 0; i < info.batch; ++i) {
-      order->Read(order->Locate(info.phase_sample + i), sample);
+      RETURN_IF_ERROR(order->Read(order->Locate(info.phase_sample + i), sample));
       tokens.write(reinterpret_cast<const char*>(sample.data()),
                    static_cast<std::streamsize>(sample.size() * sizeof(int32_t)));
     }

@@ -173,6 +173,16 @@ TEST(EstimateMemory, ZeroShardsWhatItSays) {
   EXPECT_EQ(at(1).buffers - alone, 2 * owned * 4);
 }
 
+TEST(EstimateMemory, ReceivesAFewBucketsAtATime) {
+  const auto received = [](int64_t layers) {
+    RunConfig config = Tiny();
+    config.model.layers = layers;
+    return EstimateMemory(config, Layout(config, 3, 1), config.phases[0]).buffers -
+           EstimateMemory(config, Layout(config, 1, 1), config.phases[0]).buffers;
+  };
+  EXPECT_EQ(received(48), received(12));  // Cuts come round every 3 blocks, places every 4.
+}
+
 TEST(EstimateMemory, Bf16HalvesWeightsAndAddsMasters) {
   RunConfig config = Tiny();
   const LayoutConfig layout = Layout(config, 1, 1);

@@ -22,7 +22,7 @@ namespace {
 
 ModelConfig Small() {
   ModelConfig model;
-  model.layers = 2;
+  model.layers = 5;   // More buckets than may be exchanged at once.
   model.hidden = 20;  // Norms of 20 elements: pieces are padded.
   model.heads = 2;
   model.kv_heads = 2;
