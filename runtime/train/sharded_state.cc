@@ -324,9 +324,11 @@ absl::StatusOr<float*> ShardedState::Gradients(int bucket) {
 absl::Status ShardedState::GradientsReady(int bucket) {
   // Everywhere buckets become ready in the same order, so nobody waits for one that waits for it.
   RETURN_IF_ERROR(FinishRound(bucket));
-  ReceivePlace& place = PlaceOf(bucket);
-  if (place.bucket >= 0) RETURN_IF_ERROR(FinishRound(place.bucket));
-  place.bucket = bucket;
+  if (data_->size() > 1) {
+    ReceivePlace& place = PlaceOf(bucket);
+    if (place.bucket >= 0) RETURN_IF_ERROR(FinishRound(place.bucket));
+    place.bucket = bucket;
+  }
   RETURN_IF_ERROR(ops_->Sync());
   BucketState& state = states_[static_cast<size_t>(bucket)];
   const int64_t first_leaf = state.round * data_->size();
