@@ -27,6 +27,13 @@ class Fabric {
     std::string reason;
   };
 
+  // A receive that a longer message met.
+  struct Truncation {
+    int peer = 0;
+    uint64_t tag = 0;
+    size_t bytes = 0;  // Of the message.
+  };
+
   // Closes everything, without waiting for anybody. No operation is touched afterwards.
   virtual ~Fabric() = default;
 
@@ -49,6 +56,8 @@ class Fabric {
   // Advances everything once; true if something moved, so that another call may be worth it.
   virtual bool Progress() = 0;
   virtual std::vector<LinkFailure> TakeLinkFailures() = 0;
+  // Only asked of what PiecewiseFabric is built on.
+  virtual std::vector<Truncation> TakeTruncations() { return {}; }
   // Nothing more is sent to `peer`. What it has already sent can still be received.
   virtual void DropPeer(int peer) = 0;
 

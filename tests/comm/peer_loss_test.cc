@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <csignal>
 #include <thread>
 #include <vector>
@@ -101,6 +102,49 @@ TEST_P(ProcessLossTest, KilledInTheMiddleOfATransfer) {
       EXPECT_LT(absl::Now() - begin, kNoticed);
     });
   }
+}
+
+// Long and short messages both ways, several under way, when one of three dies. The other two go on
+// until both have noticed.
+TEST_P(ProcessLossTest, KilledInTheMiddleOfAnExchange) {
+  if (wiring().network == "shm") GTEST_SKIP() << "libfabric's shm shares locks with the dead";
+  RunRanks(wiring(), {.size = 3, .killed = {1}}, [](std::unique_ptr<Transport>& transport) {
+    constexpr std::array<size_t, 6> kSizes = {8, 3000, 2 * kMiB, 16, 40000, 100};
+    constexpr size_t kSpace = kSizes.size() * 2 * kMiB;
+    const int rank = transport->rank(), other = rank == 1 ? 0 : 2 - rank;
+    std::vector<char> out(2 * kMiB), in(2 * kSpace);
+    const auto exchange = [&](int peer, char* to) {
+      std::vector<RequestPtr> requests;
+      for (Tag tag = 0; tag < kSizes.size(); ++tag, to += 2 * kMiB) {
+        requests.push_back(transport->Recv(peer, tag, to, kSizes[tag]));
+        requests.push_back(transport->Send(peer, tag, out.data(), kSizes[tag]));
+      }
+      return requests;
+    };
+    if (rank == 1) {
+      std::thread([] {
+        absl::SleepFor(absl::Milliseconds(60));
+        Die();
+      }).detach();
+      while (true) {
+        const auto first = exchange(0, in.data()), second = exchange(2, in.data() + kSpace);
+        (void)transport->WaitAll(first), (void)transport->WaitAll(second);
+      }
+    }
+    const absl::Time begin = absl::Now();
+    absl::Status status;
+    for (bool noticed = false, other_noticed = false; !noticed || !other_noticed;) {
+      ASSERT_LT(absl::Now() - begin, kNoticed);
+      noticed = !status.ok();
+      auto with_other = exchange(other, in.data() + kSpace);
+      with_other.push_back(transport->Recv(other, 10, &other_noticed, sizeof other_noticed));
+      with_other.push_back(transport->Send(other, 10, &noticed, sizeof noticed));
+      if (!noticed) status = transport->WaitAll(exchange(1, in.data()));
+      const absl::Status survives = transport->WaitAll(with_other);
+      ASSERT_TRUE(survives.ok()) << survives;
+    }
+    ExpectGone(status, 1);
+  });
 }
 
 TEST_P(ProcessLossTest, KilledWhileConnecting) {
