@@ -55,6 +55,9 @@ NetworkTransport::~NetworkTransport() {
   const absl::Time deadline = absl::Now() + kFarewellPatience;
   for (const OperationRef& farewell : farewells) WaitFor(*farewell, deadline);
   watch_->SayGoodbye();
+  // One that must not be driven must not be closed either: closing drives it. It stays until the
+  // process ends.
+  if (!stopped_.empty()) (void)fabric_.release();
   fabric_.reset();  // Until here the library may write into peers_.
 }
 
