@@ -47,8 +47,10 @@ def measure(steps, bf16, compiled, micro_batch):
     decay = [w for w in model.weights if w.shape[0] > 1]
     rest = [w for w in model.weights if w.shape[0] == 1]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
+    fused = {"fused": True} if torch.__version__ >= "2.4" else {}
+    optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), **fused)
     samples = torch.randint(0, MODEL["vocab"], (BATCH, CONTEXT + 1))
+    torch.set_flush_denormal(True)
     loss_of = torch.compile(model.loss) if compiled else model.loss
     best = float("inf")
     for step in range(steps + 1):

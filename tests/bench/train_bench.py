@@ -1,9 +1,11 @@
 """Measures training end to end, as ratios within one run of this script (machines are noisy, ratios less so).
 
-usage: train_bench.py BUILD_DIR [--steps N] [--dtype fp32|bf16] [--shards V] [--skip-torch] [--json FILE]
+usage: train_bench.py BUILD_DIR [--steps N] [--dtype fp32|bf16] [--shards V] [--skip-torch] [--skip-mesh]
+                      [--torch-python PYTHON]… [--json FILE]
 
   sgemm   one rank's matmul work over its time, against oneDNN's own sgemm on the same core      (goal: at least 0.80)
-  torch   one rank's tokens/s against the same step in PyTorch, one thread, where it is installed (goal: at least 1.5)
+  torch   one rank's tokens/s against the same step in PyTorch, one thread, where it is installed (goal: at least 1.5);
+          --torch-python names another interpreter than this one, once for each version to compare with
   mesh    8 ranks (tensor 2, pipeline 2, data 2) on two cores against two single ranks there      (goal: at least 0.80)
   memory  resident memory of a rank against `perdure plan`                                        (goal: within 10 %)
 """
@@ -117,17 +119,17 @@ class Bench:
         results["mesh_ratio"] = together / apart
         results["memory_ratio_mesh"] = resident / self.planned(8, layout)
 
-    def torch(self, results):
+    def torch(self, python, results):
         script = HERE / "torch_step.py"
-        command = [sys.executable, str(script), "--steps", str(max(3, self.a.steps // 2)), "--dtype", self.a.dtype]
+        command = [python, str(script), "--steps", str(max(3, self.a.steps // 2)), "--dtype", self.a.dtype]
         done = pinned("0", command, stdout=subprocess.PIPE, text=True)
         output = done.communicate()[0]
         if done.returncode != 0:
-            results["torch"] = "not installed or failed"
+            results.setdefault("torch", []).append(f"{python}: not installed or failed")
             return
         report = json.loads(output.strip().splitlines()[-1])
-        results["torch"] = report
-        results["torch_ratio"] = results["tokens_per_second_one_rank"] / report["tokens_per_second"]
+        report["ratio"] = results["tokens_per_second_one_rank"] / report["tokens_per_second"]
+        results.setdefault("torch", []).append(report)
 
 
 def main():
@@ -137,6 +139,7 @@ def main():
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--skip-torch", action="store_true")
+    parser.add_argument("--torch-python", action="append")
     parser.add_argument("--skip-mesh", action="store_true")
     parser.add_argument("--json")
     arguments = parser.parse_args()
@@ -144,8 +147,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments, folder)
         bench.single(results)
-        if not arguments.skip_torch:
-            bench.torch(results)
+        for python in [] if arguments.skip_torch else arguments.torch_python or [sys.executable]:
+            bench.torch(python, results)
         if not arguments.skip_mesh:
             bench.mesh(results)
     print(json.dumps(results, indent=2))

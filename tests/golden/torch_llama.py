@@ -49,6 +49,14 @@ def slice_shape(tensor, piece):
     return (rows, width) if tensor["axis"] == "cols" else (rows, cols)
 
 
+def causal_attention(q, k, v):
+    if hasattr(torch.nn.functional, "scaled_dot_product_attention"):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    length = q.shape[-2]  # Before 2.0 it had to be spelled out.
+    mask = torch.full((length, length), float("-inf"), dtype=q.dtype).triu(1)
+    return torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask, -1) @ v
+
+
 class Llama(torch.nn.Module):
     """The Llama 3.1 shape, from a dictionary of Hugging Face names to arrays."""
 
@@ -86,7 +94,7 @@ class Llama(torch.nn.Module):
         repeat = self.heads // self.kv_heads
         if repeat > 1:
             k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = causal_attention(q, k, v)
         return y.transpose(1, 2).reshape(batch, length, -1) @ self.w(prefix + "o_proj").T
 
     def forward(self, tokens, theta):
