@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <numeric>
 #include <utility>
 
 #include "ckpt/manifest_json.h"
+#include "ckpt/parallel.h"
+#include "ckpt/part_plan.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
 
@@ -13,7 +16,6 @@ namespace {
 
 // Read together, then digested while still in the processor's cache.
 constexpr int64_t kGroupBytes = 24 << 20;
-constexpr int64_t kBufferBytes = 48 << 20;
 constexpr int64_t kAtomBytesPerElement = kStatePartCount * static_cast<int64_t>(sizeof(float));
 
 absl::Status CheckTable(const Manifest& manifest, const AtomTable& table) {
@@ -41,13 +43,11 @@ absl::Status CheckTable(const Manifest& manifest, const AtomTable& table) {
 std::vector<AtomPlace> LocateAtoms(const Manifest& manifest, const AtomTable& table) {
   std::vector<AtomPlace> places(table.atoms().size());
   for (size_t p = 0; p < manifest.parts.size(); ++p) {
-    int64_t element = 0;
-    const std::vector<int64_t>& atoms = manifest.parts[p].atoms;
-    for (size_t i = 0; i < atoms.size(); ++i) {
-      const size_t atom = static_cast<size_t>(atoms[i]);
-      places[atom] = {static_cast<int32_t>(p), static_cast<int64_t>(i), element};
-      element += table.atoms()[atom].count;
-    }
+    const PartReport& part = manifest.parts[p];
+    const ElementPlaces elements = PlaceElements(table, part.atoms, part.runs);
+    for (size_t i = 0; i < part.atoms.size(); ++i)
+      places[static_cast<size_t>(part.atoms[i])] = {static_cast<int32_t>(p),
+                                                    static_cast<int64_t>(i), elements.begins[i]};
   }
   return places;
 }
@@ -75,19 +75,22 @@ std::string AtomName(const AtomTable& table, int64_t atom) {
                      piece.begin, piece.begin + piece.count - 1);
 }
 
-AtomReader::AtomReader(std::string directory, const Manifest& manifest, const AtomTable& table)
+AtomReader::AtomReader(std::string directory, const Manifest& manifest, const AtomTable& table,
+                       size_t threads)
     : directory_(std::move(directory)),
       manifest_(manifest),
       table_(table),
-      places_(LocateAtoms(manifest, table)),
-      files_(manifest.parts.size()) {}
+      threads_(threads),
+      places_(LocateAtoms(manifest, table)) {}
 
 absl::StatusOr<std::unique_ptr<AtomReader>> AtomReader::Open(std::string directory,
                                                              const Manifest& manifest,
-                                                             const AtomTable& table) {
+                                                             const AtomTable& table,
+                                                             size_t threads) {
   RETURN_IF_ERROR(CheckTable(manifest, table));
   RETURN_IF_ERROR(ValidateManifest(manifest));
-  return std::unique_ptr<AtomReader>(new AtomReader(std::move(directory), manifest, table));
+  return std::unique_ptr<AtomReader>(
+      new AtomReader(std::move(directory), manifest, table, threads));
 }
 
 int64_t AtomReader::Count(const AtomState& state) const {
@@ -95,39 +98,40 @@ int64_t AtomReader::Count(const AtomState& state) const {
 }
 
 absl::Status AtomReader::Read(std::span<const AtomState> wanted) {
-  std::vector<std::vector<AtomState>> by_part(manifest_.parts.size());
-  for (const AtomState& state : wanted) {
+  std::vector<AtomState> states(wanted.begin(), wanted.end());
+  for (const AtomState& state : states)
     PERDURE_CHECK(state.atom >= 0 && state.atom < static_cast<int64_t>(places_.size()));
-    by_part[static_cast<size_t>(place(state.atom).part)].push_back(state);
-  }
-  for (size_t part = 0; part < by_part.size(); ++part) {
-    if (by_part[part].empty()) continue;
-    std::stable_sort(by_part[part].begin(), by_part[part].end(),
-                     [this](const AtomState& a, const AtomState& b) {
-                       return place(a.atom).element < place(b.atom).element;
-                     });
-    RETURN_IF_ERROR(ReadFromPart(part, by_part[part]));
-  }
-  return absl::OkStatus();
+  std::stable_sort(states.begin(), states.end(), [this](const AtomState& a, const AtomState& b) {
+    return std::pair(place(a.atom).part, place(a.atom).element) <
+           std::pair(place(b.atom).part, place(b.atom).element);
+  });
+  const std::vector<Group> groups = MakeGroups(states);
+  return ForEachInParallel(
+      groups.size(), [&](size_t g) { return WithRetries([&] { return ReadGroup(groups[g]); }); });
 }
 
-absl::Status AtomReader::ReadFromPart(size_t part, std::span<const AtomState> states) {
-  if (!files_[part].is_open()) {
-    ASSIGN_OR_RETURN(files_[part], OpenPart(directory_, manifest_.parts[part]));
+// Of one part each, and bounded.
+std::vector<AtomReader::Group> AtomReader::MakeGroups(std::span<const AtomState> states) const {
+  std::vector<Group> groups;
+  int64_t bytes = 0;
+  for (size_t i = 0; i < states.size(); ++i) {
+    const auto part = static_cast<size_t>(place(states[i].atom).part);
+    if (groups.empty() || groups.back().part != part || bytes >= kGroupBytes) {
+      groups.push_back({part, states.subspan(i, 0)});
+      bytes = 0;
+    }
+    Group& group = groups.back();
+    group.states = {group.states.data(), group.states.size() + 1};
+    bytes += Count(states[i]) * kAtomBytesPerElement;
   }
-  while (!states.empty()) {
-    int64_t bytes = 0;
-    size_t taken = 0;
-    while (taken < states.size() && (taken == 0 || bytes < kGroupBytes))
-      bytes += Count(states[taken++]) * kAtomBytesPerElement;
-    RETURN_IF_ERROR(ReadGroup(part, states.first(taken)));
-    states = states.subspan(taken);
-  }
-  return absl::OkStatus();
+  return groups;
 }
 
-absl::Status AtomReader::ReadGroup(size_t part, std::span<const AtomState> states) {
-  const PartReport& report = manifest_.parts[part];
+absl::Status AtomReader::ReadGroup(const Group& group) const {
+  const PartReport& report = manifest_.parts[group.part];
+  ASSIGN_OR_RETURN(const File file, OpenPart(directory_, report));
+  DirectReader reader(file);
+  const std::span<const AtomState> states = group.states;
   std::vector<iovec> pieces;
   for (size_t dataset = 0; dataset < report.offsets.size(); ++dataset) {
     size_t i = 0;
@@ -142,19 +146,19 @@ absl::Status AtomReader::ReadGroup(size_t part, std::span<const AtomState> state
       }
       const uint64_t offset =
           report.offsets[dataset] + static_cast<uint64_t>(first) * sizeof(float);
-      RETURN_IF_ERROR(files_[part].ReadAt(offset, pieces));
+      RETURN_IF_ERROR(reader.ReadAt(offset, pieces));
     }
   }
   for (const AtomState& state : states) {
     const size_t position = static_cast<size_t>(place(state.atom).position);
     if (AtomDigest(state, Count(state)) != report.atom_digests[position])
-      return ExplainMismatch(part, state);
+      return ExplainMismatch(file, report, state);
   }
   return absl::OkStatus();
 }
 
-absl::Status AtomReader::ExplainMismatch(size_t part, const AtomState& state) {
-  const PartReport& report = manifest_.parts[part];
+absl::Status AtomReader::ExplainMismatch(const File& file, const PartReport& report,
+                                         const AtomState& state) const {
   std::vector<char> buffer(kBlockBytes);
   const uint64_t first = static_cast<uint64_t>(place(state.atom).element) * sizeof(float);
   const uint64_t bytes = static_cast<uint64_t>(Count(state)) * sizeof(float);
@@ -164,17 +168,16 @@ absl::Status AtomReader::ExplainMismatch(size_t part, const AtomState& state) {
       const uint64_t begin = block * kBlockBytes;
       iovec piece{buffer.data(), std::min(kBlockBytes, report.bytes - begin)};
       const size_t length = piece.iov_len;
-      RETURN_IF_ERROR(files_[part].ReadAt(begin, {&piece, 1}));
+      RETURN_IF_ERROR(file.ReadAt(begin, {&piece, 1}));
       if (DigestOf(buffer.data(), length) != report.blocks[block])
         return DataLoss("{}: {} differs from its digest; {} is lost: use an older checkpoint",
-                        files_[part].path(), BlockName(block, report.bytes),
-                        AtomName(table_, state.atom));
+                        file.path(), BlockName(block, report.bytes), AtomName(table_, state.atom));
     }
   }
   return DataLoss(
       "{}: {} differs from its digest although its blocks do not: the writer's memory or its "
       "manifest is wrong; use an older checkpoint",
-      files_[part].path(), AtomName(table_, state.atom));
+      file.path(), AtomName(table_, state.atom));
 }
 
 absl::Status ReadAtoms(const std::string& directory, const Manifest& manifest,
@@ -183,12 +186,16 @@ absl::Status ReadAtoms(const std::string& directory, const Manifest& manifest,
   return reader->Read(wanted);
 }
 
-void AtomBuffer::Reset(const AtomTable& table, int64_t first, int64_t last) {
-  end_ = first;
-  int64_t elements = 0;
-  while (end_ < last && (end_ == first || elements * kAtomBytesPerElement < kBufferBytes))
-    elements += table.atoms()[static_cast<size_t>(end_++)].count;
-  const size_t floats = static_cast<size_t>(elements) * static_cast<size_t>(kStatePartCount);
+void AtomBuffer::Reset(const AtomTable& table, std::span<const int64_t> atoms) {
+  const auto count = [&](int64_t atom) {
+    return static_cast<size_t>(table.atoms()[static_cast<size_t>(atom)].count);
+  };
+  size_t taken = 0, floats = 0;
+  for (; taken < atoms.size(); ++taken) {
+    const size_t more = count(atoms[taken]) * static_cast<size_t>(kStatePartCount);
+    if (taken > 0 && (floats + more) * sizeof(float) > bytes_) break;
+    floats += more;
+  }
   if (floats > capacity_) {
     // Not zeroed: every element is about to be read.
     memory_ = std::make_unique_for_overwrite<float[]>(floats);
@@ -196,25 +203,26 @@ void AtomBuffer::Reset(const AtomTable& table, int64_t first, int64_t last) {
   }
   states_.clear();
   float* at = memory_.get();
-  for (int64_t atom = first; atom < end_; ++atom) {
+  for (const int64_t atom : atoms.first(taken)) {
     AtomState state{.atom = atom};
     for (float*& part : state.parts) {
       part = at;
-      at += table.atoms()[static_cast<size_t>(atom)].count;
+      at += count(atom);
     }
     states_.push_back(state);
   }
 }
 
-absl::Status ForEachAtom(AtomReader& reader, const AtomTable& table, IndexRange atoms,
+absl::Status ForEachAtom(StateSource& source, const AtomTable& table, IndexRange range,
                          const std::function<void(const AtomState&, int64_t count)>& visit) {
   AtomBuffer buffer;
-  for (int64_t first = atoms.first; first < atoms.last;) {
-    buffer.Reset(table, first, atoms.last);
-    RETURN_IF_ERROR(reader.Read(buffer.states()));
+  std::vector<int64_t> atoms(static_cast<size_t>(range.size()));
+  std::iota(atoms.begin(), atoms.end(), range.first);
+  for (size_t next = 0; next < atoms.size(); next += buffer.states().size()) {
+    buffer.Reset(table, std::span(atoms).subspan(next));
+    RETURN_IF_ERROR(source.Read(buffer.states()));
     for (const AtomState& state : buffer.states())
       visit(state, table.atoms()[static_cast<size_t>(state.atom)].count);
-    first = buffer.end();
   }
   return absl::OkStatus();
 }

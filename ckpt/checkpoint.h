@@ -45,16 +45,17 @@ Digest Certificate(const AtomTable& table, std::span<const Digest> atom_digests,
                    int64_t samples);
 std::vector<Digest> TensorDigests(const AtomTable& table, std::span<const Digest> atom_digests);
 
-// What one writer did: goes to whoever writes the manifest.
+// One file of a checkpoint.
 struct PartReport {
   std::string file;  // "part-00000.h5", relative to the checkpoint's directory.
   uint64_t bytes = 0;
   std::vector<Digest> blocks;        // Of each MiB of the file, the last one shorter.
+  std::vector<int64_t> runs;         // How many of the atoms each writer wrote: see part_plan.h.
   std::vector<int64_t> atoms;        // In the order of the datasets' elements.
   std::vector<Digest> atom_digests;  // Likewise.
   std::array<uint64_t, kStatePartCount> offsets{};  // Of each part's dataset in the file, in bytes.
 };
-std::string SerializePart(const PartReport& part);  // For the wire.
+std::string SerializePart(const PartReport& part);  // A part as the manifest has it.
 absl::StatusOr<PartReport> ParsePart(std::string_view serialized);
 
 // Everything a checkpoint says about itself.

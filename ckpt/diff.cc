@@ -1,6 +1,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <optional>
 
 #include "ckpt/atom_reader.h"
@@ -100,11 +101,12 @@ absl::StatusOr<Difference> DiffCheckpoints(const std::string& directory_a,
   if (std::optional<Difference> difference = CompareTensors(a, b)) return *difference;
   ASSIGN_OR_RETURN(const auto reader_a, AtomReader::Open(a.directory, a.manifest, a.table));
   ASSIGN_OR_RETURN(const auto reader_b, AtomReader::Open(b.directory, b.manifest, b.table));
-  const int64_t atoms = static_cast<int64_t>(a.table.atoms().size());
+  std::vector<int64_t> atoms(a.table.atoms().size());
+  std::iota(atoms.begin(), atoms.end(), int64_t{0});
   AtomBuffer ours, theirs;
-  for (int64_t first = 0; first < atoms;) {
-    ours.Reset(a.table, first, atoms);
-    theirs.Reset(a.table, first, atoms);
+  for (size_t next = 0; next < atoms.size();) {
+    ours.Reset(a.table, std::span(atoms).subspan(next));
+    theirs.Reset(a.table, std::span(atoms).subspan(next));
     Renumber(a, b, theirs.states());
     RETURN_IF_ERROR(reader_a->Read(ours.states()));
     RETURN_IF_ERROR(reader_b->Read(theirs.states()));
@@ -112,8 +114,8 @@ absl::StatusOr<Difference> DiffCheckpoints(const std::string& directory_a,
       Difference difference = FirstDifference(a.table, ours.states()[i], theirs.states()[i]);
       if (!difference.identical) return difference;
     }
-    first = ours.end();
-    if (progress) progress(static_cast<uint64_t>(first), static_cast<uint64_t>(atoms));
+    next += ours.states().size();
+    if (progress) progress(next, atoms.size());
   }
   return Difference{};
 }

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
+#include <cstring>
 
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
@@ -13,7 +15,8 @@
 namespace perdure {
 namespace {
 
-constexpr size_t kPiecesPerCall = 1024;  // IOV_MAX of Linux.
+constexpr uint64_t kReadBytes = 8 << 20;  // Of one direct transfer.
+constexpr size_t kPiecesPerCall = 1024;   // IOV_MAX of Linux.
 
 // Drops the first `done` bytes, and empty pieces in front.
 void Advance(std::span<iovec>& pieces, size_t done) {
@@ -82,6 +85,15 @@ absl::Status File::WriteAt(uint64_t offset, std::span<iovec> pieces) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<size_t> File::ReadSome(uint64_t offset, char* data, size_t bytes) const {
+  const iovec piece{data, bytes};
+  for (;;) {
+    const ssize_t got = ::preadv(descriptor_, &piece, 1, static_cast<off_t>(offset));
+    if (got >= 0) return static_cast<size_t>(got);
+    if (errno != EINTR) return ErrnoStatus(errno, fmt::format("read {} at byte {}", path_, offset));
+  }
+}
+
 absl::Status File::Sync() {
   if (::fsync(descriptor_) != 0)
     return ErrnoStatus(errno,
@@ -94,11 +106,60 @@ absl::Status File::Truncate(uint64_t bytes) {
   return absl::OkStatus();
 }
 
+absl::Status File::Reserve(uint64_t bytes) {
+  if (bytes == 0) return absl::OkStatus();
+  while (::fallocate(descriptor_, 0, 0, static_cast<off_t>(bytes)) != 0) {
+    if (errno == EINTR) continue;
+    if (errno == EOPNOTSUPP || errno == ENOSYS) return absl::OkStatus();
+    return WriteError(errno, path_);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status File::Close() {
   const int descriptor = std::exchange(descriptor_, -1);
   if (::close(descriptor) != 0) return ErrnoStatus(errno, "close " + path_);
   return absl::OkStatus();
 }
+
+DirectReader::DirectReader(const File& file)
+    : file_(file), direct_(OpenDirect(file, O_RDONLY)), buffer_(kReadBytes) {}
+
+absl::Status DirectReader::ReadAt(uint64_t offset, std::span<iovec> pieces) {
+  uint64_t left = 0;
+  for (const iovec& piece : pieces) left += piece.iov_len;
+  Advance(pieces, 0);
+  while (left > 0) {
+    const uint64_t skip = offset % kDirectBytes;
+    const uint64_t wanted = (skip + left + kDirectBytes - 1) / kDirectBytes * kDirectBytes;
+    const absl::StatusOr<size_t> got =
+        direct_.is_open()
+            ? direct_.ReadSome(offset - skip, buffer_.data(), std::min(wanted, kReadBytes))
+            : absl::StatusOr<size_t>(0);
+    // Alignment that this file system wants otherwise, or the last bytes of the file.
+    if (absl::IsInvalidArgument(got.status()) || (got.ok() && *got <= skip))
+      return file_.ReadAt(offset, pieces);
+    RETURN_IF_ERROR(got.status());
+    const uint64_t taken = std::min(*got - skip, left);
+    for (uint64_t copied = 0; copied < taken;) {
+      const uint64_t bytes = std::min<uint64_t>(pieces.front().iov_len, taken - copied);
+      std::memcpy(pieces.front().iov_base, buffer_.data() + skip + copied, bytes);
+      copied += bytes;
+      Advance(pieces, bytes);
+    }
+    offset += taken;
+    left -= taken;
+  }
+  return absl::OkStatus();
+}
+
+AlignedBuffer::AlignedBuffer(size_t bytes)
+    : data_(static_cast<char*>(std::aligned_alloc(
+          kDirectBytes, (bytes + kDirectBytes - 1) / kDirectBytes * kDirectBytes))) {
+  PERDURE_CHECK(data_ != nullptr);
+}
+
+AlignedBuffer::~AlignedBuffer() { std::free(data_); }
 
 absl::StatusOr<File> OpenPartFile(const std::string& path) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -115,6 +176,17 @@ absl::StatusOr<File> CreateNewFile(const std::string& path) {
   if (errno == EEXIST)
     return AlreadyExists("{} exists: names of checkpoints are used once, take a new nonce", path);
   return ErrnoStatus(errno, "create " + path);
+}
+
+absl::StatusOr<File> CreateOrJoinFile(const std::string& path) {
+  const int descriptor = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (descriptor >= 0) return File(descriptor, path);
+  return ErrnoStatus(errno, "create " + path);
+}
+
+File OpenDirect(const File& file, int flags) {
+  const int descriptor = ::open(file.path().c_str(), flags | O_DIRECT | O_CLOEXEC | O_NOFOLLOW);
+  return descriptor >= 0 ? File(descriptor, file.path()) : File();
 }
 
 }  // namespace perdure

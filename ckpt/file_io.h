@@ -15,6 +15,21 @@
 namespace perdure {
 
 inline constexpr uint64_t kBlockBytes = uint64_t{1} << 20;  // What one block digest covers.
+// Direct transfers begin, end and lie in memory at multiples of this.
+inline constexpr uint64_t kDirectBytes = 4096;
+
+// Memory for direct transfers, not initialised.
+class AlignedBuffer {
+ public:
+  explicit AlignedBuffer(size_t bytes);
+  ~AlignedBuffer();
+  AlignedBuffer(AlignedBuffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  AlignedBuffer& operator=(AlignedBuffer&&) = delete;
+  char* data() const { return data_; }
+
+ private:
+  char* data_;
+};
 
 // Owns a descriptor.
 class File {
@@ -33,10 +48,14 @@ class File {
   // before.
   absl::Status ReadAt(uint64_t offset, std::span<iovec> pieces) const;
   absl::Status WriteAt(uint64_t offset, std::span<iovec> pieces);
+  // As many bytes as one call gives; 0 at the end of the file.
+  absl::StatusOr<size_t> ReadSome(uint64_t offset, char* data, size_t bytes) const;
   // A failure is final for this file: the kernel has dropped the pages, and a second call may well
   // say "fine".
   absl::Status Sync();
   absl::Status Truncate(uint64_t bytes);
+  // Takes the space of the first `bytes` bytes now, where the file system can; nothing is written.
+  absl::Status Reserve(uint64_t bytes);
   absl::Status Close();
 
  private:
@@ -44,9 +63,28 @@ class File {
   std::string path_;
 };
 
+// Reads ranges of one file past the page cache where its file system allows it: through a buffer,
+// so that neither ranges nor memory need be aligned. One thread.
+class DirectReader {
+ public:
+  // `file` outlives this.
+  explicit DirectReader(const File& file);
+  // As File::ReadAt.
+  absl::Status ReadAt(uint64_t offset, std::span<iovec> pieces);
+
+ private:
+  const File& file_;
+  File direct_;
+  AlignedBuffer buffer_;
+};
+
 // A file that is not there is DataLoss: whoever asks has a manifest that names it.
 absl::StatusOr<File> OpenPartFile(const std::string& path);
 // AlreadyExists: names are used once.
 absl::StatusOr<File> CreateNewFile(const std::string& path);
+// For one of several writers of a new file: whoever comes first creates it.
+absl::StatusOr<File> CreateOrJoinFile(const std::string& path);
+// The same file past the page cache; a File that is not open where its file system has no such way.
+File OpenDirect(const File& file, int flags);
 
 }  // namespace perdure

@@ -15,6 +15,12 @@ absl::StatusOr<Json> ParseJsonObject(std::string_view text, std::string_view wha
   return value;
 }
 
+OrderedJson HexList(const std::vector<Digest>& digests) {
+  OrderedJson list = OrderedJson::array();
+  for (const Digest& digest : digests) list.push_back(digest.Hex());
+  return list;
+}
+
 JsonObject::JsonObject(const Json& object, std::string where)
     : object_(object), where_(std::move(where)) {
   if (!object_.is_object())

@@ -24,6 +24,8 @@ using OrderedJson = nlohmann::ordered_json;  // Keys in the order of writing.
 // DataLoss when `text` is not one JSON object.
 absl::StatusOr<Json> ParseJsonObject(std::string_view text, std::string_view what);
 
+OrderedJson HexList(const std::vector<Digest>& digests);
+
 class JsonObject {
  public:
   // `where` prefixes field names in messages. `object` outlives this.

@@ -6,6 +6,7 @@
 #include "ckpt/checkpoint.h"
 #include "ckpt/file_io.h"
 #include "ckpt/manifest_json.h"
+#include "ckpt/part_plan.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
 
@@ -98,9 +99,8 @@ absl::Status ValidateAtoms(const Manifest& manifest, int64_t count) {
 // The three datasets lie inside the file, in order, without overlap.
 absl::Status ValidateExtents(const PartReport& part, const AtomTable& table,
                              const std::string& where) {
-  uint64_t bytes = 0;
-  for (const int64_t atom : part.atoms)
-    bytes += static_cast<uint64_t>(table.atoms()[static_cast<size_t>(atom)].count) * sizeof(float);
+  const uint64_t bytes =
+      static_cast<uint64_t>(PlaceElements(table, part.atoms, part.runs).length) * sizeof(float);
   if (bytes == 0) return absl::OkStatus();
   uint64_t end = 1;  // HDF5's own header comes first.
   for (size_t i = 0; i < part.offsets.size(); ++i) {
@@ -150,6 +150,15 @@ absl::Status ValidatePart(const PartReport& part, const std::string& where) {
   if (part.atoms.size() != part.atom_digests.size())
     return DataLoss("field {}.atom_digests has {} entries for {} atoms", where,
                     part.atom_digests.size(), part.atoms.size());
+  int64_t in_runs = 0;
+  for (const int64_t count : part.runs) {
+    if (count < 1 || count > static_cast<int64_t>(part.atoms.size()) - in_runs)
+      return DataLoss("field {}.runs has a run of {} atoms where {} are left", where, count,
+                      static_cast<int64_t>(part.atoms.size()) - in_runs);
+    in_runs += count;
+  }
+  if (in_runs != static_cast<int64_t>(part.atoms.size()))
+    return DataLoss("field {}.runs covers {} of {} atoms", where, in_runs, part.atoms.size());
   const uint64_t blocks = part.bytes / kBlockBytes + (part.bytes % kBlockBytes != 0);
   if (part.blocks.size() != blocks)
     return DataLoss("field {}.blocks has {} entries; {} bytes have {} blocks", where,

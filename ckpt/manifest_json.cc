@@ -18,16 +18,11 @@ constexpr size_t kSealBytes = kDigestHead.size() + 32 + kDigestTail.size();
 
 constexpr std::array<std::string_view, 3> kAxisNames = {"none", "rows", "cols"};
 
-OrderedJson HexList(const std::vector<Digest>& digests) {
-  OrderedJson list = OrderedJson::array();
-  for (const Digest& digest : digests) list.push_back(digest.Hex());
-  return list;
-}
-
 OrderedJson PartJson(const PartReport& part) {
   return {{"file", part.file},
           {"bytes", part.bytes},
           {"offsets", part.offsets},
+          {"runs", part.runs},
           {"atoms", part.atoms},
           {"atom_digests", HexList(part.atom_digests)},
           {"blocks", HexList(part.blocks)}};
@@ -90,6 +85,7 @@ absl::StatusOr<PartReport> PartFromJson(const Json& json, const std::string& whe
   object.String("file", &part.file);
   object.Unsigned("bytes", &part.bytes);
   object.Ints("offsets", &offsets);
+  object.Ints("runs", &part.runs);
   object.Ints("atoms", &part.atoms);
   object.Digests("atom_digests", &part.atom_digests);
   object.Digests("blocks", &part.blocks);

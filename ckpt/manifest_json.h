@@ -10,6 +10,7 @@ namespace perdure {
 
 inline constexpr const char* kManifestFile = "manifest.json";
 inline constexpr int64_t kFormatVersion = 1;
+inline constexpr uint64_t kPartBlocksMax = uint64_t{1} << 26;  // Of one file: 64 TiB.
 
 // Deterministic. Its last member is the digest of all text before it. InvalidArgument: a string is
 // not UTF-8.

@@ -38,6 +38,11 @@ void SparseImage::Read(uint64_t offset, void* data, uint64_t bytes) const {
   }
 }
 
+bool SparseImage::Touches(uint64_t offset, uint64_t bytes) const {
+  const auto page = pages_.lower_bound(offset - offset % kPageBytes);
+  return page != pages_.end() && page->first < offset + bytes;
+}
+
 const char* SparseImage::Page(uint64_t offset) const {
   const auto found = pages_.find(offset);
   return found == pages_.end() ? nullptr : found->second.data();

@@ -15,6 +15,9 @@ class SparseImage {
   void Write(uint64_t offset, const void* data, uint64_t bytes);
   void Read(uint64_t offset, void* data, uint64_t bytes) const;
 
+  // Whether anything was ever written to [offset, offset + bytes).
+  bool Touches(uint64_t offset, uint64_t bytes) const;
+
   // The page that begins at `offset` (a multiple of kPageBytes), or null: nothing was written
   // there. Stays where it is.
   const char* Page(uint64_t offset) const;

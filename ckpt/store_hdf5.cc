@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ckpt/manifest_json.h"
+#include "ckpt/part_plan.h"
 #include "ckpt/store_hdf5_driver.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
@@ -102,20 +103,17 @@ constexpr std::array<std::pair<const char*, size_t>, 6> kAtomFields = {
 std::vector<AtomRow> AtomRows(const PartLayout& layout) {
   std::vector<AtomRow> rows;
   rows.reserve(layout.atoms.size());
-  int64_t offset = 0;
-  for (const int64_t index : layout.atoms) {
-    const Atom& atom = layout.table->atoms()[static_cast<size_t>(index)];
-    rows.push_back({index, atom.tensor, atom.slice, atom.begin, atom.count, offset});
-    offset += atom.count;
+  const ElementPlaces places = PlaceElements(*layout.table, layout.atoms, layout.runs);
+  for (size_t i = 0; i < layout.atoms.size(); ++i) {
+    const Atom& atom = layout.table->atoms()[static_cast<size_t>(layout.atoms[i])];
+    rows.push_back(
+        {layout.atoms[i], atom.tensor, atom.slice, atom.begin, atom.count, places.begins[i]});
   }
   return rows;
 }
 
 int64_t Elements(const PartLayout& layout) {
-  int64_t elements = 0;
-  for (const int64_t index : layout.atoms)
-    elements += layout.table->atoms()[static_cast<size_t>(index)].count;
-  return elements;
+  return PlaceElements(*layout.table, layout.atoms, layout.runs).length;
 }
 
 Id AtomRowType() {

@@ -23,6 +23,7 @@ namespace perdure {
 struct PartLayout {
   const AtomTable* table = nullptr;
   std::span<const int64_t> atoms;  // In the order of the datasets' elements.
+  std::span<const int64_t> runs;   // As PartPlan::runs.
   int64_t step = 0;
   uint64_t generation = 0;
   std::string run_id;

@@ -172,6 +172,26 @@ Field<Owner> Nodes(std::string Owner::*member, bool may_be_empty, const char* do
   return field;
 }
 
+// "node", "rank" or a number of ranks.
+Field<CheckpointConfig> Files(std::string CheckpointConfig::*member) {
+  constexpr const char* kWrong = "must be \"node\", \"rank\" or a number of ranks, for example 8";
+  Field<CheckpointConfig> field =
+      Make("files", member, Anything(), "Ranks that share a file: \"node\", \"rank\" or a number");
+  field.read = [member](const toml::node& node, CheckpointConfig& owner) -> std::string {
+    if (const auto count = node.value_exact<int64_t>())
+      owner.*member = fmt::format("{}", *count);
+    else if (const auto text = node.value_exact<std::string>())
+      owner.*member = *text;
+    else
+      return kWrong;
+    return "";
+  };
+  field.check = [](const CheckpointConfig& owner) -> std::string {
+    return RanksPerFile(owner, 1) > 0 ? "" : kWrong;
+  };
+  return field;
+}
+
 // `batch = 128` and `rate = 2e-5`: the whole struct from its last value.
 template <typename Owner, typename T>
 Field<Owner> Shorthand(T Owner::*member, const char* doc) {
@@ -348,6 +368,12 @@ std::vector<Field<CheckpointConfig>> CheckpointFields() {
       Make("keep_last", &C::keep_last, Integers{1, 1 << 20}, "Newest checkpoints that are kept"),
       Make("keep_every_steps", &C::keep_every_steps, Integers{},
            "Keep for ever what lies at multiples of this, and phase ends; 0: phase ends only"),
+      Files(&C::files),
+      Make(
+          "asynchronous", &C::asynchronous, Anything(),
+          "Freeze the state in one copy and write behind training; false: no copy, training waits"),
+      Make("write_mib_per_second", &C::write_mib_per_second, Integers{0, 1 << 20},
+           "Most that one rank writes; 0: as fast as it goes"),
   };
 }
 

@@ -17,11 +17,12 @@
 #include "ckpt/checkpoint.h"
 #include "launch/config.h"
 #include "launch/job_record.h"
+#include "launch/local_checkpoint.h"
 #include "launch/local_ranks.h"
 #include "launch/run_directory.h"
 #include "model/parameters.h"
 #include "monitoring/journal.h"
-#include "runtime/agent/retention.h"
+#include "runtime/agent/worker.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
 #include "runtime/data/sample_order.h"
@@ -35,6 +36,8 @@ using Json = nlohmann::json;
 
 // After a rank has failed, how long others may take to tell what they saw before all are ended.
 constexpr auto kGrace = std::chrono::milliseconds(1000);
+// Steps behind a load that prove the checkpoint good.
+constexpr int64_t kGoodSteps = 2;
 
 std::string LayoutWords(const LayoutConfig& layout) {
   return fmt::format(
@@ -69,14 +72,10 @@ class LocalJob {
                config_.numerics.atom_elements),
         schedule_(config_) {}
 
+  // The exit code; DataLoss: the checkpoint that the run resumes is bad, nothing was trained.
   absl::StatusOr<int> Run();
 
  private:
-  struct Pending {
-    std::set<int> ranks;
-    std::vector<PartReport> parts;
-  };
-
   absl::Status Begin();
   absl::Status SendInit();
   absl::Status Loop();
@@ -87,15 +86,17 @@ class LocalJob {
   absl::Status OnAddress(LocalRank& rank, const Json& frame);
   absl::Status OnLoaded(LocalRank& rank, const Json& frame);
   absl::Status OnStep(const Json& frame);
-  absl::Status OnPart(LocalRank& rank, const Json& frame);
-  absl::Status Commit(int64_t step, std::vector<PartReport> parts);
-  absl::Status VerifyThenRetire(const std::string& name, const std::string& directory,
-                                const Manifest& manifest);
+  std::string StartName() const;
+  void MakeCheckpoint();
+  Manifest ManifestHead(int64_t step) const;
+  void OnSettled(const LocalCheckpoint::Settled& settled);
+  void RecordGoodSteps();
   absl::Status SendToAll(const Json& frame);
   void RequestCheckpoint();
   void RequestStop();
   void Fail(const LocalRank& rank, absl::StatusCode code, const std::string& why, bool primary);
   int Finish(const absl::Status& status);
+  bool BadCheckpoint(const absl::Status& status) const;
   std::string LogTail(const LocalRank& rank) const;
 
   LocalJobOptions options_;
@@ -107,16 +108,20 @@ class LocalJob {
   uint32_t nonce_ = 0;
   std::unique_ptr<JobRecord> record_;
   std::unique_ptr<LocalRanks> ranks_;
+  std::unique_ptr<LocalCheckpoint> checkpoint_;
+  std::unique_ptr<Worker> worker_;  // Uses checkpoint_ and the log: goes first.
   int signal_fd_ = -1;
   std::map<int, std::string> addresses_;
   std::vector<Digest> loaded_;
   std::vector<bool> loaded_seen_;
   std::set<int> loaded_ranks_, done_ranks_;
-  std::map<int64_t, Pending> pending_;     // By step.
   std::map<int64_t, StepReport> reports_;  // Of steps since the last commit: for manifests.
   Clock::time_point checkpointed_;
   bool checkpoint_asked_ = false;
   bool stop_asked_ = false;
+  bool loaded_all_ = false;  // The ranks train.
+  int64_t saved_step_ = -1;  // Of the newest checkpoint that counts,
+  absl::Status unsaved_;     // and why the one after it does not.
   bool complete_ = false;
   int64_t step_ = 0;
   std::string certificate_;
@@ -139,12 +144,10 @@ absl::Status LocalJob::Begin() {
                           .nodes = options_.nodes,
                           .layout = LayoutWords(layout),
                           .base_step = run_.start.manifest.has_value() ? run_.start.step : -1})));
-  if (run_.start.manifest
-          .has_value())  // Every byte of it was read and compared before this job began.
-    RETURN_IF_ERROR(run_.log.Append(
-        RecordType::kVerified, generation_,
-        SerializeVerified(
-            {.name = std::filesystem::path(run_.start.checkpoint).filename(), .kind = "read"})));
+  // Without good steps behind it this counts against the checkpoint.
+  if (run_.start.manifest.has_value())
+    RETURN_IF_ERROR(run_.log.Append(RecordType::kAttempt, generation_,
+                                    SerializeAttempt({.name = StartName()})));
   ASSIGN_OR_RETURN(record_, JobRecord::Open(options_.run_directory, config_, generation_,
                                             run_.start.step, options_.nodes, options_.quiet));
   const std::string logs = fmt::format("{}/jobs/g{:05}", options_.run_directory, generation_);
@@ -169,6 +172,9 @@ absl::Status LocalJob::Begin() {
                                       .threads = layout.transport == "local",
                                       .log_directory = logs}));
   record_->State("starting", ranks_->all());
+  saved_step_ = run_.start.manifest.has_value() ? run_.start.step : -1;
+  ASSIGN_OR_RETURN(worker_, Worker::Start());
+  MakeCheckpoint();
   loaded_.resize(table_.atoms().size());
   loaded_seen_.resize(table_.atoms().size(), false);
   checkpointed_ = Clock::now();
@@ -177,21 +183,23 @@ absl::Status LocalJob::Begin() {
 
 absl::Status LocalJob::SendInit() {
   for (LocalRank& rank : ranks_->all()) {
-    const Json init = {{"type", "init"},
-                       {"rank", rank.rank},
-                       {"config", PrintConfig(config_)},
-                       {"data_directory", options_.data_directory},
-                       {"run_directory", options_.run_directory},
-                       {"generation", generation_},
-                       {"nonce", nonce_},
-                       {"run_id", run_.log.run_id()},
-                       {"until_step", options_.until_step},
-                       {"spin", config_.layout.ranks() * config_.numerics.threads <=
-                                    static_cast<int64_t>(std::thread::hardware_concurrency())},
-                       {"start_step", run_.start.step},
-                       {"sample_chain", run_.start.sample_chain.Hex()},
-                       {"checkpoint", run_.start.checkpoint},
-                       {"manifest_digest", run_.manifest_digest.value_or(Digest()).Hex()}};
+    const Json init = {
+        {"type", "init"},
+        {"rank", rank.rank},
+        {"config", PrintConfig(config_)},
+        {"data_directory", options_.data_directory},
+        {"run_directory", options_.run_directory},
+        {"generation", generation_},
+        {"nonce", nonce_},
+        {"ranks_per_file", RanksPerFile(config_.checkpoint, options_.ranks_per_node)},
+        {"run_id", run_.log.run_id()},
+        {"until_step", options_.until_step},
+        {"spin", config_.layout.ranks() * config_.numerics.threads <=
+                     static_cast<int64_t>(std::thread::hardware_concurrency())},
+        {"start_step", run_.start.step},
+        {"sample_chain", run_.start.sample_chain.Hex()},
+        {"checkpoint", run_.start.checkpoint},
+        {"manifest_digest", run_.manifest_digest.value_or(Digest()).Hex()}};
     // A rank that is gone already is noticed by its pidfd, with the reason.
     (void)rank.socket->Send(init);
   }
@@ -211,7 +219,8 @@ absl::Status LocalJob::OnFrame(LocalRank& rank, const Json& frame) {
   if (type == "address") return OnAddress(rank, frame);
   if (type == "loaded") return OnLoaded(rank, frame);
   if (type == "step") return OnStep(frame);
-  if (type == "part") return OnPart(rank, frame);
+  if (type == "saved") return checkpoint_->OnSaved(rank.rank, frame);
+  if (type == "voted") return checkpoint_->OnVoted(frame);
   if (type == "done") {
     done_ranks_.insert(rank.rank);
     complete_ = frame.at("complete").get<bool>();
@@ -258,6 +267,7 @@ absl::Status LocalJob::OnLoaded(LocalRank& rank, const Json& frame) {
   record_->Event(
       "loaded", {{"generation", generation_}, {"step", step_}, {"certificate", certificate.Hex()}});
   certificate_ = certificate.Hex();
+  loaded_all_ = true;
   record_->State("running", ranks_->all());
   return SendToAll({{"type", "go"}});
 }
@@ -281,6 +291,7 @@ absl::Status LocalJob::OnStep(const Json& f) {
   step_ = r.step;
   reports_[r.step] = r;
   record_->Step(r);
+  RecordGoodSteps();
   const auto every = std::chrono::nanoseconds(absl::ToInt64Nanoseconds(config_.checkpoint.every));
   if (every.count() > 0 && Clock::now() - checkpointed_ > every) RequestCheckpoint();
   return absl::OkStatus();
@@ -288,23 +299,38 @@ absl::Status LocalJob::OnStep(const Json& f) {
 
 // ---- checkpoints
 
-absl::Status LocalJob::OnPart(LocalRank& rank, const Json& frame) {
-  const auto step = frame.at("step").get<int64_t>();
-  Pending& pending = pending_[step];
-  pending.ranks.insert(rank.rank);
-  if (frame.contains("part")) {
-    ASSIGN_OR_RETURN(PartReport part, ParsePart(frame.at("part").get<std::string>()));
-    pending.parts.push_back(std::move(part));
-  }
-  if (pending.ranks.size() < ranks_->all().size()) return absl::OkStatus();
-  std::vector<PartReport> parts = std::move(pending.parts);
-  pending_.erase(step);
-  return Commit(step, std::move(parts));
+std::string LocalJob::StartName() const {
+  return std::filesystem::path(run_.start.checkpoint).filename();
 }
 
-absl::Status LocalJob::Commit(int64_t step, std::vector<PartReport> parts) {
-  std::sort(parts.begin(), parts.end(),
-            [](const auto& a, const auto& b) { return a.file < b.file; });
+void LocalJob::MakeCheckpoint() {
+  LocalCheckpoint::Options options{.run_directory = options_.run_directory,
+                                   .generation = generation_,
+                                   .nonce = nonce_,
+                                   .nodes = options_.nodes,
+                                   .ranks_per_node = options_.ranks_per_node};
+  for (const PhasePlan& phase : schedule_.phases())
+    options.phase_end_steps.push_back(phase.first_step + phase.steps);
+  LocalCheckpoint::Hooks hooks{
+      .send =
+          [this](int rank, const Json& frame) {
+            LocalRank& to = ranks_->all()[static_cast<size_t>(rank)];
+            if (to.socket.has_value()) (void)to.socket->Send(frame);
+          },
+      .head = [this](int64_t step) { return ManifestHead(step); },
+      .settled = [this](const auto& settled) { OnSettled(settled); },
+      .event = [this](const auto& what, const auto& fields) { record_->Event(what, fields); },
+      .warn = [this](const auto& line) { record_->Say(line); },
+      .lost =
+          [this](const absl::Status& status) {
+            Fail(ranks_->all().front(), absl::StatusCode::kCancelled,
+                 fmt::format("the run log: {}", Message(status)), true);
+          }};
+  checkpoint_ = std::make_unique<LocalCheckpoint>(options, &config_, &table_, &run_.log,
+                                                  worker_.get(), std::move(hooks));
+}
+
+Manifest LocalJob::ManifestHead(int64_t step) const {
   Manifest manifest;
   manifest.step = step;
   manifest.sample_chain = run_.start.sample_chain;
@@ -325,60 +351,53 @@ absl::Status LocalJob::Commit(int64_t step, std::vector<PartReport> parts) {
   manifest.config = PrintConfig(config_);
   manifest.layout = LayoutWords(config_.layout);
   manifest.created = TimeNow();
-  manifest.parts = std::move(parts);
-  const std::string name = CheckpointName(step, generation_, nonce_);
-  const std::string directory = options_.run_directory + "/ckpt/" + name;
-  CommitRecord commit{.checkpoint = name, .step = step, .samples = manifest.samples};
-  ASSIGN_OR_RETURN(commit.manifest, WriteManifest(directory, table_, manifest));
-  commit.certificate = manifest.certificate;
-  for (const PartReport& part : manifest.parts) commit.bytes += part.bytes;
-  commit.files = static_cast<int64_t>(manifest.parts.size());
-  RETURN_IF_ERROR(run_.log.Append(RecordType::kCommit, generation_, SerializeCommit(commit)));
-  certificate_ = manifest.certificate.Hex();
-  checkpointed_ = Clock::now();
-  checkpoint_asked_ = false;
-  reports_.erase(reports_.begin(), reports_.upper_bound(step));
-  record_->Event("checkpoint", {{"step", step},
-                                {"generation", generation_},
-                                {"checkpoint", name},
-                                {"certificate", certificate_},
-                                {"bytes", commit.bytes}});
-  return VerifyThenRetire(name, directory, manifest);
+  return manifest;
 }
 
-// Reads back what was just written, while the ranks train on. Only verified checkpoints let older
-// ones go.
-absl::Status LocalJob::VerifyThenRetire(const std::string& name, const std::string& directory,
-                                        const Manifest& manifest) {
-  const absl::Status verified = VerifyCheckpoint(directory, manifest);
-  if (!verified.ok()) {
-    record_->Say("warning: " + Message(verified) + "; older checkpoints are kept");
-    record_->Event("unverified", {{"checkpoint", name}, {"why", Message(verified)}});
-    return absl::OkStatus();
+// A checkpoint that fails costs a warning, not the run: training went on meanwhile.
+void LocalJob::OnSettled(const LocalCheckpoint::Settled& settled) {
+  checkpointed_ = Clock::now();
+  checkpoint_asked_ = false;
+  unsaved_ = settled.status;
+  if (!settled.status.ok()) {
+    record_->Say(fmt::format("warning: no checkpoint of step {}: {}; training goes on",
+                             settled.step, Message(settled.status)));
+    record_->Event(
+        "checkpoint_failed",
+        {{"step", settled.step}, {"generation", generation_}, {"why", Message(settled.status)}});
+    return;
   }
-  RETURN_IF_ERROR(run_.log.Append(RecordType::kVerified, generation_,
-                                  SerializeVerified({.name = name, .kind = "read"})));
-  std::vector<int64_t> phase_ends;
-  for (const PhasePlan& phase : schedule_.phases())
-    phase_ends.push_back(phase.first_step + phase.steps);
-  const std::vector<std::string> names =
-      ChooseRetired(ListCheckpoints(run_.log, options_.run_directory), config_.checkpoint.keep_last,
-                    config_.checkpoint.keep_every_steps, phase_ends);
-  if (names.empty()) return absl::OkStatus();
-  RETURN_IF_ERROR(run_.log.Append(RecordType::kRetire, generation_,
-                                  SerializeRetire(RetireRecord{.names = names})));
-  for (const std::string& old : names) {
-    // What cannot be deleted costs space, not the run.
-    const absl::Status status = DeleteCheckpoint(options_.run_directory, old);
-    record_->Event("retire",
-                   {{"checkpoint", old}, {"deleted", status.ok()}, {"why", Message(status)}});
-    if (!status.ok()) record_->Say("warning: " + Message(status));
-  }
-  return absl::OkStatus();
+  saved_step_ = settled.step;
+  certificate_ = settled.certificate.Hex();
+  reports_.erase(reports_.begin(), reports_.upper_bound(settled.step));
+  record_->Event("checkpoint", {{"step", settled.step},
+                                {"generation", generation_},
+                                {"checkpoint", settled.name},
+                                {"certificate", certificate_},
+                                {"bytes", settled.bytes},
+                                {"wait_seconds", settled.wait_seconds},
+                                {"freeze_seconds", settled.freeze_seconds},
+                                {"write_seconds", settled.write_seconds}});
+}
+
+// The checkpoint that this job resumed is good: what was tried with it has worked.
+void LocalJob::RecordGoodSteps() {
+  if (!run_.start.manifest.has_value() || step_ != run_.start.step + kGoodSteps) return;
+  worker_->Post([this]() -> Worker::Then {
+    const absl::Status status =
+        run_.log.Append(RecordType::kVerified, generation_,
+                        SerializeVerified({.name = StartName(), .kind = "ran"}));
+    if (status.ok()) return nullptr;
+    return [this, status] {
+      Fail(ranks_->all().front(), absl::StatusCode::kCancelled,
+           fmt::format("the run log: {}", Message(status)), true);
+    };
+  });
 }
 
 void LocalJob::RequestCheckpoint() {
-  if (checkpoint_asked_ || stop_asked_) return;
+  // One at a time: the next is due so long after the last one was settled.
+  if (checkpoint_asked_ || stop_asked_ || !checkpoint_->idle()) return;
   checkpoint_asked_ = true;
   LocalRank& first = ranks_->all().front();
   if (first.socket.has_value())
@@ -457,7 +476,8 @@ void LocalJob::OnRank(LocalRank& rank, short socket_events, bool exited) {
 }
 
 absl::Status LocalJob::Poll() {
-  std::vector<pollfd> fds = {{.fd = signal_fd_, .events = POLLIN, .revents = 0}};
+  std::vector<pollfd> fds = {{.fd = signal_fd_, .events = POLLIN, .revents = 0},
+                             {.fd = worker_->fd(), .events = POLLIN, .revents = 0}};
   std::vector<LocalRank>& ranks = ranks_->all();
   for (const LocalRank& rank : ranks) {
     fds.push_back(
@@ -467,9 +487,10 @@ absl::Status LocalJob::Poll() {
   if (::poll(fds.data(), fds.size(), failure_.has_value() ? 50 : 1000) < 0 && errno != EINTR)
     return ErrnoStatus(errno, "poll");
   if (fds[0].revents != 0) OnSignal();
+  if (fds[1].revents != 0) worker_->Drain();
   for (size_t i = 0; i < ranks.size(); ++i)
-    if (fds[1 + 2 * i].revents != 0 || fds[2 + 2 * i].revents != 0)
-      OnRank(ranks[i], fds[1 + 2 * i].revents, fds[2 + 2 * i].revents != 0);
+    if (fds[2 + 2 * i].revents != 0 || fds[3 + 2 * i].revents != 0)
+      OnRank(ranks[i], fds[2 + 2 * i].revents, fds[3 + 2 * i].revents != 0);
   return absl::OkStatus();
 }
 
@@ -487,12 +508,21 @@ absl::Status LocalJob::Loop() {
     }
   }
   if (failure_.has_value()) return *failure_;
-  if (!pending_.empty())
-    return Internal("checkpoint of step {} is missing parts", pending_.begin()->first);
+  if (!checkpoint_->idle()) return Internal("the ranks ended in the middle of a checkpoint");
+  if (saved_step_ != step_)
+    return ErrorStatus(unsaved_.ok() ? absl::StatusCode::kInternal : unsaved_.code(),
+                       "the ranks ended at step {}, but the newest checkpoint is of step {}: {}; "
+                       "what lies between will be done again",
+                       step_, saved_step_, Message(unsaved_));
   return absl::OkStatus();
 }
 
+bool LocalJob::BadCheckpoint(const absl::Status& status) const {
+  return absl::IsDataLoss(status) && !loaded_all_ && run_.start.manifest.has_value();
+}
+
 int LocalJob::Finish(const absl::Status& status) {
+  if (worker_ != nullptr) worker_->Finish();  // From here on the log is ours again.
   int exit_code = complete_ ? kExitComplete : kExitStopped;
   std::string state = complete_ ? "complete" : "stopped";
   if (!status.ok()) {
@@ -529,55 +559,78 @@ absl::StatusOr<int> LocalJob::Run() {
   if (status.ok()) status = Loop();
   const int exit_code = Finish(status);
   ::close(signal_fd_);
+  if (BadCheckpoint(status)) return status;
   return exit_code;
 }
 
 }  // namespace
 
+namespace {
+
+int Refuse(const absl::Status& status) {
+  std::fprintf(stderr, "perdure run: %s\n", Message(status).c_str());
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kDataLoss:
+      return kExitUsage;
+    default:
+      return kExitFailed;
+  }
+}
+
+// The exit code of a run that has nothing to do.
+std::optional<int> NothingToDo(const LocalJobOptions& options, const OpenedRun& run) {
+  const std::string& name = run.config.name;
+  if (run.start.step >= StepSchedule(run.config).steps()) {
+    std::fprintf(stderr, "perdure run: run %s is complete at step %ld\n", name.c_str(),
+                 run.start.step);
+    return kExitComplete;
+  }
+  if (options.until_step < 0 || !run.start.manifest.has_value() ||
+      run.start.step < options.until_step)
+    return std::nullopt;
+  std::fprintf(
+      stderr,
+      "perdure run: run %s is at step %ld already; --until-step %ld asks for nothing more\n",
+      name.c_str(), run.start.step, options.until_step);
+  return kExitStopped;
+}
+
+}  // namespace
+
 int RunLocalJob(const LocalJobOptions& options) {
-  const auto refuse = [](const absl::Status& status) {
-    std::fprintf(stderr, "perdure run: %s\n", Message(status).c_str());
-    switch (status.code()) {
-      case absl::StatusCode::kInvalidArgument:
-      case absl::StatusCode::kNotFound:
-      case absl::StatusCode::kFailedPrecondition:
-        return kExitUsage;
-      case absl::StatusCode::kDataLoss:
-        return kExitUsage;
-      default:
-        return kExitFailed;
-    }
-  };
   RunConfig config = options.config;
   const absl::StatusOr<LayoutConfig> layout =
       ResolveLayout(config, options.nodes * options.ranks_per_node);
-  if (!layout.ok()) return refuse(layout.status());
+  if (!layout.ok()) return Refuse(layout.status());
   config.layout = *layout;
   if (const absl::Status data = CheckData(config, options.data_directory); !data.ok())
-    return refuse(data);
-  absl::StatusOr<OpenedRun> run = OpenRun(options.run_directory, config);
-  if (!run.ok()) {
-    refuse(run.status());
-    return absl::IsDataLoss(run.status()) ? kExitNoRestart
-                                          : kExitUsage;  // A damaged run is a person's to look at.
+    return Refuse(data);
+  // Once more with an older checkpoint for each that proves bad while it is loaded.
+  for (;;) {
+    absl::StatusOr<OpenedRun> run = OpenRun(options.run_directory, config, options.retry);
+    if (!run.ok()) {
+      Refuse(run.status());
+      return absl::IsDataLoss(run.status())
+                 ? kExitNoRestart
+                 : kExitUsage;  // A damaged run is a person's to look at.
+    }
+    if (const std::optional<int> exit_code = NothingToDo(options, *run)) return *exit_code;
+    const std::string checkpoint = run->start.checkpoint;
+    LocalJob job(options, *std::move(run));
+    const absl::StatusOr<int> exit_code = job.Run();
+    if (exit_code.ok()) return *exit_code;
+    if (!absl::IsDataLoss(exit_code.status()) || checkpoint.empty())
+      return Refuse(exit_code.status());
+    const std::string name = std::filesystem::path(checkpoint).filename();
+    const absl::Status moved =
+        QuarantineCheckpoint(options.run_directory, name, Message(exit_code.status()));
+    if (!moved.ok()) return Refuse(moved);
+    std::fprintf(stderr, "perdure run: %s is bad and now in quarantine/; trying the one before\n",
+                 name.c_str());
   }
-  const StepSchedule schedule(run->config);
-  if (run->start.step >= schedule.steps()) {
-    std::fprintf(stderr, "perdure run: run %s is complete at step %ld\n", config.name.c_str(),
-                 run->start.step);
-    return kExitComplete;
-  }
-  if (options.until_step >= 0 && run->start.manifest.has_value() &&
-      run->start.step >= options.until_step) {
-    std::fprintf(
-        stderr,
-        "perdure run: run %s is at step %ld already; --until-step %ld asks for nothing more\n",
-        config.name.c_str(), run->start.step, options.until_step);
-    return kExitStopped;
-  }
-  LocalJob job(options, *std::move(run));
-  const absl::StatusOr<int> exit_code = job.Run();
-  return exit_code.ok() ? *exit_code : refuse(exit_code.status());
 }
 
 }  // namespace perdure

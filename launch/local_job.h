@@ -30,6 +30,7 @@ struct LocalJobOptions {
   int64_t ranks_per_node = 1;
   int64_t until_step = 0;  // 0: to the end.
   bool quiet = false;      // No progress lines.
+  bool retry = false;      // Attempts to load a checkpoint that failed before do not count.
 };
 
 // Runs the job to its end and returns its exit code; errors have been printed.

@@ -102,8 +102,8 @@ Json LayoutJson(const LayoutConfig& layout) {
 Json MemoryJson(const MemoryEstimate& memory) {
   return {{"parameters", memory.parameters}, {"gradients", memory.gradients},
           {"optimizer", memory.optimizer},   {"activations", memory.activations},
-          {"buffers", memory.buffers},       {"runtime", memory.runtime},
-          {"total", memory.total()}};
+          {"buffers", memory.buffers},       {"checkpoint", memory.checkpoint},
+          {"runtime", memory.runtime},       {"total", memory.total()}};
 }
 
 Json PhaseJson(const PhaseForecast& phase) {
@@ -205,6 +205,7 @@ std::string PrintTable(const RunConfig& config, const RunForecast& run, const Me
                                     {"optimizer", memory.optimizer},
                                     {"activations", memory.activations},
                                     {"buffers", memory.buffers},
+                                    {"checkpoint", memory.checkpoint},
                                     {"runtime", memory.runtime},
                                     {"total", memory.total()}})
     text += fmt::format("  {:<12} {:>12}\n", name, Bytes(bytes));

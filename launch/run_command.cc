@@ -29,6 +29,7 @@ struct RunArguments {
   int64_t ranks_per_node = 0;
   int64_t until_step = -1;
   bool quiet = false;
+  bool retry = false;
 };
 
 int Refuse(const char* command, const absl::Status& status) {
@@ -55,6 +56,7 @@ int Run(const RunArguments& arguments) {
       arguments.ranks_per_node > 0 ? arguments.ranks_per_node : config->job.ranks_per_node;
   options.until_step = arguments.until_step;
   options.quiet = arguments.quiet;
+  options.retry = arguments.retry;
   options.config = *std::move(config);
   return RunLocalJob(options);
 }
@@ -151,6 +153,8 @@ void AddRunCommand(CLI::App& app, int* exit_code) {
                   "Stop cleanly after this step with a checkpoint (exit code 75)")
       ->check(CLI::NonNegativeNumber);
   run->add_flag("--quiet", arguments->quiet, "No progress lines");
+  run->add_flag("--retry", arguments->retry,
+                "Load a checkpoint again that was loaded twice without a good step behind it");
   run->add_flag_callback(
       "--help-config",
       [] {

@@ -8,6 +8,7 @@
 
 #include "kernels/ops.h"
 #include "launch/config.h"
+#include "launch/local_checkpoint.h"
 #include "runtime/agent/process.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
@@ -15,6 +16,9 @@
 
 namespace perdure {
 namespace {
+
+// Loads of a checkpoint without a good step behind them, after which it is passed over.
+constexpr int64_t kAttemptsMax = 2;
 
 // A live supervisor on this directory: its status says so and its process is there.
 absl::Status CheckNotRunning(const std::string& run_directory) {
@@ -47,19 +51,49 @@ absl::Status ResolveIsa(RunConfig& config, const RunConfig* frozen) {
   return absl::OkStatus();
 }
 
-// The newest checkpoint that verifies. A file system that does not answer is no reason to take an
-// older one.
-absl::Status FindStart(const std::string& run_directory, OpenedRun& run) {
-  int bad = 0;
+// The manifest, and whether its files are there in full length: what can be known without reading
+// the state.
+absl::StatusOr<Manifest> Inspect(const CheckpointEntry& entry) {
+  ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(entry.path, &entry.commit.manifest));
+  for (const PartReport& part : manifest.parts) {
+    const std::string path = entry.path + "/" + part.file;
+    std::error_code error;
+    const uint64_t bytes = std::filesystem::file_size(path, error);
+    if (error == std::errc::no_such_file_or_directory)
+      return DataLoss("{} is gone (a purge of files that nobody touched?)", path);
+    if (error) return ErrnoStatus(error.value(), "stat " + path);
+    if (bytes != part.bytes)
+      return DataLoss("{} has {} bytes; the manifest says {}", path, bytes, part.bytes);
+  }
+  return manifest;
+}
+
+// The newest checkpoint that may be loaded. A file system that does not answer is no reason to take
+// an older one.
+absl::Status FindStart(const std::string& run_directory, bool retry, OpenedRun& run) {
+  int bad = 0, tried = 0;
   for (const CheckpointEntry& entry : ListCheckpoints(run.log, run_directory)) {
-    if (entry.retired) continue;
-    absl::StatusOr<Manifest> manifest = ReadManifest(entry.path, &entry.commit.manifest);
-    absl::Status status = manifest.status();
-    if (status.ok()) status = VerifyCheckpoint(entry.path, *manifest);
-    if (!status.ok()) {
-      if (absl::IsUnavailable(status)) return status;
-      std::fprintf(stderr, "perdure: checkpoint %s does not verify (%s); trying the one before\n",
+    if (entry.retired || entry.quarantined) {
+      bad += entry.quarantined ? 1 : 0;
+      continue;
+    }
+    if (entry.failed_attempts >= kAttemptsMax && !retry) {
+      std::fprintf(
+          stderr,
+          "perdure: checkpoint %s was loaded %ld times without a good step behind it; trying "
+          "the one before (--retry loads it again)\n",
+          entry.path.c_str(), entry.failed_attempts);
+      ++tried;
+      continue;
+    }
+    absl::StatusOr<Manifest> manifest = Inspect(entry);
+    if (!manifest.ok()) {
+      const absl::Status& status = manifest.status();
+      if (!absl::IsDataLoss(status) && !absl::IsNotFound(status)) return status;
+      std::fprintf(stderr, "perdure: checkpoint %s is bad (%s) and goes to quarantine/\n",
                    entry.path.c_str(), Message(status).c_str());
+      RETURN_IF_ERROR(
+          QuarantineCheckpoint(run_directory, entry.commit.checkpoint, Message(status)));
       ++bad;
       continue;
     }
@@ -70,17 +104,20 @@ absl::Status FindStart(const std::string& run_directory, OpenedRun& run) {
     run.start.manifest = *std::move(manifest);
     return absl::OkStatus();
   }
-  if (bad > 0)
+  if (bad + tried > 0)
     return DataLoss(
-        "none of the {} checkpoints of {} verifies: restore one from a copy, or begin anew in "
-        "another run directory",
-        bad, run_directory);
+        "of the checkpoints of {}, {} are bad and {} were loaded {} times without a good step: "
+        "restore "
+        "one from a copy, load the latter once more with --retry, or begin anew in another run "
+        "directory",
+        run_directory, bad, tried, kAttemptsMax);
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunConfig& asked) {
+absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunConfig& asked,
+                                  bool retry) {
   const std::string frozen_path = run_directory + "/run.toml";
   RunConfig config = asked;
   const absl::StatusOr<std::string> frozen_text = ReadFile(frozen_path);
@@ -108,7 +145,7 @@ absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunCon
       if (entry.commit.step > schedule.phases()[p].first_step)
         phases_begun = std::max(phases_begun, static_cast<int>(p) + 1);
   RETURN_IF_ERROR(CheckFrozen(frozen, config, phases_begun));
-  RETURN_IF_ERROR(FindStart(run_directory, run));
+  RETURN_IF_ERROR(FindStart(run_directory, retry, run));
   if (PrintConfig(config) != *frozen_text)
     RETURN_IF_ERROR(ReplaceFile(frozen_path, PrintConfig(config)));
   return run;

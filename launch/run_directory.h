@@ -24,7 +24,10 @@ struct OpenedRun {
 
 // Refuses (InvalidArgument, FailedPrecondition) what cannot continue this run: another
 // configuration, another instruction set, a live job on it. A directory without a run becomes one.
-// Checkpoints that do not verify are passed over with a line on stderr.
-absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunConfig& asked);
+// The newest checkpoint is taken: bad ones go to quarantine/ with a line on stderr, here those
+// whose manifest or files' lengths are wrong, later (QuarantineCheckpoint) those whose state is.
+// One that was loaded twice without a good step behind it is passed over, unless `retry`.
+absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunConfig& asked,
+                                  bool retry);
 
 }  // namespace perdure

@@ -142,10 +142,11 @@ const std::map<std::string, Words>& FoldersBelow() {
       {"runtime/comm", {}},
       {"runtime/data", {}},
       {"runtime/train", {"runtime/comm", "runtime/data", "model", "kernels", "ckpt", "monitoring"}},
+      {"runtime/control", {}},
       {"runtime/agent",
-       {"runtime/train", "runtime/comm", "runtime/data", "model", "kernels", "ckpt", "monitoring"}},
+       {"runtime/control", "runtime/train", "runtime/comm", "runtime/data", "model", "kernels", "ckpt", "monitoring"}},
       {"launch",
-       {"runtime/agent", "runtime/train", "runtime/comm", "runtime/data", "model", "kernels",
+       {"runtime/agent", "runtime/control", "runtime/train", "runtime/comm", "runtime/data", "model", "kernels",
         "ckpt", "monitoring"}},
   };
   return below;
@@ -376,7 +377,7 @@ const std::vector<Ban>& Bans() {
        "wall clocks are for people and decide nothing"},
       {{"steady_clock", "high_resolution_clock", "absl::Now", "clock_gettime("},
        kNumbers,
-       {"runtime/data/build.cc"},
+       {"runtime/data/build.cc", "ckpt/block_writer"},
        "no clock where numbers are made"},
       {{"unordered_map", "unordered_set", "flat_hash_map", "flat_hash_set"},
        {"model/", "ckpt/", "runtime/comm/", "runtime/train/", "runtime/agent/", "launch/"},

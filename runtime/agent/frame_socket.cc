@@ -18,6 +18,8 @@ FrameSocket::~FrameSocket() {
 FrameSocket::FrameSocket(FrameSocket&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)), buffer_(std::move(other.buffer_)) {}
 
+void FrameSocket::ShutdownRead() { ::shutdown(fd_, SHUT_RD); }
+
 absl::Status FrameSocket::Send(const nlohmann::json& frame) {
   // Messages of errors may hold bytes that are not UTF-8.
   const std::string body = frame.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);

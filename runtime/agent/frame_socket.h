@@ -21,6 +21,8 @@ class FrameSocket {
   FrameSocket& operator=(FrameSocket&&) = delete;
 
   int fd() const { return fd_; }
+  // Ends a Receive that blocks in another thread: it sees the end of the stream. Sending goes on.
+  void ShutdownRead();
   // Blocks until the frame is in the socket. Unavailable: the other side is gone.
   absl::Status Send(const nlohmann::json& frame);
   // Blocks until a frame is there. Unavailable at the end of the stream; DataLoss for bytes that

@@ -3,6 +3,11 @@
 #include <algorithm>
 #include <bit>
 #include <charconv>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+#include <utility>
 
 #include "runtime/base/status.h"
 #include "runtime/train/trainer.h"
@@ -39,57 +44,126 @@ absl::StatusOr<std::string> FromHex(const std::string& hex) {
   return bytes;
 }
 
+// The supervisor at the other end of a socket. Three threads meet here: the one that trains, the
+// saver's, and one of its own that receives.
 class SocketHost final : public RankHost {
  public:
-  SocketHost(FrameSocket* socket, int rank) : socket_(socket), rank_(rank) {}
+  SocketHost(FrameSocket* socket, int rank)
+      : socket_(socket), rank_(rank), receiver_([this] { Receive(); }) {}
+  ~SocketHost() override {
+    socket_->ShutdownRead();
+    receiver_.join();
+  }
 
   absl::Status Loaded(std::span<const int64_t> atoms, std::span<const Digest> digests) override {
     Json frame = {{"type", "loaded"}, {"atoms", Json::array()}, {"digests", Json::array()}};
     for (int64_t atom : atoms) frame["atoms"].push_back(atom);
     for (const Digest& digest : digests) frame["digests"].push_back(digest.Hex());
-    RETURN_IF_ERROR(socket_->Send(frame));
-    return Expect(*socket_, "go").status();
+    RETURN_IF_ERROR(Send(frame));
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return go_ || !lost_.ok(); });
+    return go_ ? absl::OkStatus() : lost_;
   }
 
   Command StepFinished(const StepReport& r) override {
-    lost_.Update(socket_->Send({{"type", "step"},
-                                {"step", r.step},
-                                {"phase", r.phase},
-                                {"samples", r.samples},
-                                {"tokens", r.tokens},
-                                {"step_tokens", r.step_tokens},
-                                {"loss_bits", std::bit_cast<uint64_t>(r.loss)},
-                                {"grad_norm", r.grad_norm},
-                                {"rate", r.rate},
-                                {"batch", r.batch},
-                                {"context", r.context},
-                                {"seconds", r.seconds},
-                                {"wait_seconds", r.wait_seconds},
-                                {"first_sample", r.first_sample},
-                                {"sample_chain", r.sample_chain.Hex()}}));
-    Command command = Command::kNone;
-    while (lost_.ok()) {
-      const absl::StatusOr<std::optional<Json>> frame = socket_->TryReceive();
-      lost_.Update(frame.status());
-      if (!frame.ok() || !frame->has_value()) break;
-      if ((**frame).value("type", "") == "command")
-        command = std::max(command, static_cast<Command>((**frame).value("command", 0)));
-    }
+    const absl::Status sent = Send({{"type", "step"},
+                                    {"step", r.step},
+                                    {"phase", r.phase},
+                                    {"samples", r.samples},
+                                    {"tokens", r.tokens},
+                                    {"step_tokens", r.step_tokens},
+                                    {"loss_bits", std::bit_cast<uint64_t>(r.loss)},
+                                    {"grad_norm", r.grad_norm},
+                                    {"rate", r.rate},
+                                    {"batch", r.batch},
+                                    {"context", r.context},
+                                    {"seconds", r.seconds},
+                                    {"wait_seconds", r.wait_seconds},
+                                    {"first_sample", r.first_sample},
+                                    {"sample_chain", r.sample_chain.Hex()}});
+    const std::lock_guard lock(mutex_);
+    lost_.Update(sent);
     // Without a supervisor there is nobody to commit what follows.
-    return lost_.ok() ? command : Command::kStop;
+    return lost_.ok() ? std::exchange(command_, Command::kNone) : Command::kStop;
   }
 
-  absl::Status PartWritten(int64_t step, const PartReport* part) override {
-    RETURN_IF_ERROR(lost_);
-    Json frame = {{"type", "part"}, {"step", step}, {"rank", rank_}};
-    if (part != nullptr) frame["part"] = SerializePart(*part);
-    return socket_->Send(frame);
+  absl::Status Saved(const SavedRun& saved) override {
+    Json frame = {{"type", "saved"},
+                  {"step", saved.step},
+                  {"nonce", saved.nonce},
+                  {"wait_seconds", saved.wait_seconds},
+                  {"freeze_seconds", saved.freeze_seconds},
+                  {"write_seconds", saved.write_seconds}};
+    if (!saved.status.ok()) frame["error"] = Message(saved.status);
+    if (saved.run.has_value()) frame["run"] = SerializeRun(*saved.run);
+    return Send(frame);
+  }
+
+  absl::StatusOr<SaveOrder> NextOrder(int64_t step) override {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return !orders_.empty() || !lost_.ok(); });
+    if (orders_.empty()) return lost_;
+    const Json frame = std::move(orders_.front());
+    orders_.pop_front();
+    lock.unlock();
+    try {
+      return ParseOrder(frame, step);
+    } catch (const Json::exception& error) {
+      return Internal("an order from the supervisor: {}", error.what());
+    }
+  }
+
+  absl::Status Verified(int64_t step, const std::string& file, const absl::Status& vote) override {
+    Json frame = {{"type", "voted"}, {"step", step}, {"file", file}, {"rank", rank_}};
+    if (!vote.ok()) frame["error"] = Message(vote);
+    return Send(frame);
   }
 
  private:
+  static absl::StatusOr<SaveOrder> ParseOrder(const Json& frame, int64_t step) {
+    if (const auto of = frame.at("step").get<int64_t>(); of != step)
+      return Internal("the supervisor ordered something about step {} while {} is being saved", of,
+                      step);
+    SaveOrder order{.kind = static_cast<SaveOrder::Kind>(frame.at("kind").get<int>()),
+                    .nonce = frame.at("nonce").get<uint32_t>()};
+    if (order.kind == SaveOrder::Kind::kVerify) {
+      ASSIGN_OR_RETURN(order.part, ParsePart(frame.at("part").get<std::string>()));
+    }
+    return order;
+  }
+
+  absl::Status Send(const Json& frame) {
+    const std::lock_guard lock(send_mutex_);
+    return socket_->Send(frame);
+  }
+
+  void Receive() {
+    for (;;) {
+      absl::StatusOr<Json> frame = socket_->Receive();
+      const std::lock_guard lock(mutex_);
+      changed_.notify_all();
+      if (!frame.ok()) {
+        lost_.Update(frame.status());
+        return;
+      }
+      const std::string type = frame->value("type", "");
+      if (type == "go") go_ = true;
+      if (type == "command")
+        command_ = std::max(command_, static_cast<Command>(frame->value("command", 0)));
+      if (type == "order") orders_.push_back(*std::move(frame));
+    }
+  }
+
   FrameSocket* socket_;
-  int rank_;
+  const int rank_;
+  std::mutex send_mutex_;
+  std::mutex mutex_;  // Guards what follows.
+  std::condition_variable changed_;
+  bool go_ = false;
+  Command command_ = Command::kNone;
+  std::deque<Json> orders_;
   absl::Status lost_;
+  std::thread receiver_;  // Last: it uses all of the above.
 };
 
 absl::StatusOr<StartPoint> ReadStart(const Json& init) {
@@ -114,6 +188,7 @@ absl::Status Serve(FrameSocket& socket, const std::shared_ptr<LocalHub>& hub,
   options.run_directory = init.at("run_directory").get<std::string>();
   options.generation = init.at("generation").get<uint64_t>();
   options.nonce = init.at("nonce").get<uint32_t>();
+  options.ranks_per_file = init.at("ranks_per_file").get<int64_t>();
   options.run_id = init.at("run_id").get<std::string>();
   options.until_step = init.at("until_step").get<int64_t>();
   const int rank = init.at("rank").get<int>();

@@ -1,10 +1,11 @@
 // One rank as its own process (or thread, over the local transport): speaks with its supervisor
 // over one socket.
 //
-//   supervisor -> rank   init {config, rank, data_directory, ...}, table {addresses}, go {},
-//   command {command} rank -> supervisor   address {address}, loaded {atoms, digests}, step {...},
-//   part {step, part}, done {complete},
-//                        error {code, message}
+//   supervisor -> rank: init {config, rank, data_directory, ...}, table {addresses}, go {},
+//       command {command}, order {step, kind, nonce, part}
+//   rank -> supervisor: address {address}, loaded {atoms, digests}, step {...},
+//       saved {step, nonce, run, error}, voted {step, file, error}, done {complete},
+//       error {code, message}
 //
 // Addresses are hex. The rank ends when it is done, when it fails, or when the supervisor is gone.
 #pragma once

@@ -163,29 +163,63 @@ bool IsCheckpointName(std::string_view name) {
   return name.size() == 8 && CountDigits(name, true) == 8;
 }
 
-std::vector<CheckpointEntry> ListCheckpoints(const RunLog& log, const std::string& run_directory) {
+namespace {
+
+// What the records behind the COMMITs say, by checkpoint.
+struct Sayings {
   std::set<std::string> verified, retired;
+  std::map<std::string, std::vector<uint64_t>> attempts;  // Generations.
+  std::set<uint64_t> clean;                               // Generations that ended as they should.
+};
+
+// RunLog holds records with good bodies only.
+template <typename T>
+T Body(absl::StatusOr<T> parsed) {
+  PERDURE_CHECK(parsed.ok());
+  return *std::move(parsed);
+}
+
+Sayings Gather(const RunLog& log) {
+  Sayings said;
   for (const Record& record : log.records()) {
     if (record.type == RecordType::kVerified) {
-      const absl::StatusOr<VerifiedRecord> body = ParseVerified(record.body);
-      PERDURE_CHECK(body.ok());  // RunLog holds records with good bodies only.
-      if (body->kind == "read") verified.insert(body->name);
-    }
-    if (record.type == RecordType::kRetire) {
-      const absl::StatusOr<RetireRecord> body = ParseRetire(record.body);
-      PERDURE_CHECK(body.ok());
-      retired.insert(body->names.begin(), body->names.end());
+      const VerifiedRecord body = Body(ParseVerified(record.body));
+      if (body.kind == "read") said.verified.insert(body.name);
+      if (body.kind == "ran") said.attempts.erase(body.name);
+    } else if (record.type == RecordType::kRetire) {
+      const RetireRecord body = Body(ParseRetire(record.body));
+      said.retired.insert(body.names.begin(), body.names.end());
+    } else if (record.type == RecordType::kAttempt) {
+      said.attempts[Body(ParseAttempt(record.body)).name].push_back(record.generation);
+    } else if (record.type == RecordType::kEnd) {
+      const EndRecord body = Body(ParseEnd(record.body));
+      if (body.exit_code == 0 || body.exit_code == 75) said.clean.insert(record.generation);
     }
   }
+  return said;
+}
+
+}  // namespace
+
+std::vector<CheckpointEntry> ListCheckpoints(const RunLog& log, const std::string& run_directory) {
+  const Sayings said = Gather(log);
+  const std::filesystem::path run(run_directory);
   std::vector<CheckpointEntry> entries;
   for (const Record& record : log.records()) {
     if (record.type != RecordType::kCommit) continue;
-    absl::StatusOr<CommitRecord> body = ParseCommit(record.body);
-    PERDURE_CHECK(body.ok());
-    CheckpointEntry entry{.commit = *std::move(body), .generation = record.generation};
-    entry.verified = verified.contains(entry.commit.checkpoint);
-    entry.retired = retired.contains(entry.commit.checkpoint);
-    entry.path = (std::filesystem::path(run_directory) / "ckpt" / entry.commit.checkpoint).string();
+    CheckpointEntry entry{.commit = Body(ParseCommit(record.body)),
+                          .generation = record.generation};
+    const std::string& name = entry.commit.checkpoint;
+    entry.verified = said.verified.contains(name);
+    entry.retired = said.retired.contains(name);
+    entry.path = (run / "ckpt" / name).string();
+    std::error_code ignored;  // A directory that cannot be seen is not there.
+    entry.quarantined =
+        !entry.retired && std::filesystem::exists(run / "quarantine" / name, ignored);
+    if (const auto attempts = said.attempts.find(name); attempts != said.attempts.end())
+      entry.failed_attempts =
+          std::count_if(attempts->second.begin(), attempts->second.end(),
+                        [&](uint64_t generation) { return !said.clean.contains(generation); });
     entries.push_back(std::move(entry));
   }
   std::reverse(entries.begin(), entries.end());

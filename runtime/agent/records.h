@@ -91,9 +91,12 @@ bool IsCheckpointName(std::string_view name);
 struct CheckpointEntry {
   CommitRecord commit;
   uint64_t generation = 0;
-  bool verified = false;  // A VERIFIED of kind "read".
-  bool retired = false;   // Named by a RETIRE.
-  std::string path;       // RUN/ckpt/<name>.
+  bool verified = false;        // A VERIFIED of kind "read".
+  bool retired = false;         // Named by a RETIRE.
+  bool quarantined = false;     // Its directory is in RUN/quarantine.
+  int64_t failed_attempts = 0;  // ATTEMPTs since the last VERIFIED of kind "ran" whose generation
+                                // did not end cleanly (END with exit code 0 or 75).
+  std::string path;  // RUN/ckpt/<name>.
 };
 
 // Newest first.

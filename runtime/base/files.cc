@@ -64,6 +64,9 @@ absl::Status ErrnoStatus(int error_number, std::string_view what) {
     case EMFILE:
       code = absl::StatusCode::kResourceExhausted;
       break;
+    case EINVAL:
+      code = absl::StatusCode::kInvalidArgument;
+      break;
     case ECONNRESET:
     case EPIPE:
     case ESTALE:

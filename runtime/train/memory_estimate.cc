@@ -6,6 +6,7 @@
 #include "model/parameters.h"
 #include "model/stage.h"
 #include "runtime/base/check.h"
+#include "runtime/train/checkpoint_saver.h"
 #include "runtime/train/mesh.h"
 #include "runtime/train/pipeline.h"
 #include "runtime/train/sharded_state.h"
@@ -61,6 +62,8 @@ MemoryEstimate EstimateRank(const RunConfig& config, const PhaseConfig& phase,
   memory.gradients = most.gradients;
   memory.optimizer = most.optimizer;
   memory.buffers += most.buffers;
+  memory.checkpoint = CheckpointSaver::MemoryOf(WriteOptionsOf(config.checkpoint),
+                                                config.checkpoint.asynchronous, most.owned);
   return memory;
 }
 

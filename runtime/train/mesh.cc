@@ -33,4 +33,15 @@ std::vector<int64_t> LayersOfStage(int64_t layers, int64_t stages, int64_t stage
   return result;
 }
 
+std::vector<int64_t> LayersOfRank(int64_t layers, const LayoutConfig& layout, int pipeline) {
+  std::vector<int64_t> result;
+  const int64_t stages = layout.pipeline * layout.virtual_stages;
+  for (int64_t chunk = 0; chunk < layout.virtual_stages; ++chunk) {
+    const std::vector<int64_t> more =
+        LayersOfStage(layers, stages, chunk * layout.pipeline + pipeline);
+    result.insert(result.end(), more.begin(), more.end());
+  }
+  return result;
+}
+
 }  // namespace perdure

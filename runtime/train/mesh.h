@@ -50,4 +50,7 @@ class Mesh {
 // `layers`) behind the last.
 std::vector<int64_t> LayersOfStage(int64_t layers, int64_t stages, int64_t stage);
 
+// Those of all virtual stages of a pipeline rank, in the order of its buckets.
+std::vector<int64_t> LayersOfRank(int64_t layers, const LayoutConfig& layout, int pipeline);
+
 }  // namespace perdure

@@ -178,4 +178,13 @@ absl::StatusOr<RunForecast> ForecastRun(const RunConfig& config, const ForecastO
   return run;
 }
 
+int64_t RanksPerFile(const CheckpointConfig& config, int64_t ranks_per_node) {
+  if (config.files == "node") return ranks_per_node;
+  if (config.files == "rank") return 1;
+  int64_t count = 0;
+  const char* end = config.files.data() + config.files.size();
+  const auto parsed = std::from_chars(config.files.data(), end, count);
+  return parsed.ec == std::errc() && parsed.ptr == end && count > 0 ? count : 0;
+}
+
 }  // namespace perdure

@@ -61,4 +61,8 @@ struct ForecastOptions {
 // REQUIRES: a validated configuration.
 absl::StatusOr<RunForecast> ForecastRun(const RunConfig& config, const ForecastOptions& options);
 
+// Consecutive ranks that share a file of a checkpoint; 0: checkpoint.files is neither "node",
+// "rank" nor a positive number.
+int64_t RanksPerFile(const CheckpointConfig& config, int64_t ranks_per_node);
+
 }  // namespace perdure

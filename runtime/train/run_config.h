@@ -96,6 +96,9 @@ struct CheckpointConfig {
   int64_t every_steps = 0;                   // Besides `every`; 0: no.
   int64_t keep_last = 3;
   int64_t keep_every_steps = 0;  // 0: none kept for ever, but phase ends.
+  std::string files = "node";    // Ranks that share a file: "node", "rank" or a number of ranks.
+  bool asynchronous = true;      // Freeze in one copy, write behind training; else training waits.
+  int64_t write_mib_per_second = 0;  // Of one rank; 0: as fast as it goes.
 };
 
 struct MonitoringConfig {

@@ -141,7 +141,7 @@ ShardedState::Memory ShardedState::MemoryOf(const Options& options, std::span<co
   const int64_t kept = options.zero == 0 ? arena : owned;
   const auto width = static_cast<int64_t>(SizeOf(options.dtype));
   const bool bf16 = options.dtype != DType::kF32;
-  Memory memory;
+  Memory memory{.owned = owned};
   memory.parameters =
       options.zero < 3 ? arena * width : 2 * widest * width + (bf16 ? kept * width : 0);
   memory.gradients = 4 * (arena * (options.zero <= 1 && replicas > 1 ? 2 : 1) + owned);

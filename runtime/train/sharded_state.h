@@ -93,6 +93,7 @@ class ShardedState final : public ParameterAccess {
   // Device bytes by kind, as allocated. Keys of plan's memory_bytes_per_rank.
   struct Memory {
     int64_t parameters = 0, gradients = 0, optimizer = 0, buffers = 0;
+    int64_t owned = 0;  // Elements.
     int64_t total() const { return parameters + gradients + optimizer + buffers; }
   };
   static Memory MemoryOf(const Options& options, std::span<const Bucket> buckets, int replicas,

@@ -7,11 +7,12 @@
 
 #include "model/init.h"
 #include "model/parameters.h"
-#include "runtime/base/files.h"
 #include "runtime/base/status.h"
+#include "runtime/train/checkpoint_saver.h"
 #include "runtime/train/pipeline.h"
 #include "runtime/train/sharded_state.h"
 #include "runtime/train/statistics.h"
+#include "runtime/train/writers.h"
 
 namespace perdure {
 namespace {
@@ -56,6 +57,7 @@ struct Trainer::Impl {
   absl::Status EnterPhase(int phase);
   absl::StatusOr<StepReport> Step(const StepInfo& info, int* command);
   absl::Status Checkpoint(int64_t step);
+  void MakeSaver();
   // Norms are replicated along the tensor axis: only its first rank answers for them.
   std::vector<AtomState> AtomsToWrite();
   double WaitSeconds() const {
@@ -74,6 +76,8 @@ struct Trainer::Impl {
   std::unique_ptr<Ops> ops;
   Group tensor_group, data_group, pipeline_group;
   std::unique_ptr<ShardedState> state;
+  Writers writers;
+  std::unique_ptr<CheckpointSaver> saver;
   std::optional<StatisticsGather> statistics;
   std::unique_ptr<SampleOrder> samples;
   std::unique_ptr<Pipeline> pipeline;
@@ -84,12 +88,7 @@ struct Trainer::Impl {
 };
 
 absl::Status Trainer::Impl::Prepare() {
-  std::vector<int64_t> layers;
-  const int64_t stages = config.layout.pipeline * config.layout.virtual_stages;
-  for (int64_t chunk = 0; chunk < config.layout.virtual_stages; ++chunk)
-    for (int64_t layer :
-         LayersOfStage(config.model.layers, stages, chunk * config.layout.pipeline + at.pipeline))
-      layers.push_back(layer);
+  const std::vector<int64_t> layers = LayersOfRank(config.model.layers, config.layout, at.pipeline);
   const TensorSlot slot{
       .shards = config.numerics.tensor_shards, .size = config.layout.tensor, .index = at.tensor};
   ShardedState::Options state_options{.dtype = DTypeOf(config.numerics),
@@ -124,15 +123,27 @@ absl::Status Trainer::Impl::FillState() {
     digests.push_back(AtomDigest(atom, table.atoms()[static_cast<size_t>(atom.atom)].count));
   }
   RETURN_IF_ERROR(host->Loaded(atoms, digests));
+  MakeSaver();
   return state->PublishParameters();
+}
+
+void Trainer::Impl::MakeSaver() {
+  writers = PlanWriters(config, table, options.ranks_per_file);
+  CheckpointSaver::Options saver_options;
+  saver_options.run_directory = options.run_directory;
+  saver_options.stamp.generation = options.generation;
+  saver_options.stamp.run_id = options.run_id;
+  saver_options.nonce = options.nonce;
+  saver_options.write = WriteOptionsOf(config.checkpoint);
+  saver_options.asynchronous = config.checkpoint.asynchronous;
+  saver = std::make_unique<CheckpointSaver>(saver_options, &table, &writers, rank, AtomsToWrite(),
+                                            host);
 }
 
 std::vector<AtomState> Trainer::Impl::AtomsToWrite() {
   std::vector<AtomState> atoms = state->OwnedAtoms();
-  std::erase_if(atoms, [&](const AtomState& atom) {
-    const auto tensor = static_cast<size_t>(table.atoms()[static_cast<size_t>(atom.atom)].tensor);
-    return table.tensors()[tensor].axis == SliceAxis::kNone && at.tensor != 0;
-  });
+  std::erase_if(atoms,
+                [&](const AtomState& atom) { return !AnswersFor(table, atom.atom, at.tensor); });
   return atoms;
 }
 
@@ -197,16 +208,7 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
 
 absl::Status Trainer::Impl::Checkpoint(int64_t step) {
   RETURN_IF_ERROR(state->Quiesce());
-  const std::vector<AtomState> atoms = AtomsToWrite();
-  if (atoms.empty()) return host->PartWritten(step, nullptr);
-  const std::string directory = (std::filesystem::path(options.run_directory) / "ckpt" /
-                                 CheckpointName(step, options.generation, options.nonce))
-                                    .string();
-  RETURN_IF_ERROR(MakeDirectories(directory));
-  ASSIGN_OR_RETURN(const PartReport part,
-                   WritePart(directory, fmt::format("part-{:05}.h5", rank), table, atoms, step,
-                             options.generation, options.run_id));
-  return host->PartWritten(step, &part);
+  return saver->Save(step);
 }
 
 absl::StatusOr<bool> Trainer::Impl::Run() {
@@ -238,6 +240,7 @@ absl::StatusOr<bool> Trainer::Impl::Run() {
   }
   // A run that was asked for no step still leaves a checkpoint of what it began with.
   if (saved != done) RETURN_IF_ERROR(Checkpoint(done));
+  RETURN_IF_ERROR(saver->Wait());
   RETURN_IF_ERROR(state->Quiesce());
   clean = true;
   return done == schedule.steps();

@@ -1,10 +1,7 @@
 // One rank of a run: builds its part of the model and state, takes steps, writes its part of
 // checkpoints.
 //
-// The host (a process that supervises ranks; in tests, a plain object) is told what happened and
-// answers what to do next. Decisions that all ranks must share (checkpoint now, stop now) reach
-// rank 0 alone and travel to the others inside the step's statistics gather, so all act at the same
-// step boundary.
+// Its host (rank_host.h) is told what happened and answers what to do next.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +18,7 @@
 #include "runtime/comm/group.h"
 #include "runtime/data/sample_order.h"
 #include "runtime/train/mesh.h"
+#include "runtime/train/rank_host.h"
 #include "runtime/train/run_config.h"
 #include "runtime/train/schedule_math.h"
 
@@ -34,46 +32,13 @@ struct StartPoint {
   std::optional<Manifest> manifest;  // Of that checkpoint.
 };
 
-// What one finished step amounted to; equal on every rank, but for the seconds.
-struct StepReport {
-  int64_t step = 0;  // Steps finished, this one included.
-  int phase = 0;
-  int64_t samples = 0;  // Consumed by the run so far.
-  int64_t tokens = 0;   // Likewise.
-  int64_t step_tokens = 0;
-  double loss = 0;       // Mean over the step's tokens.
-  double grad_norm = 0;  // Before clipping.
-  double rate = 0;
-  int64_t batch = 0;
-  int64_t context = 0;
-  double seconds = 0;
-  double wait_seconds = 0;  // Of them, inside communication.
-  int64_t first_sample =
-      0;                // The step's samples are [first_sample, first_sample + batch) of its phase.
-  Digest sample_chain;  // After this step; computed by rank 0 only.
-};
-
-enum class Command : int { kNone = 0, kCheckpoint = 1, kStop = 2 };  // kStop: checkpoint, then end.
-
-class RankHost {
- public:
-  virtual ~RankHost() = default;
-  // All atoms that this rank is responsible for, as loaded or initialised: the host compares the
-  // certificate. Returns when the host says go.
-  virtual absl::Status Loaded(std::span<const int64_t> atoms, std::span<const Digest> digests) = 0;
-  // Rank 0 only: a step is finished. Returns what to do after the next one.
-  virtual Command StepFinished(const StepReport& report) = 0;
-  // This rank's part of the checkpoint of `step` is durable; no part when it is responsible for no
-  // atom.
-  virtual absl::Status PartWritten(int64_t step, const PartReport* part) = 0;
-};
-
 struct TrainerOptions {
   RunConfig config;            // Validated; layout resolved.
   std::string data_directory;  // Mixture paths are relative to it.
   std::string run_directory;
   uint64_t generation = 1;
-  uint32_t nonce = 0;  // Of this job's checkpoints.
+  uint32_t nonce = 0;          // Of this job's checkpoints.
+  int64_t ranks_per_file = 1;  // Of a checkpoint.
   std::string run_id;
   int64_t until_step = -1;  // Stop after that step, with a checkpoint; negative: go to the end.
 };

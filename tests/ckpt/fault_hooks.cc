@@ -80,6 +80,11 @@ int ftruncate(int fd, off_t bytes) noexcept {
   return Hooked(Call::kTruncate,
                 [&] { return static_cast<int>(::syscall(SYS_ftruncate, fd, bytes)); });
 }
+int fallocate(int fd, int mode, off_t offset, off_t bytes) {
+  return Hooked(Call::kReserve, [&] {
+    return static_cast<int>(::syscall(SYS_fallocate, fd, mode, offset, bytes));
+  });
+}
 int fsync(int fd) {
   return Hooked(Call::kSync, [&] { return static_cast<int>(::syscall(SYS_fsync, fd)); });
 }

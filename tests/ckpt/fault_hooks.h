@@ -9,7 +9,17 @@
 namespace perdure {
 
 // kWrite: pwritev, our payload; kLibraryWrite: pwrite, libhdf5's metadata.
-enum class Call { kWrite, kLibraryWrite, kRead, kTruncate, kSync, kLink, kUnlink, kCount };
+enum class Call {
+  kWrite,
+  kLibraryWrite,
+  kRead,
+  kTruncate,
+  kReserve,
+  kSync,
+  kLink,
+  kUnlink,
+  kCount
+};
 
 struct FaultPlan {
   Call call = Call::kCount;  // kCount: any of them.

@@ -33,7 +33,7 @@ class FaultTest : public testing::Test {
 
 // The n-th call fails, for every n until a run is clean: an error each time, the name stays used.
 TEST_F(FaultTest, EveryFailingCallOfAWriteIsAnError) {
-  for (const Call call : {Call::kWrite, Call::kTruncate, Call::kSync})
+  for (const Call call : {Call::kWrite, Call::kTruncate, Call::kReserve, Call::kSync})
     for (const int error : {EIO, ENOSPC, EDQUOT, ESTALE}) {
       int clean = 0;
       for (int nth = 1; clean == 0 && nth < 200; ++nth) {
@@ -137,12 +137,16 @@ TEST_F(FaultTest, FailingReadsAreNotCalledCorruption) {
   ASSERT_OK(WriteManifest(directory_.path(), table_, manifest).status());
   TestState read(table_, 8);
   SetFaults({.call = Call::kRead, .error = EIO});
+  ASSERT_OK(ReadAtoms(directory_.path(), manifest, table_, read.states()));
+  EXPECT_EQ(FaultsHit(), 1);
+  EXPECT_TRUE(read == state_);
+  SetFaults({.call = Call::kRead, .times = 1000, .error = EIO});
   EXPECT_EQ(ReadAtoms(directory_.path(), manifest, table_, read.states()).code(),
             absl::StatusCode::kUnavailable);
   // Also in the reads behind those for the digests.
   bool clean = false;
   for (int nth = 1; !clean; ++nth) {
-    SetFaults({.call = Call::kRead, .nth = nth, .error = ESTALE});
+    SetFaults({.call = Call::kRead, .nth = nth, .times = 1000, .error = ESTALE});
     const absl::Status status = VerifyCheckpoint(directory_.path(), manifest);
     clean = FaultsHit() == 0;
     ASSERT_EQ(status.code(), clean ? absl::StatusCode::kOk : absl::StatusCode::kUnavailable);

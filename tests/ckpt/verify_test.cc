@@ -127,7 +127,7 @@ TEST_F(VerifyTest, ForgedDigestsMustAgreeAmongThemselves) {
   forged.certificate.bytes[0] ^= 1;
   EXPECT_THAT(Message(VerifyCheckpoint(directory_.path(), forged)), HasSubstr("certificate"));
   forged = manifest_;
-  forged.step += 1;
+  forged.samples += 1;
   EXPECT_THAT(Message(VerifyCheckpoint(directory_.path(), forged)), HasSubstr("certificate"));
   forged = manifest_;
   forged.parts[1].atom_digests[2].bytes[3] ^= 1;
@@ -162,6 +162,7 @@ TEST_F(VerifyTest, LayoutCheckComparesOffsetsAtomsAndLengths) {
   const PartReport& part = manifest_.parts[0];
   PartLayout layout{.table = &table_,
                     .atoms = part.atoms,
+                    .runs = part.runs,
                     .step = manifest_.step,
                     .generation = manifest_.generation,
                     .run_id = manifest_.run_id};
@@ -174,6 +175,8 @@ TEST_F(VerifyTest, LayoutCheckComparesOffsetsAtomsAndLengths) {
   layout.atoms = atoms;
   EXPECT_THAT(Message(Check(layout, part.offsets)), HasSubstr("/index/atoms"));
   layout.atoms = std::span(atoms).first(1);
+  const std::vector<int64_t> one = {1};
+  layout.runs = one;
   EXPECT_THAT(Message(Check(layout, part.offsets)), HasSubstr("elements"));
   Spill(file(0), "not HDF5 at all");
   EXPECT_EQ(Check(layout, part.offsets).code(), absl::StatusCode::kDataLoss);

@@ -2,7 +2,9 @@
 
 #include <atomic>
 #include <bit>
+#include <condition_variable>
 #include <filesystem>
+#include <map>
 #include <mutex>
 #include <thread>
 
@@ -10,6 +12,7 @@
 #include "runtime/base/check.h"
 #include "runtime/base/files.h"
 #include "runtime/base/random.h"
+#include "runtime/base/status.h"
 #include "runtime/data/indexed_dataset.h"
 
 namespace perdure {
@@ -28,14 +31,35 @@ class MemoryHost final : public RankHost {
     const std::lock_guard lock(mutex_);
     result_->loss_bits.push_back(std::bit_cast<uint64_t>(report.loss));
     result_->grad_norms.push_back(report.grad_norm);
-    chain_ = report.sample_chain;
+    chains_[report.step] = report.sample_chain;
     return Command::kNone;
   }
 
-  absl::Status PartWritten(int64_t step, const PartReport* part) override {
+  absl::Status Saved(const SavedRun& saved) override {
     const std::lock_guard lock(mutex_);
-    if (part != nullptr) parts_.push_back(*part);
+    if (!saved.status.ok()) return saved.status;
+    if (saved.run.has_value()) runs_[saved.run->file].push_back(*saved.run);
     if (++written_ < config_.layout.ranks()) return absl::OkStatus();
+    const absl::Status status = Publish(saved.step);
+    runs_.clear();
+    written_ = 0;
+    settled_step_ = saved.step;
+    settled_.notify_all();
+    return status;
+  }
+
+  absl::StatusOr<SaveOrder> NextOrder(int64_t step) override {
+    std::unique_lock lock(mutex_);
+    settled_.wait(lock, [&] { return settled_step_ >= step; });
+    return SaveOrder{.kind = SaveOrder::Kind::kSettled};
+  }
+
+  absl::Status Verified(int64_t, const std::string&, const absl::Status& vote) override {
+    return vote;
+  }
+
+ private:
+  absl::Status Publish(int64_t step) {
     const AtomTable table(ModelTensors(config_.model, config_.numerics.tensor_shards),
                           config_.numerics.atom_elements);
     Manifest manifest;
@@ -44,24 +68,26 @@ class MemoryHost final : public RankHost {
     manifest.run_id = "tiny";
     manifest.created = "2026-01-01T00:00:00.000Z";
     manifest.generation = 1;
-    manifest.sample_chain = chain_;
-    manifest.parts = parts_;
+    manifest.sample_chain = chains_[step];
+    for (const auto& [_, runs] : runs_) {
+      ASSIGN_OR_RETURN(PartReport part, JoinRuns(runs));
+      manifest.parts.push_back(std::move(part));
+    }
     result_->checkpoint = run_directory_ + "/ckpt/" + CheckpointName(step, 1, 0);
     const absl::Status status = WriteManifest(result_->checkpoint, table, manifest).status();
     result_->certificate = manifest.certificate;
-    parts_.clear();
-    written_ = 0;
     return status;
   }
 
- private:
   RunConfig config_;
   std::string run_directory_;
   TrainingResult* result_;
   std::mutex mutex_;
-  std::vector<PartReport> parts_;
+  std::condition_variable settled_;
+  std::map<std::string, std::vector<RunReport>> runs_;  // By file.
   int64_t written_ = 0;
-  Digest chain_;
+  int64_t settled_step_ = -1;
+  std::map<int64_t, Digest> chains_;  // By step: training goes on while a step is being saved.
 };
 
 }  // namespace
@@ -155,6 +181,7 @@ TrainingResult Train(const RunConfig& config, const std::string& data_directory,
       TrainerOptions options{.config = config,
                              .data_directory = data_directory,
                              .run_directory = run_directory,
+                             .ranks_per_file = 2,
                              .run_id = "tiny",
                              .until_step = until_step};
       auto trainer = Trainer::Create(options, start, transport.get(), &host);

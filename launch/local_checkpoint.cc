@@ -1,0 +1,237 @@
+#include "launch/local_checkpoint.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include "runtime/agent/records.h"
+#include "runtime/agent/retention.h"
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+#include "runtime/train/rank_host.h"
+
+namespace perdure {
+namespace {
+
+using Json = nlohmann::json;
+
+// What publishing came to.
+struct Publication {
+  absl::Status status;
+  bool lost = false;  // Of the run log, not of the checkpoint.
+  Digest certificate;
+  uint64_t bytes = 0;
+};
+
+// A record that was written although the file system said otherwise is found by reading again.
+absl::Status AppendCommit(RunLog& log, uint64_t generation, const CommitRecord& commit) {
+  absl::Status status = log.Append(RecordType::kCommit, generation, SerializeCommit(commit));
+  if (status.ok() || absl::IsAborted(status)) return status;
+  RETURN_IF_ERROR(log.Refresh());
+  const std::vector<Record>& records = log.records();
+  const bool there = !records.empty() && records.back().type == RecordType::kCommit &&
+                     records.back().body == SerializeCommit(commit);
+  return there ? absl::OkStatus() : status;
+}
+
+Publication Publish(const std::string& directory, const std::string& name, const AtomTable& table,
+                    Manifest manifest, RunLog& log) {
+  Publication result;
+  CommitRecord commit{.checkpoint = name, .step = manifest.step, .samples = manifest.samples};
+  const absl::StatusOr<Digest> digest = WriteManifest(directory, table, manifest);
+  result.status = digest.status();
+  if (!digest.ok()) return result;
+  commit.manifest = *digest;
+  commit.certificate = result.certificate = manifest.certificate;
+  for (const PartReport& part : manifest.parts) commit.bytes += part.bytes;
+  commit.files = static_cast<int64_t>(manifest.parts.size());
+  result.bytes = commit.bytes;
+  result.status = AppendCommit(log, manifest.generation, commit);
+  // Every byte was read back by another rank before.
+  if (result.status.ok())
+    result.status = log.Append(RecordType::kVerified, manifest.generation,
+                               SerializeVerified({.name = name, .kind = "read"}));
+  result.lost = !result.status.ok();
+  return result;
+}
+
+}  // namespace
+
+LocalCheckpoint::LocalCheckpoint(const Options& options, const RunConfig* config,
+                                 const AtomTable* table, RunLog* log, Worker* worker, Hooks hooks)
+    : options_(options),
+      config_(config),
+      table_(table),
+      log_(log),
+      worker_(worker),
+      hooks_(std::move(hooks)),
+      commit_({.ranks = static_cast<int>(config->layout.ranks())}) {}
+
+uint32_t LocalCheckpoint::Nonce() const {
+  return options_.nonce + static_cast<uint32_t>(std::max(commit_.attempt(), 1) - 1);
+}
+
+std::string LocalCheckpoint::Name() const {
+  return CheckpointName(now_.step, options_.generation, Nonce());
+}
+
+// The first thing that goes wrong is told at once, the last one when it is given up.
+void LocalCheckpoint::Note(const absl::Status& status) {
+  if (status.ok()) return;
+  now_.status = status;
+  hooks_.warn(fmt::format("warning: checkpoint of step {}, attempt {}: {}", now_.step,
+                          commit_.attempt(), Message(status)));
+}
+
+absl::Status LocalCheckpoint::OnSaved(int rank, const Json& frame) {
+  const auto step = frame.at("step").get<int64_t>();
+  if (commit_.idle()) now_ = {.step = step};
+  if (step != now_.step)
+    return DataLoss("rank {} saved step {} while step {} is under way", rank, step, now_.step);
+  const auto longest = [&frame](double& seconds, const char* key) {
+    seconds = std::max(seconds, frame.at(key).get<double>());
+  };
+  longest(now_.freeze_seconds, "freeze_seconds");
+  longest(now_.wait_seconds, "wait_seconds");
+  longest(now_.write_seconds, "write_seconds");
+  absl::Status status;
+  if (frame.contains("error")) {
+    status = Unavailable("rank {}: {}", rank, frame.at("error").get<std::string>());
+  } else if (frame.contains("run")) {
+    ASSIGN_OR_RETURN(RunReport run, ParseRun(frame.at("run").get<std::string>()));
+    const auto [first, _] = first_rank_.emplace(run.file, rank);
+    first->second = std::min(first->second, rank);
+    runs_[run.file].push_back(std::move(run));
+  }
+  Note(status);
+  Step(CheckpointCommit::Written{.rank = rank, .ok = status.ok()});
+  return absl::OkStatus();
+}
+
+absl::Status LocalCheckpoint::OnVoted(const Json& frame) {
+  const auto file = frame.at("file").get<std::string>();
+  const auto part = std::find_if(parts_.begin(), parts_.end(),
+                                 [&](const PartReport& p) { return p.file == file; });
+  if (part == parts_.end()) return DataLoss("a vote about {}, which nobody wrote", file);
+  absl::Status status;
+  if (frame.contains("error")) status = DataLoss("{}", frame.at("error").get<std::string>());
+  Note(status);
+  Step(CheckpointCommit::Voted{.file = static_cast<int>(part - parts_.begin()), .ok = status.ok()});
+  return absl::OkStatus();
+}
+
+void LocalCheckpoint::Step(const CheckpointCommit::Event& event) {
+  CheckpointCommit::Effects effects;
+  commit_.Step(event, effects);
+  for (const CheckpointCommit::Effect& effect : effects)
+    std::visit([this](const auto& e) { On(e); }, effect);
+}
+
+// A rank of the next node, so that no file vouches for its own machine.
+int LocalCheckpoint::ReaderOf(size_t file) const {
+  const int64_t writer = first_rank_.at(parts_[file].file);
+  const int64_t node = (writer / options_.ranks_per_node + 1) % options_.nodes;
+  const int64_t within = (writer + (options_.nodes == 1 ? 1 : 0)) % options_.ranks_per_node;
+  return static_cast<int>(
+      std::min(node * options_.ranks_per_node + within, config_->layout.ranks() - 1));
+}
+
+void LocalCheckpoint::On(const CheckpointCommit::Join&) {
+  parts_.clear();
+  absl::Status status;
+  for (const auto& [_, runs] : runs_) {
+    absl::StatusOr<PartReport> part = JoinRuns(runs);
+    status.Update(part.status());
+    if (part.ok()) parts_.push_back(*std::move(part));
+  }
+  Note(status);
+  CheckpointCommit::Joined joined{.readers = {}, .ok = status.ok()};
+  for (size_t file = 0; file < parts_.size(); ++file) joined.readers.push_back(ReaderOf(file));
+  Step(joined);
+}
+
+void LocalCheckpoint::SendOrder(int rank, int kind, const std::string& part) {
+  Json order = {{"type", "order"}, {"step", now_.step}, {"kind", kind}, {"nonce", Nonce()}};
+  if (!part.empty()) order["part"] = part;
+  hooks_.send(rank, order);
+}
+
+void LocalCheckpoint::On(const CheckpointCommit::Verify& effect) {
+  SendOrder(effect.rank, static_cast<int>(SaveOrder::Kind::kVerify),
+            SerializePart(parts_[static_cast<size_t>(effect.file)]));
+}
+
+void LocalCheckpoint::On(const CheckpointCommit::Publish&) {
+  Manifest manifest = hooks_.head(now_.step);
+  manifest.parts = std::move(parts_);
+  now_.name = Name();
+  const std::string directory = options_.run_directory + "/ckpt/" + now_.name;
+  worker_->Post([this, directory, name = now_.name, manifest = std::move(manifest)]() mutable {
+    const Publication done = perdure::Publish(directory, name, *table_, std::move(manifest), *log_);
+    return [this, done] {
+      if (done.lost) return hooks_.lost(done.status);
+      now_.certificate = done.certificate;
+      now_.bytes = done.bytes;
+      Note(done.status);
+      Step(CheckpointCommit::Published{.ok = done.status.ok()});
+    };
+  });
+}
+
+void LocalCheckpoint::On(const CheckpointCommit::Rewrite&) {
+  runs_.clear();
+  first_rank_.clear();
+  for (int rank = 0; rank < config_->layout.ranks(); ++rank)
+    SendOrder(rank, static_cast<int>(SaveOrder::Kind::kRewrite), "");
+}
+
+void LocalCheckpoint::On(const CheckpointCommit::Settle& effect) {
+  runs_.clear();
+  first_rank_.clear();
+  parts_.clear();
+  if (effect.committed) now_.status = absl::OkStatus();
+  const Settled settled = now_;
+  for (int rank = 0; rank < config_->layout.ranks(); ++rank)
+    SendOrder(rank, static_cast<int>(SaveOrder::Kind::kSettled), "");
+  hooks_.settled(settled);
+  if (effect.committed) RetireOld();
+}
+
+void LocalCheckpoint::RetireOld() {
+  worker_->Post([this]() -> Worker::Then {
+    const std::vector<std::string> names =
+        ChooseRetired(ListCheckpoints(*log_, options_.run_directory), config_->checkpoint.keep_last,
+                      config_->checkpoint.keep_every_steps, options_.phase_end_steps);
+    if (names.empty()) return nullptr;
+    const absl::Status logged = log_->Append(RecordType::kRetire, options_.generation,
+                                             SerializeRetire(RetireRecord{.names = names}));
+    if (!logged.ok()) return [this, logged] { hooks_.lost(logged); };
+    std::vector<std::pair<std::string, absl::Status>> results;
+    for (const std::string& name : names)
+      results.emplace_back(name, DeleteCheckpoint(options_.run_directory, name));
+    return [this, results] {
+      for (const auto& [name, status] : results) {
+        // What cannot be deleted costs space, not the run.
+        hooks_.event("retire",
+                     {{"checkpoint", name}, {"deleted", status.ok()}, {"why", Message(status)}});
+        if (!status.ok()) hooks_.warn("warning: " + Message(status));
+      }
+    };
+  });
+}
+
+absl::Status QuarantineCheckpoint(const std::string& run_directory, const std::string& name,
+                                  const std::string& why) {
+  const std::filesystem::path run(run_directory), quarantine = run / "quarantine";
+  RETURN_IF_ERROR(MakeDirectories(quarantine.string()));
+  std::error_code error;
+  std::filesystem::rename(run / "ckpt" / name, quarantine / name, error);
+  if (error)
+    return ErrnoStatus(error.value(), fmt::format("move {} to {}", (run / "ckpt" / name).string(),
+                                                  quarantine.string()));
+  RETURN_IF_ERROR(ReplaceFile((quarantine / (name + ".why")).string(), why + "\n"));
+  RETURN_IF_ERROR(SyncDirectory((run / "ckpt").string()));
+  return SyncDirectory(quarantine.string());
+}
+
+}  // namespace perdure

@@ -1,0 +1,91 @@
+// The supervisor's half of checkpoints: gathers what ranks wrote, has every file read back by
+// another rank, publishes through the run log, lets old checkpoints go. What may take long is done
+// by the worker; everything here is called in the owner's thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "ckpt/checkpoint.h"
+#include "ckpt/part_plan.h"
+#include "runtime/agent/run_log.h"
+#include "runtime/agent/worker.h"
+#include "runtime/control/checkpoint_commit.h"
+#include "runtime/train/run_config.h"
+
+namespace perdure {
+
+class LocalCheckpoint {
+ public:
+  struct Options {
+    std::string run_directory;
+    uint64_t generation = 0;
+    uint32_t nonce = 0;  // Of the names of first attempts.
+    int64_t nodes = 1;
+    int64_t ranks_per_node = 1;
+    std::vector<int64_t> phase_end_steps;  // Whose checkpoints are kept.
+  };
+  // How an attempt to keep the state of a step ended.
+  struct Settled {
+    int64_t step = 0;
+    absl::Status status;  // What went wrong last, if it was given up.
+    std::string name;
+    Digest certificate;
+    uint64_t bytes = 0;
+    double freeze_seconds = 0, wait_seconds = 0, write_seconds = 0;  // Of the slowest rank.
+  };
+  struct Hooks {
+    std::function<void(int rank, const nlohmann::json&)> send;
+    std::function<Manifest(int64_t step)> head;  // All of it but tensors, parts, certificate.
+    std::function<void(const Settled&)> settled;
+    std::function<void(const std::string& what, const nlohmann::json& fields)> event;
+    std::function<void(const std::string& line)> warn;
+    // Another job has taken the run over, or the run log fails: nothing can be kept any more.
+    std::function<void(const absl::Status&)> lost;
+  };
+  // Between the job's first and last record the log is the worker's: nobody else appends. Pointers
+  // outlive this.
+  LocalCheckpoint(const Options& options, const RunConfig* config, const AtomTable* table,
+                  RunLog* log, Worker* worker, Hooks hooks);
+
+  absl::Status OnSaved(int rank, const nlohmann::json& frame);
+  absl::Status OnVoted(const nlohmann::json& frame);
+  bool idle() const { return commit_.idle(); }
+
+ private:
+  uint32_t Nonce() const;
+  std::string Name() const;
+  void Step(const CheckpointCommit::Event& event);
+  void On(const CheckpointCommit::Join& effect);
+  void On(const CheckpointCommit::Verify& effect);
+  void On(const CheckpointCommit::Publish& effect);
+  void On(const CheckpointCommit::Rewrite& effect);
+  void On(const CheckpointCommit::Settle& effect);
+  void Note(const absl::Status& status);
+  int ReaderOf(size_t file) const;
+  void SendOrder(int rank, int kind, const std::string& part);
+  void RetireOld();
+
+  const Options options_;
+  const RunConfig* config_;
+  const AtomTable* table_;
+  RunLog* log_;
+  Worker* worker_;
+  const Hooks hooks_;
+  CheckpointCommit commit_;
+  Settled now_;                                         // Of what is under way.
+  std::map<std::string, std::vector<RunReport>> runs_;  // Of this attempt, by file.
+  std::map<std::string, int> first_rank_;               // Of a file's writers.
+  std::vector<PartReport> parts_;
+};
+
+// Moves a checkpoint that must not be loaded to RUN/quarantine; nothing is deleted. `why` is
+// written beside it.
+absl::Status QuarantineCheckpoint(const std::string& run_directory, const std::string& name,
+                                  const std::string& why);
+
+}  // namespace perdure

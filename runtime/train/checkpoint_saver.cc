@@ -1,0 +1,171 @@
+#include "runtime/train/checkpoint_saver.h"
+
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+
+#include "ckpt/verify.h"
+#include "runtime/base/check.h"
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double Since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+}  // namespace
+
+WriteOptions WriteOptionsOf(const CheckpointConfig& config) {
+  return {.threads = 2,
+          .buffers = 16,
+          .bytes_per_second = static_cast<uint64_t>(config.write_mib_per_second) << 20};
+}
+
+CheckpointSaver::CheckpointSaver(const Options& options, const AtomTable* table,
+                                 const Writers* writers, int rank, std::vector<AtomState> live,
+                                 RankHost* host)
+    : options_(options),
+      table_(table),
+      writers_(writers),
+      place_(writers->ranks[static_cast<size_t>(rank)]),
+      live_(std::move(live)),
+      host_(host),
+      frozen_(live_) {
+  if (!options_.asynchronous) return;
+  busy_ = true;  // Until the memory is there.
+  thread_ = std::thread([this] { Work(); });
+}
+
+CheckpointSaver::~CheckpointSaver() {
+  if (!thread_.joinable()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    stop_ = true;
+    changed_.notify_all();
+  }
+  thread_.join();
+}
+
+int64_t CheckpointSaver::MemoryOf(const WriteOptions& options, bool asynchronous,
+                                  int64_t elements) {
+  const int64_t bytes = elements * kStatePartCount * static_cast<int64_t>(sizeof(float));
+  const auto buffers = static_cast<int64_t>(options.buffers) * static_cast<int64_t>(kBlockBytes);
+  return std::min(buffers, bytes + 2 * static_cast<int64_t>(kBlockBytes)) +
+         (asynchronous ? bytes : 0);
+}
+
+// Touched once here, so that freezing costs a copy and no page faults.
+void CheckpointSaver::Allocate() {
+  size_t floats = 0;
+  const auto count = [this](const AtomState& state) {
+    return static_cast<size_t>(table_->atoms()[static_cast<size_t>(state.atom)].count);
+  };
+  for (const AtomState& state : live_) floats += count(state) * state.parts.size();
+  memory_ = std::make_unique<AlignedBuffer>(floats * sizeof(float));
+  std::memset(memory_->data(), 0, floats * sizeof(float));
+  auto* at = reinterpret_cast<float*>(memory_->data());
+  for (AtomState& state : frozen_)
+    for (float*& part : state.parts) {
+      part = at;
+      at += count(state);
+    }
+}
+
+absl::Status CheckpointSaver::Save(int64_t step) {
+  const Clock::time_point began = Clock::now();
+  SavedRun saved{.step = step, .nonce = options_.nonce};
+  if (!options_.asynchronous) {
+    const absl::Status status = SaveFrozen(std::move(saved));
+    stall_seconds_ += Since(began);
+    return status;
+  }
+  RETURN_IF_ERROR(Wait());
+  saved.wait_seconds = Since(began);
+  for (size_t i = 0; i < live_.size(); ++i) {
+    const int64_t count = table_->atoms()[static_cast<size_t>(live_[i].atom)].count;
+    for (size_t part = 0; part < live_[i].parts.size(); ++part)
+      std::memcpy(frozen_[i].parts[part], live_[i].parts[part],
+                  static_cast<size_t>(count) * sizeof(float));
+  }
+  saved.freeze_seconds = Since(began) - saved.wait_seconds;
+  stall_seconds_ += Since(began);
+  const std::lock_guard lock(mutex_);
+  next_ = std::move(saved);
+  busy_ = true;
+  changed_.notify_all();
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointSaver::Wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return !busy_; });
+  return status_;
+}
+
+void CheckpointSaver::Work() {
+  Allocate();
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    busy_ = false;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return busy_ || stop_; });
+    if (!busy_) return;
+    SavedRun saved = std::move(next_);
+    lock.unlock();
+    const absl::Status status = SaveFrozen(std::move(saved));
+    lock.lock();
+    status_.Update(status);
+  }
+}
+
+absl::Status CheckpointSaver::SaveFrozen(SavedRun saved) {
+  for (;;) {
+    const Clock::time_point began = Clock::now();
+    saved.run.reset();
+    if (place_.file >= 0) saved.status = Write(saved, &saved.run.emplace());
+    if (!saved.status.ok()) saved.run.reset();
+    saved.write_seconds = Since(began);
+    RETURN_IF_ERROR(host_->Saved(saved));
+    for (;;) {
+      ASSIGN_OR_RETURN(const SaveOrder order, host_->NextOrder(saved.step));
+      if (order.kind == SaveOrder::Kind::kSettled) return absl::OkStatus();
+      if (order.kind == SaveOrder::Kind::kRewrite) {
+        saved.nonce = order.nonce;
+        break;
+      }
+      RETURN_IF_ERROR(host_->Verified(saved.step, order.part.file, Verify(saved.step, order)));
+    }
+  }
+}
+
+absl::Status CheckpointSaver::Write(const SavedRun& saved, RunReport* report) const {
+  const std::string directory = (std::filesystem::path(options_.run_directory) / "ckpt" /
+                                 CheckpointName(saved.step, options_.stamp.generation, saved.nonce))
+                                    .string();
+  RETURN_IF_ERROR(MakeDirectories(directory));
+  PartStamp stamp = options_.stamp;
+  stamp.step = saved.step;
+  ASSIGN_OR_RETURN(
+      const auto writer,
+      RunWriter::Create(directory, *table_, writers_->files[static_cast<size_t>(place_.file)],
+                        static_cast<size_t>(place_.run), stamp, options_.write));
+  for (const AtomState& state : frozen_) RETURN_IF_ERROR(writer->Append(state));
+  ASSIGN_OR_RETURN(*report, writer->Finish());
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointSaver::Verify(int64_t step, const SaveOrder& order) const {
+  const std::string directory = (std::filesystem::path(options_.run_directory) / "ckpt" /
+                                 CheckpointName(step, options_.stamp.generation, order.nonce))
+                                    .string();
+  PartStamp stamp = options_.stamp;
+  stamp.step = step;
+  return VerifyPart(directory, order.part, *table_, stamp, nullptr);
+}
+
+}  // namespace perdure

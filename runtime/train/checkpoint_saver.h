@@ -1,0 +1,80 @@
+// A rank's share of checkpoints: freezes its state in one copy at a step boundary, then, behind
+// training, writes it and reads back files of others, as the host orders.
+//
+// One frozen state at a time: a second one waits until the first is settled (back-pressure),
+// because until then it may have to be written again. Without `asynchronous` nothing is copied and
+// training waits for it all. The thread that trains calls; the saver has one of its own.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "ckpt/run_writer.h"
+#include "runtime/train/rank_host.h"
+#include "runtime/train/writers.h"
+
+namespace perdure {
+
+WriteOptions WriteOptionsOf(const CheckpointConfig& config);
+
+class CheckpointSaver {
+ public:
+  struct Options {
+    std::string run_directory;
+    PartStamp stamp;  // Its step is that of each save.
+    uint32_t nonce = 0;
+    WriteOptions write;
+    bool asynchronous = true;
+  };
+  // `place`: of this rank in `plan`; `live` is the state of its atoms, in the plan's order.
+  // Pointers outlive the saver.
+  CheckpointSaver(const Options& options, const AtomTable* table, const Writers* writers, int rank,
+                  std::vector<AtomState> live, RankHost* host);
+  ~CheckpointSaver();
+  CheckpointSaver(const CheckpointSaver&) = delete;
+  CheckpointSaver& operator=(const CheckpointSaver&) = delete;
+
+  // Freezes the state as it is now; the rest happens behind. An error is the host's (it is gone): a
+  // failed write is the host's business and no error here.
+  absl::Status Save(int64_t step);
+  // Until the latest save is settled.
+  absl::Status Wait();
+  // For which training has waited here since the saver was made.
+  double stall_seconds() const { return stall_seconds_; }
+
+  // Bytes that an asynchronous saver of atoms with so many elements in all keeps; and any saver.
+  static int64_t MemoryOf(const WriteOptions& options, bool asynchronous, int64_t elements);
+
+ private:
+  void Work();
+  absl::Status SaveFrozen(SavedRun saved);
+  absl::Status Write(const SavedRun& saved, RunReport* report) const;
+  absl::Status Verify(int64_t step, const SaveOrder& order) const;
+  void Allocate();
+
+  const Options options_;
+  const AtomTable* table_;
+  const Writers* writers_;
+  const Writers::Place place_;
+  const std::vector<AtomState> live_;
+  RankHost* host_;
+  std::unique_ptr<AlignedBuffer> memory_;
+  std::vector<AtomState> frozen_;  // In memory_, or live_ itself.
+  double stall_seconds_ = 0;
+
+  std::mutex mutex_;  // Guards what follows.
+  std::condition_variable changed_;
+  bool busy_ = false;  // The frozen state is the saver's.
+  bool stop_ = false;
+  SavedRun next_;  // What is to be saved, while busy_.
+  absl::Status status_;
+  std::thread thread_;
+};
+
+}  // namespace perdure

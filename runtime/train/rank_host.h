@@ -1,0 +1,77 @@
+// What a rank tells the process that supervises it, and what that answers. In tests, a plain
+// object.
+//
+// Decisions that all ranks must share (checkpoint now, stop now) reach rank 0 alone and travel to
+// the others inside the step's statistics gather, so all act at the same step boundary.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "ckpt/part_plan.h"
+#include "runtime/base/digest.h"
+
+namespace perdure {
+
+// What one finished step amounted to; equal on every rank, but for the seconds.
+struct StepReport {
+  int64_t step = 0;  // Steps finished, this one included.
+  int phase = 0;
+  int64_t samples = 0;  // Consumed by the run so far.
+  int64_t tokens = 0;   // Likewise.
+  int64_t step_tokens = 0;
+  double loss = 0;       // Mean over the step's tokens.
+  double grad_norm = 0;  // Before clipping.
+  double rate = 0;
+  int64_t batch = 0;
+  int64_t context = 0;
+  double seconds = 0;
+  double wait_seconds = 0;  // Of them, inside communication.
+  int64_t first_sample =
+      0;                // The step's samples are [first_sample, first_sample + batch) of its phase.
+  Digest sample_chain;  // After this step; computed by rank 0 only.
+};
+
+enum class Command : int { kNone = 0, kCheckpoint = 1, kStop = 2 };  // kStop: checkpoint, then end.
+
+// A rank's share of a checkpoint is durable, or why not.
+struct SavedRun {
+  int64_t step = 0;
+  uint32_t nonce = 0;  // Of the checkpoint's name.
+  absl::Status status;
+  std::optional<RunReport> run;  // None where the rank is responsible for no atom.
+  double wait_seconds = 0;       // Training waited for the save before,
+  double freeze_seconds = 0;     // and for the copy.
+  double write_seconds = 0;
+};
+
+// What a rank that has reported a SavedRun does next.
+struct SaveOrder {
+  enum class Kind : int { kVerify = 0, kRewrite = 1, kSettled = 2 };
+  Kind kind = Kind::kSettled;
+  uint32_t nonce = 0;  // Of the checkpoint to read, or of the new name.
+  PartReport part;     // kVerify: what to read and compare.
+};
+
+class RankHost {
+ public:
+  virtual ~RankHost() = default;
+  // All atoms that this rank is responsible for, as loaded or initialised: the host compares the
+  // certificate. Returns when the host says go.
+  virtual absl::Status Loaded(std::span<const int64_t> atoms, std::span<const Digest> digests) = 0;
+  // Rank 0 only: a step is finished. Returns what to do after the next one.
+  virtual Command StepFinished(const StepReport& report) = 0;
+
+  // From here on called by the saver's thread. Errors: the host is gone.
+  virtual absl::Status Saved(const SavedRun& saved) = 0;
+  // Blocks until there is one for the checkpoint of `step`.
+  virtual absl::StatusOr<SaveOrder> NextOrder(int64_t step) = 0;
+  virtual absl::Status Verified(int64_t step, const std::string& file,
+                                const absl::Status& vote) = 0;
+};
+
+}  // namespace perdure
