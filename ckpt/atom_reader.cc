@@ -206,12 +206,12 @@ void AtomBuffer::Reset(const AtomTable& table, int64_t first, int64_t last) {
   }
 }
 
-absl::Status ForEachAtom(AtomReader& reader, const AtomTable& table, IndexRange atoms,
+absl::Status ForEachAtom(StateSource& source, const AtomTable& table, IndexRange atoms,
                          const std::function<void(const AtomState&, int64_t count)>& visit) {
   AtomBuffer buffer;
   for (int64_t first = atoms.first; first < atoms.last;) {
     buffer.Reset(table, first, atoms.last);
-    RETURN_IF_ERROR(reader.Read(buffer.states()));
+    RETURN_IF_ERROR(source.Read(buffer.states()));
     for (const AtomState& state : buffer.states())
       visit(state, table.atoms()[static_cast<size_t>(state.atom)].count);
     first = buffer.end();

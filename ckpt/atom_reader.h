@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "ckpt/checkpoint.h"
 #include "ckpt/file_io.h"
+#include "ckpt/state_source.h"
 
 namespace perdure {
 
@@ -34,15 +35,15 @@ std::string BlockName(uint64_t block, uint64_t file_bytes);
 // "atom 17 (tensor model.norm.weight, slice 0, elements 0 to 63)".
 std::string AtomName(const AtomTable& table, int64_t atom);
 
-class AtomReader {
+class AtomReader final : public StateSource {
  public:
   // InvalidArgument: `table` is not the manifest's. The manifest and the table outlive the reader.
   static absl::StatusOr<std::unique_ptr<AtomReader>> Open(std::string directory,
                                                           const Manifest& manifest,
                                                           const AtomTable& table);
 
-  // As ReadAtoms. Not for two threads at once.
-  absl::Status Read(std::span<const AtomState> wanted);
+  // As ReadAtoms.
+  absl::Status Read(std::span<const AtomState> wanted) override;
   const AtomPlace& place(int64_t atom) const { return places_[static_cast<size_t>(atom)]; }
 
  private:
@@ -62,7 +63,7 @@ class AtomReader {
 
 // Reads all atoms of [atoms.first, atoms.last) in order, a bounded number at a time, and hands each
 // to `visit`.
-absl::Status ForEachAtom(AtomReader& reader, const AtomTable& table, IndexRange atoms,
+absl::Status ForEachAtom(StateSource& source, const AtomTable& table, IndexRange atoms,
                          const std::function<void(const AtomState&, int64_t count)>& visit);
 
 // Memory for the states of consecutive atoms, used again and again.
