@@ -60,8 +60,7 @@ absl::Status File::ReadAt(uint64_t offset, std::span<iovec> pieces) const {
     const ssize_t got = ::preadv(descriptor_, pieces.data(), count, static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return ErrnoStatus(errno, fmt::format("read {} at byte {}", path_, offset));
-    if (got == 0)
-      return DataLoss("{} ends at byte {}, before what the manifest says", path_, offset);
+    if (got == 0) return DataLoss("{} ends at byte {}, before what it should hold", path_, offset);
     offset += static_cast<uint64_t>(got);
     Advance(pieces, static_cast<size_t>(got));
   }

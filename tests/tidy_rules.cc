@@ -139,6 +139,7 @@ const std::map<std::string, Words>& FoldersBelow() {
       {"ckpt", {}},
       {"monitoring", {}},
       {"model", {"kernels"}},
+      {"ckpt/convert", {"ckpt", "model"}},
       {"runtime/comm", {}},
       {"runtime/data", {}},
       {"runtime/train", {"runtime/comm", "runtime/data", "model", "kernels", "ckpt", "monitoring"}},
@@ -146,7 +147,7 @@ const std::map<std::string, Words>& FoldersBelow() {
        {"runtime/train", "runtime/comm", "runtime/data", "model", "kernels", "ckpt", "monitoring"}},
       {"launch",
        {"runtime/agent", "runtime/train", "runtime/comm", "runtime/data", "model", "kernels",
-        "ckpt", "monitoring"}},
+        "ckpt/convert", "ckpt", "monitoring"}},
   };
   return below;
 }
@@ -154,6 +155,7 @@ const std::map<std::string, Words>& FoldersBelow() {
 std::string PartOf(const std::string& path) {
   const size_t first = path.find('/');
   if (first == path.npos) return "";
+  if (path.starts_with("ckpt/convert/")) return "ckpt/convert";
   if (!path.starts_with("runtime/")) return path.substr(0, first);
   return path.substr(0, std::min(path.find('/', first + 1), path.size()));
 }

@@ -93,6 +93,9 @@ TEST(TidyRules, IncludeDirection) {
   ExpectOne(CheckIncludeDirection({MakeFile("kernels/cpu/a.cc", "#include \"tests/a.h\"\n")}),
             "kernels/cpu/a.cc:1: ");
   ExpectOne(CheckIncludeDirection({MakeFile("extra/a.cc", "")}), "extra/a.cc: ");
+  const std::string convert = "#include \"ckpt/convert/a.h\"\n#include \"ckpt/b.h\"\n";
+  ExpectOne(CheckIncludeDirection({MakeFile("ckpt/a.cc", convert)}), "ckpt/a.cc:1: ");
+  ExpectNone(CheckIncludeDirection({MakeFile("ckpt/convert/a.cc", convert)}));
   ExpectNone(CheckIncludeDirection({MakeFile("launch/a.cc", up), MakeFile("tests/a.cc", up)}));
 }
 
