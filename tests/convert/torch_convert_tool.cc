@@ -1,10 +1,13 @@
-// Writes exports for torch_oracle.py to check: torch_convert_tool DIRECTORY
+// What torch_oracle.py and deepspeed_oracle.py call.
 //
-// DIRECTORY/universal, DIRECTORY/dcp (of two files per part) and DIRECTORY/plain.pt, all of the
-// state of the fixture t2p2d2.
+// torch_convert_tool export DIRECTORY: writes DIRECTORY/universal, DIRECTORY/dcp (of two files per
+// part) and DIRECTORY/plain.pt of the state of the fixture t2p2d2.
+// torch_convert_tool megatron DIRECTORY LAYERS: imports, and prints the CRC of each tensor's parts.
 #include <cstdio>
 #include <string>
+#include <vector>
 
+#include "ckpt/convert/crc32.h"
 #include "ckpt/convert/dcp.h"
 #include "ckpt/convert/foreign_file.h"
 #include "ckpt/convert/megatron_deepspeed.h"
@@ -34,7 +37,7 @@ absl::Status WritePlain(const std::string& path) {
   return writer.Finish().status();
 }
 
-absl::Status Run(const std::string& directory) {
+absl::Status Export(const std::string& directory) {
   const ModelConfig model = SmallModel(2);
   const AtomTable table = SmallTable(2);
   ASSIGN_OR_RETURN(const auto source,
@@ -56,12 +59,34 @@ absl::Status Run(const std::string& directory) {
   return WritePlain(directory + "/plain.pt");
 }
 
+absl::Status Import(const std::string& directory, int64_t layers) {
+  const AtomTable table = SmallTable(layers);
+  ASSIGN_OR_RETURN(const auto source,
+                   MegatronDeepSpeedSource::Open(directory, SmallModel(layers), table));
+  RETURN_IF_ERROR(source->Verify());
+  fmt::print("{}, iteration {}, optimizer step {}\n", source->layout(),
+             source->progress().iteration, source->progress().optimizer_step);
+  const WholeState whole = ReadWhole(*source, table);
+  for (size_t t = 0; t < whole.size(); ++t)
+    for (size_t part = 0; part < kStateParts.size(); ++part) {
+      const std::vector<float>& values = whole[t][part];
+      fmt::print("{} {} {:08x}\n", table.tensors()[t].name, kStateParts[part],
+                 UpdateCrc32(0, values.data(), values.size() * sizeof(float)));
+    }
+  return absl::OkStatus();
+}
+
+absl::Status Run(const std::vector<std::string>& words) {
+  if (words.size() == 2 && words[0] == "export") return Export(words[1]);
+  if (words.size() == 3 && words[0] == "megatron") return Import(words[1], std::stoll(words[2]));
+  return InvalidArgument("torch_convert_tool export DIRECTORY | megatron DIRECTORY LAYERS");
+}
+
 }  // namespace
 }  // namespace perdure
 
 int main(int argc, char** argv) {
-  if (argc != 2) return 2;
-  const absl::Status status = perdure::Run(argv[1]);
+  const absl::Status status = perdure::Run({argv + 1, argv + argc});
   if (!status.ok()) std::fprintf(stderr, "%s\n", perdure::Message(status).c_str());
   return status.ok() ? 0 : 1;
 }

@@ -81,7 +81,7 @@ def check_universal(directory, ranks):
 
 def main(build):
     with tempfile.TemporaryDirectory() as directory:
-        subprocess.run([os.path.join(build, "torch_convert_tool"), directory], check=True)
+        subprocess.run([os.path.join(build, "torch_convert_tool"), "export", directory], check=True)
         check_plain(directory + "/plain.pt")
         check_dcp(directory + "/dcp")
         for ranks in (1, 2, 4):
