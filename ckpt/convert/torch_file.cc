@@ -28,6 +28,8 @@ constexpr TypeInfo kTypes[] = {
     {TorchType::kBool, "bool", "BoolStorage", 1},
 };
 constexpr size_t kDimensionsMax = 64;
+// Real ones have some megabytes; a value in memory is a hundred times its shortest form.
+constexpr uint64_t kCodeBytesMax = uint64_t{64} << 20;
 
 const TypeInfo& InfoOf(TorchType type) { return kTypes[static_cast<size_t>(type)]; }
 
@@ -108,7 +110,7 @@ absl::StatusOr<TorchFile> TorchFile::Open(std::shared_ptr<const File> file, uint
   if (pickle == nullptr)
     return DataLoss("{} has no data.pkl: a zip file, but not of torch.save", torch.what_);
   ASSIGN_OR_RETURN(std::string code,
-                   ReadZipRecord(*torch.file_, *pickle, kPickleBytesMax, torch.what_));
+                   ReadZipRecord(*torch.file_, *pickle, kCodeBytesMax, torch.what_));
   ASSIGN_OR_RETURN(torch.tree_, Unpickle(std::move(code), torch.what_ + ": data.pkl"));
   return torch;
 }

@@ -186,7 +186,7 @@ absl::Status TorchWriter::WriteDirectory() {
     for (int i = 0; i < 2; ++i) Append(bytes, wide ? 0xFFFFFFFF : record.bytes, 4);
     Append(bytes, record.name.size(), 2);
     Append(bytes, wide ? 28 : 0, 2);
-    Append(bytes, 0, 10);  // No comment, disk 0, no attributes.
+    bytes.append(10, '\0');  // No comment, disk 0, no attributes.
     Append(bytes, wide ? 0xFFFFFFFF : record.header, 4);
     bytes += record.name;
     if (!wide) continue;

@@ -11,6 +11,9 @@
 namespace perdure {
 namespace {
 
+// Megatron has two; a file with very many is none of its.
+constexpr size_t kGroupsMax = 64;
+
 // Flat tensors of one parameter group.
 struct Group {
   std::array<std::shared_ptr<FloatSource>, kStatePartCount> sources;
@@ -169,6 +172,8 @@ absl::Status PartitionReader::Read(ZeroFragments& fragments, int64_t& step) {
         optimizer.where());
   RETURN_IF_ERROR(CheckPartitionCount(optimizer));
   ASSIGN_OR_RETURN(const std::vector<PickleView> groups, mappings->Items());
+  if (groups.size() > kGroupsMax)
+    return mappings->Unexpected(fmt::format("at most {} groups are read", kGroupsMax));
   for (size_t g = 0; g < groups.size(); ++g) {
     ASSIGN_OR_RETURN(const Group group, ReadGroup(optimizer, g, step));
     RETURN_IF_ERROR(ReadFragments(groups[g], group, fragments));

@@ -241,13 +241,13 @@ absl::StatusOr<ZipFile> ZipFile::Open(const File& file, uint64_t offset, uint64_
                     offset + bytes, file.path(), size);
   ZipFile zip;
   ASSIGN_OR_RETURN(zip.records_, ZipReader(file, offset, bytes, std::move(what)).Read());
+  for (size_t i = 0; i < zip.records_.size(); ++i) zip.by_name_[zip.records_[i].name] = i;
   return zip;
 }
 
 const ZipRecord* ZipFile::Find(std::string_view name) const {
-  for (const ZipRecord& record : records_)
-    if (record.name == name) return &record;
-  return nullptr;
+  const auto found = by_name_.find(name);
+  return found == by_name_.end() ? nullptr : &records_[found->second];
 }
 
 absl::StatusOr<std::string> ReadZipRecord(const File& file, const ZipRecord& record,

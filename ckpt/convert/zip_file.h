@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -37,6 +38,7 @@ class ZipFile {
 
  private:
   std::vector<ZipRecord> records_;
+  std::map<std::string, size_t, std::less<>> by_name_;
 };
 
 // The whole record, its CRC compared: DataLoss. `bytes_max` bounds what is read.

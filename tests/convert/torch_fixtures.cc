@@ -127,7 +127,7 @@ std::string MakeZip(const std::vector<std::pair<std::string, std::string>>& reco
     directory += "PK\1\2";
     append(directory, 20, 2);
     directory += common;
-    append(directory, 0, 10);
+    directory.append(10, '\0');
     append(directory, header, 4);
     directory += name;
   }
