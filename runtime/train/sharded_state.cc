@@ -170,6 +170,15 @@ float* ShardedState::Receive(int bucket, int replica) {
   return receive_ + PlaceOf(bucket).offset + place * Own(bucket).size();
 }
 
+// Of each replica's run in the bucket, with elements of so many bytes.
+std::vector<Extent> ShardedState::RunExtents(int bucket, size_t width) const {
+  std::vector<Extent> extents;
+  for (const OwnedRun& run : states_[static_cast<size_t>(bucket)].runs)
+    extents.push_back(
+        {static_cast<size_t>(run.begin) * width, static_cast<size_t>(run.size()) * width});
+  return extents;
+}
+
 float* ShardedState::Kept(float* array, int bucket, int64_t element) const {
   const BucketState& state = states_[static_cast<size_t>(bucket)];
   return array + state.kept_offset + (element - state.kept.begin);
@@ -223,6 +232,16 @@ std::vector<int64_t> ShardedState::OwnedAtomIndices(int d) const {
       indices.push_back(buckets_[b].atoms[static_cast<size_t>(a)].atom);
   }
   return indices;
+}
+
+absl::Status ShardedState::ShareState() {
+  if (options_.zero != 0) return absl::OkStatus();
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
+    const std::vector<Extent> extents = RunExtents(b, sizeof(float));
+    for (float* whole : {MasterOf(b, 0), Kept(exp_avg_, b, 0), Kept(exp_avg_sq_, b, 0)})
+      RETURN_IF_ERROR(data_->AllGatherV(whole, extents));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ShardedState::PublishParameters() {
@@ -286,18 +305,13 @@ absl::StatusOr<const void*> ShardedState::Weights(int bucket) {
   slot->used = ++clock_;
   if (slot->bucket == bucket) return static_cast<const void*>(slot->data);
   slot->bucket = bucket;
-  const BucketState& state = states_[static_cast<size_t>(bucket)];
   const OwnedRun& own = Own(bucket);
   if (own.size() > 0) {
     Matrix place(static_cast<char*>(slot->data) + own.begin * width, options_.dtype, 1, own.size());
     ops_->Copy(ParameterOf(bucket, own.begin, own.size()), place);
     RETURN_IF_ERROR(ops_->Sync());
   }
-  std::vector<Extent> extents;
-  for (const OwnedRun& run : state.runs)
-    extents.push_back(
-        {static_cast<size_t>(run.begin * width), static_cast<size_t>(run.size() * width)});
-  RETURN_IF_ERROR(data_->AllGatherV(slot->data, extents));
+  RETURN_IF_ERROR(data_->AllGatherV(slot->data, RunExtents(bucket, static_cast<size_t>(width))));
   return static_cast<const void*>(slot->data);
 }
 
@@ -406,11 +420,7 @@ absl::Status ShardedState::GatherSums() {
       ops_->Copy(ConstMatrix(sums_ + state.own_offset, DType::kF32, 1, own.size()),
                  Matrix(all + own.begin, DType::kF32, 1, own.size()));
     RETURN_IF_ERROR(ops_->Sync());
-    std::vector<Extent> extents;
-    for (const OwnedRun& run : state.runs)
-      extents.push_back({static_cast<size_t>(run.begin) * sizeof(float),
-                         static_cast<size_t>(run.size()) * sizeof(float)});
-    RETURN_IF_ERROR(data_->AllGatherV(all, extents));
+    RETURN_IF_ERROR(data_->AllGatherV(all, RunExtents(b, sizeof(float))));
   }
   return absl::OkStatus();
 }

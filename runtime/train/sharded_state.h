@@ -70,6 +70,9 @@ class ShardedState final : public ParameterAccess {
   std::vector<AtomState> OwnedAtoms();
   // Atoms that replica `d` of this group owns, in bucket order.
   std::vector<int64_t> OwnedAtomIndices(int d) const;
+  // After the owned atoms' state was filled: the other kept ones get theirs from their owners, so
+  // that nobody reads from disk what another replica reads.
+  absl::Status ShareState();
   // After the kept atoms' state was filled: derives and gathers the parameters that compute uses.
   absl::Status PublishParameters();
 
@@ -126,6 +129,7 @@ class ShardedState final : public ParameterAccess {
   float* Leaf(int bucket, int64_t round);
   ReceivePlace& PlaceOf(int bucket);
   float* Receive(int bucket, int replica);
+  std::vector<Extent> RunExtents(int bucket, size_t width) const;
   float* Kept(float* array, int bucket, int64_t element) const;
   float* MasterOf(int bucket, int64_t element);
   Matrix ParameterOf(int bucket, int64_t element, int64_t count);

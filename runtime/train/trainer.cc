@@ -107,11 +107,12 @@ absl::Status Trainer::Impl::Prepare() {
 }
 
 absl::Status Trainer::Impl::FillState() {
-  std::vector<AtomState> kept = state->KeptAtoms();
   if (start.manifest.has_value()) {
-    RETURN_IF_ERROR(ReadAtoms(start.checkpoint, *start.manifest, table, kept));
+    std::vector<AtomState> owned = state->OwnedAtoms();
+    RETURN_IF_ERROR(ReadAtoms(start.checkpoint, *start.manifest, table, owned));
+    RETURN_IF_ERROR(state->ShareState());
   } else {
-    for (const AtomState& atom : kept) {
+    for (const AtomState& atom : state->KeptAtoms()) {
       const Atom& place = table.atoms()[static_cast<size_t>(atom.atom)];
       InitializeAtom(table, place, config.seed, {atom.parts[0], static_cast<size_t>(place.count)});
     }

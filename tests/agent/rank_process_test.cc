@@ -59,6 +59,7 @@ class RankProcessTest : public testing::Test {
             {"run_directory", directory_ + "/run"},
             {"generation", 1},
             {"nonce", 3},
+            {"ranks_per_file", 1},
             {"run_id", "tiny"},
             {"until_step", -1},
             {"start_step", 0},
@@ -215,8 +216,9 @@ TEST_P(RankProcessKeyTest, IsMissed) {
 
 INSTANTIATE_TEST_SUITE_P(Init, RankProcessKeyTest,
                          testing::Values("config", "rank", "data_directory", "run_directory",
-                                         "generation", "nonce", "run_id", "until_step",
-                                         "start_step", "sample_chain", "checkpoint", "spin"),
+                                         "generation", "nonce", "ranks_per_file", "run_id",
+                                         "until_step", "start_step", "sample_chain", "checkpoint",
+                                         "spin"),
                          [](const auto& instance) { return std::string(instance.param); });
 
 class RankProcessHexTest : public RankProcessTest,
@@ -261,18 +263,57 @@ TEST_F(RankProcessTrainingTest, AStopIsObeyedWithACheckpoint) {
             static_cast<ssize_t>(both.size()));
   EXPECT_EQ(Receive("step")["step"], 1);
   EXPECT_EQ(Receive("step")["step"], 2);  // Commands act after the step that follows.
-  const Json part = Receive("part");
-  EXPECT_EQ(part["step"], 2);
-  EXPECT_TRUE(part.contains("part"));
+  const Json saved = Receive("saved");
+  EXPECT_EQ(saved["step"], 2);
+  EXPECT_FALSE(saved.contains("error")) << saved;
+  // Reads back what it is told to, writes again what it is told to, and ends when that is settled.
+  const auto run = ParseRun(saved["run"].get<std::string>());
+  ASSERT_TRUE(run.ok()) << run.status();
+  const auto part = JoinRuns({&*run, 1});
+  ASSERT_TRUE(part.ok()) << part.status();
+  const uint32_t nonce = saved["nonce"];
+  const auto order = [&](SaveOrder::Kind kind, uint32_t of) -> Json {
+    return {{"type", "order"}, {"step", 2}, {"kind", static_cast<int>(kind)}, {"nonce", of}};
+  };
+  Json verify = order(SaveOrder::Kind::kVerify, nonce);
+  verify["part"] = SerializePart(*part);
+  Send(verify);
+  const Json voted = Receive("voted");
+  EXPECT_FALSE(voted.contains("error")) << voted;
+  PartReport wrong = *part;
+  wrong.blocks[1].bytes[0] ^= 1;
+  verify["part"] = SerializePart(wrong);
+  Send(verify);
+  EXPECT_THAT(Receive("voted")["error"].get<std::string>(), HasSubstr("block 1"));
+  Send(order(SaveOrder::Kind::kRewrite, nonce + 1));
+  const Json again = Receive("saved");
+  EXPECT_EQ(again["nonce"], nonce + 1);
+  EXPECT_EQ(again["run"], saved["run"]);
+  Send(order(SaveOrder::Kind::kSettled, 0));
   EXPECT_EQ(Receive("done")["complete"], false);
   EXPECT_EQ(ExitCode(), 0);
 }
 
-TEST_F(RankProcessTrainingTest, ARefusedLoadEndsTheRank) {
+TEST_F(RankProcessTrainingTest, ASupervisorThatGoesBeforeItSaysGo) {
+  Introduce();
+  Receive("loaded");
+  supervisor_.reset();
+  EXPECT_EQ(ExitCode(), 1);
+}
+
+TEST_F(RankProcessTrainingTest, AnOrderThatMakesNoSenseEndsTheRank) {
   Introduce();
   Receive("loaded");
   Send(StopCommand());
-  ExpectError("frame 'command' where 'go' was due");
+  Send({{"type", "go"}});
+  Json frame;
+  do {
+    const absl::StatusOr<Json> next = Next();
+    ASSERT_TRUE(next.ok()) << next.status();
+    frame = *next;
+  } while (frame["type"] != "saved");
+  Send({{"type", "order"}, {"step", 77}, {"kind", 2}, {"nonce", 0}});
+  ExpectError("about step 77");
 }
 
 TEST_F(RankProcessTrainingTest, ASupervisorThatGoesWhileTraining) {

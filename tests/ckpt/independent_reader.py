@@ -55,21 +55,35 @@ def read_manifest(directory):
     return manifest
 
 
+def places(part, counts):
+    """Where each atom's elements begin in the part's datasets, and how long these are."""
+    begins, at, runs = [], 0, iter(part["runs"])
+    left = 0
+    for count in counts:
+        if left == 0:
+            left, at = next(runs), -(-at // 262144) * 262144
+        begins.append(at)
+        at, left = at + count, left - 1
+    return begins, at
+
+
 def read_part(directory, manifest, part, table, which):
     """atom -> its elements of the state part `which`; its digest is checked over all three."""
     path = os.path.join(directory, part["file"])
     assert os.path.getsize(path) == part["bytes"], path
     counts = [table[a][3] for a in part["atoms"]]
+    begins, length = places(part, counts)
     found = {}
     with open(path, "rb") as raw, h5py.File(path, "r") as file:
         names = manifest["state_parts"]
         data = []
         for name, offset in zip(names, part["offsets"]):
             raw.seek(offset)
-            data.append(numpy.frombuffer(raw.read(4 * sum(counts)), "<f4"))
+            data.append(numpy.frombuffer(raw.read(4 * length), "<f4"))
             assert data[-1].tobytes() == file["state"][name][...].tobytes(), (path, name)
         index = file["index/atoms"][...]
         assert index["atom"].tolist() == part["atoms"] and index["count"].tolist() == counts, path
+        assert index["offset"].tolist() == begins, path
         for row, wanted in zip(index, part["atom_digests"]):
             run = slice(row["offset"], row["offset"] + row["count"])
             assert tuple(row)[1:5] == table[row["atom"]], path

@@ -25,10 +25,13 @@ def read_checkpoint(directory, part="param"):
     slices = {}
     for entry in manifest["parts"]:
         data = np.memmap(directory / entry["file"], dtype=np.uint8, mode="r")
-        at = entry["offsets"][which]
-        for atom in entry["atoms"]:
+        at, first = 0, {sum(entry["runs"][:i]) for i in range(len(entry["runs"]))}
+        for position, atom in enumerate(entry["atoms"]):
             number, piece, begin, count = pieces[atom]
-            values = np.frombuffer(data[at : at + 4 * count].tobytes(), dtype="<f4")
+            if position in first:
+                at = -(-at // 2**20) * 2**20
+            start = entry["offsets"][which] + at
+            values = np.frombuffer(data[start : start + 4 * count].tobytes(), dtype="<f4")
             rows, cols = slice_shape(tensors[number], piece)
             slices.setdefault((number, piece), np.zeros(rows * cols, np.float32))[begin : begin + count] = values
             at += 4 * count

@@ -139,12 +139,13 @@ TEST_F(RunCommand, ACorruptCheckpointIsNotLoaded) {
   ASSERT_EQ(Perdure(Arguments({"--until-step", "4"})).exit_code, 75);
   const std::string newest = ListedCheckpoints(run_).back()["path"];
   std::fstream part(newest + "/part-00000.h5", std::ios::in | std::ios::out | std::ios::binary);
-  part.seekp(200000);
+  part.seekp(3 << 19);  // In the state of the first atoms.
   part.put('\x5a');
   part.close();
   const CommandResult resumed = Perdure(Arguments({"--until-step", "5"}));
   EXPECT_EQ(resumed.exit_code, 75);
-  EXPECT_NE(resumed.errors.find("does not verify"), std::string::npos) << resumed.errors;
+  EXPECT_NE(resumed.errors.find("block 1 "), std::string::npos) << resumed.errors;
+  EXPECT_NE(resumed.errors.find("in quarantine/"), std::string::npos) << resumed.errors;
   EXPECT_NE(resumed.errors.find("resuming at step 2"), std::string::npos) << resumed.errors;
   EXPECT_EQ(LossColumn(run_, "step"), (std::vector<std::string>{"1", "2", "3", "4", "5"}));
 }
@@ -155,7 +156,13 @@ TEST_F(RunCommand, WithoutAnyGoodCheckpointNothingIsTrained) {
   std::filesystem::resize_file(only + "/part-00000.h5", 1000);
   const CommandResult resumed = Perdure(Arguments({"--until-step", "3"}));
   EXPECT_EQ(resumed.exit_code, 93);
-  EXPECT_NE(resumed.errors.find("none of the 1 checkpoints"), std::string::npos) << resumed.errors;
+  EXPECT_NE(resumed.errors.find("1 are bad"), std::string::npos) << resumed.errors;
+  EXPECT_NE(resumed.errors.find("goes to quarantine/"), std::string::npos) << resumed.errors;
+  // Nothing is deleted, and the reason is beside it.
+  const std::string name = std::filesystem::path(only).filename();
+  EXPECT_TRUE(std::filesystem::exists(run_ + "/quarantine/" + name + "/manifest.json"));
+  EXPECT_NE(ReadFile(run_ + "/quarantine/" + name + ".why").value().find("1000 bytes"),
+            std::string::npos);
   EXPECT_EQ(LossColumn(run_, "step"), (std::vector<std::string>{"1", "2"}));
 }
 
