@@ -139,8 +139,13 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
            .nodes = "2-5",
            .spares = 4,
            .ranks_per_node = 6};
-  c.checkpoint = {
-      .every = absl::Milliseconds(1500), .every_steps = 8, .keep_last = 9, .keep_every_steps = 10};
+  c.checkpoint = {.every = absl::Milliseconds(1500),
+                  .every_steps = 8,
+                  .keep_last = 9,
+                  .keep_every_steps = 10,
+                  .files = "3",
+                  .asynchronous = false,
+                  .write_mib_per_second = 11};
   c.monitoring = {.port = 1234, .tensorboard = false};
   const std::string printed = PrintConfig(c);
   const auto again = ParseConfig(printed, "printed", {});

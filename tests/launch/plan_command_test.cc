@@ -94,8 +94,8 @@ TEST(PlanCommand, MemoryOfTheFullestPhase) {
   const json plan = PlanJson({Recipe("nano"), "--memory-per-rank", "1GiB"});
   const json& memory = plan["memory_bytes_per_rank"];
   int64_t sum = 0;
-  for (const char* key :
-       {"parameters", "gradients", "optimizer", "activations", "buffers", "runtime"}) {
+  for (const char* key : {"parameters", "gradients", "optimizer", "activations", "buffers",
+                          "checkpoint", "runtime"}) {
     ASSERT_TRUE(memory.contains(key)) << key;
     EXPECT_GT(memory[key].get<int64_t>(), 0) << key;
     sum += memory[key].get<int64_t>();

@@ -148,7 +148,14 @@ TEST(EstimateMemory, OneRankByHand) {
   EXPECT_EQ(memory.activations, 2 * (16384 + 128 + 12288 + 4096 + 12288 + 512) + 4096);
   EXPECT_GT(memory.buffers, 8192 + 16384 + 14336);  // Partial sums, gradients, a slice's work.
   EXPECT_EQ(memory.total(), memory.parameters + memory.gradients + memory.optimizer +
-                                memory.activations + memory.buffers + memory.runtime);
+                                memory.activations + memory.buffers + memory.checkpoint +
+                                memory.runtime);
+  // The frozen state, and as much on its way to disk, with room for what HDF5 writes.
+  EXPECT_EQ(memory.checkpoint, 2 * 12 * elements + (2 << 20));
+  RunConfig synchronous = config;
+  synchronous.checkpoint.asynchronous = false;
+  EXPECT_EQ(EstimateMemory(synchronous, Layout(config, 1, 1), config.phases[0]).checkpoint,
+            12 * elements + (2 << 20));
 }
 
 TEST(EstimateMemory, ZeroShardsWhatItSays) {
