@@ -1,6 +1,6 @@
 """One training step of the bench model in PyTorch, at its best on one thread: eager and compiled, whichever is faster.
 
-Prints one JSON line: tokens_per_second, version, mode. usage: torch_step.py [--steps N] [--dtype fp32|bf16]
+Prints one JSON line: tokens_per_second, version, mode. usage: torch_step.py [--steps N] [--dtype fp32|bf16] [--eager]
 """
 
 import argparse
@@ -71,10 +71,11 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--dtype", default="fp32")
+    parser.add_argument("--eager", action="store_true", help="do not try torch.compile, which takes minutes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     modes = {}
-    for compiled in (False, True):
+    for compiled in (False,) if arguments.eager or not hasattr(torch, "compile") else (False, True):
         for micro_batch in (2, 8):
             name = f"{'compiled' if compiled else 'eager'}, {micro_batch} samples at a time"
             try:

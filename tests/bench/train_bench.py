@@ -1,7 +1,7 @@
 """Measures training end to end, as ratios within one run of this script (machines are noisy, ratios less so).
 
 usage: train_bench.py BUILD_DIR [--steps N] [--dtype fp32|bf16] [--shards V] [--skip-torch] [--skip-mesh]
-                      [--torch-python PYTHON]… [--json FILE]
+                      [--torch-python PYTHON]… [--eager] [--json FILE]
 
   sgemm   one rank's matmul work over its time, against oneDNN's own sgemm on the same core      (goal: at least 0.80)
   torch   one rank's tokens/s against the same step in PyTorch, one thread, where it is installed (goal: at least 1.5);
@@ -122,6 +122,7 @@ class Bench:
     def torch(self, python, results):
         script = HERE / "torch_step.py"
         command = [python, str(script), "--steps", str(max(3, self.a.steps // 2)), "--dtype", self.a.dtype]
+        command += ["--eager"] if self.a.eager else []
         done = pinned("0", command, stdout=subprocess.PIPE, text=True)
         output = done.communicate()[0]
         if done.returncode != 0:
@@ -140,6 +141,7 @@ def main():
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--skip-torch", action="store_true")
     parser.add_argument("--torch-python", action="append")
+    parser.add_argument("--eager", action="store_true", help="PyTorch without torch.compile")
     parser.add_argument("--skip-mesh", action="store_true")
     parser.add_argument("--json")
     arguments = parser.parse_args()
