@@ -6,6 +6,7 @@
 #include "ckpt/checkpoint.h"
 #include "ckpt/file_io.h"
 #include "ckpt/manifest_json.h"
+#include "ckpt/parallel.h"
 #include "ckpt/part_plan.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
@@ -96,23 +97,6 @@ absl::Status ValidateAtoms(const Manifest& manifest, int64_t count) {
   return absl::OkStatus();
 }
 
-// The three datasets lie inside the file, in order, without overlap.
-absl::Status ValidateExtents(const PartReport& part, const AtomTable& table,
-                             const std::string& where) {
-  const uint64_t bytes =
-      static_cast<uint64_t>(PlaceElements(table, part.atoms, part.runs).length) * sizeof(float);
-  if (bytes == 0) return absl::OkStatus();
-  uint64_t end = 1;  // HDF5's own header comes first.
-  for (size_t i = 0; i < part.offsets.size(); ++i) {
-    if (part.offsets[i] < end || part.offsets[i] > part.bytes ||
-        bytes > part.bytes - part.offsets[i])
-      return DataLoss("field {}.offsets[{}] is {}: {} bytes do not fit there in a file of {}",
-                      where, i, part.offsets[i], bytes, part.bytes);
-    end = part.offsets[i] + bytes;
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CompleteManifest(const AtomTable& table, Manifest& manifest) {
   if (manifest.tensors.empty()) {
     manifest.tensors = table.tensors();
@@ -128,6 +112,15 @@ absl::Status CompleteManifest(const AtomTable& table, Manifest& manifest) {
     for (size_t i = 0; i < part.atoms.size(); ++i)
       digests[static_cast<size_t>(part.atoms[i])] = part.atom_digests[i];
   manifest.certificate = Certificate(table, digests, manifest.step, manifest.samples);
+  return absl::OkStatus();
+}
+
+absl::Status ReadText(const std::string& path, std::string& text) {
+  std::error_code error;
+  const uint64_t bytes = std::filesystem::file_size(path, error);
+  if (!error && bytes > kManifestBytesMax)
+    return DataLoss("{} has {} bytes; a manifest has at most {}", path, bytes, kManifestBytesMax);
+  ASSIGN_OR_RETURN(text, ReadFile(path));
   return absl::OkStatus();
 }
 
@@ -163,6 +156,26 @@ absl::Status ValidatePart(const PartReport& part, const std::string& where) {
   if (part.blocks.size() != blocks)
     return DataLoss("field {}.blocks has {} entries; {} bytes have {} blocks", where,
                     part.blocks.size(), part.bytes, blocks);
+  return absl::OkStatus();
+}
+
+// The three datasets lie inside the file, in order, without overlap.
+absl::Status ValidateExtents(const PartReport& part, const AtomTable& table,
+                             const std::string& where) {
+  for (const int64_t atom : part.atoms)
+    if (atom < 0 || atom >= static_cast<int64_t>(table.atoms().size()))
+      return DataLoss("field {}.atoms: no atom {} of {}", where, atom, table.atoms().size());
+  const uint64_t bytes =
+      static_cast<uint64_t>(PlaceElements(table, part.atoms, part.runs).length) * sizeof(float);
+  if (bytes == 0) return absl::OkStatus();
+  uint64_t end = 1;  // HDF5's own header comes first.
+  for (size_t i = 0; i < part.offsets.size(); ++i) {
+    if (part.offsets[i] < end || part.offsets[i] > part.bytes ||
+        bytes > part.bytes - part.offsets[i])
+      return DataLoss("field {}.offsets[{}] is {}: {} bytes do not fit there in a file of {}",
+                      where, i, part.offsets[i], bytes, part.bytes);
+    end = part.offsets[i] + bytes;
+  }
   return absl::OkStatus();
 }
 
@@ -204,11 +217,8 @@ absl::StatusOr<Digest> WriteManifest(const std::string& directory, const AtomTab
 
 absl::StatusOr<Manifest> ReadManifest(const std::string& directory, const Digest* expected) {
   const std::string path = (std::filesystem::path(directory) / kManifestFile).string();
-  std::error_code error;
-  const uint64_t bytes = std::filesystem::file_size(path, error);
-  if (!error && bytes > kManifestBytesMax)
-    return DataLoss("{} has {} bytes; a manifest has at most {}", path, bytes, kManifestBytesMax);
-  ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  std::string text;
+  RETURN_IF_ERROR(WithRetries([&] { return ReadText(path, text); }));
   if (expected != nullptr && DigestOf(text) != *expected)
     return DataLoss("{} has digest {}; its COMMIT record says {}", path, DigestOf(text).Hex(),
                     expected->Hex());

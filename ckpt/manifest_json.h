@@ -27,6 +27,10 @@ absl::Status ValidateManifest(const Manifest& manifest);
 // The checks of one part that need no table. `where` as "parts[3]".
 absl::Status ValidatePart(const PartReport& part, const std::string& where);
 
+// What needs the table: its atoms exist, their bytes lie inside the file. REQUIRES: ValidatePart.
+absl::Status ValidateExtents(const PartReport& part, const AtomTable& table,
+                             const std::string& where);
+
 // Letters, digits, '.', '_', '-'; no leading '.'; ends in ".h5".
 bool IsPartFileName(std::string_view name);
 

@@ -93,7 +93,7 @@ absl::StatusOr<PartReport> JoinRuns(std::span<const RunReport> runs) {
     if (std::exchange(in_order[index], &run) != nullptr)
       return DataLoss("{}: run {} was written twice", first.file, run.run);
   }
-  const uint64_t blocks = (part.bytes + kBlockBytes - 1) / kBlockBytes;
+  const uint64_t blocks = part.bytes / kBlockBytes + (part.bytes % kBlockBytes != 0);
   if (blocks > kPartBlocksMax) return DataLoss("{}: {} blocks", first.file, blocks);
   part.blocks.resize(blocks);
   std::vector<bool> written(blocks, false);
@@ -114,6 +114,7 @@ absl::StatusOr<PartReport> JoinRuns(std::span<const RunReport> runs) {
   const auto missing = std::find(written.begin(), written.end(), false);
   if (missing != written.end())
     return DataLoss("{}: nobody wrote block {}", first.file, missing - written.begin());
+  RETURN_IF_ERROR(ValidatePart(part, "part"));
   return part;
 }
 

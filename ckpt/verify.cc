@@ -109,6 +109,8 @@ absl::Status VerifyOnce(const std::string& directory, const PartReport& part,
 
 absl::Status VerifyPart(const std::string& directory, const PartReport& part,
                         const AtomTable& table, const PartStamp& stamp, const Progress& progress) {
+  RETURN_IF_ERROR(ValidatePart(part, "part"));
+  RETURN_IF_ERROR(ValidateExtents(part, table, "part"));
   return WithRetries([&] { return VerifyOnce(directory, part, table, stamp, progress); });
 }
 

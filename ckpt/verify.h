@@ -12,7 +12,7 @@ namespace perdure {
 
 // Every byte: length, blocks, atoms; then, through HDF5, that its objects are where the report
 // says. Past the page cache where the file system allows it. DataLoss names what is wrong first.
-// REQUIRES: ValidatePart(part), atoms of the table. `progress` is told of bytes of this part.
+// The report may come from anywhere. `progress` is told of bytes of this part.
 absl::Status VerifyPart(const std::string& directory, const PartReport& part,
                         const AtomTable& table, const PartStamp& stamp, const Progress& progress);
 

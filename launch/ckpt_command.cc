@@ -131,7 +131,8 @@ absl::StatusOr<std::vector<Target>> Resolve(const std::string& argument) {
       if (!entry.retired) targets.push_back({entry.path, true, entry});
     return targets;
   }
-  if (!fs::exists(fs::path(path) / "manifest.json") &&
+  std::error_code ignored;
+  if (!fs::exists(fs::path(path) / "manifest.json", ignored) &&
       !IsCheckpointName(fs::path(path).filename().string()))
     return InvalidArgument("{} is neither a checkpoint (no manifest.json) nor a run (no log/)",
                            argument);

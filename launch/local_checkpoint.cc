@@ -1,12 +1,9 @@
 #include "launch/local_checkpoint.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <utility>
 
-#include "runtime/agent/records.h"
-#include "runtime/agent/retention.h"
-#include "runtime/base/files.h"
+#include "runtime/agent/publish.h"
 #include "runtime/base/status.h"
 #include "runtime/train/rank_host.h"
 
@@ -14,46 +11,6 @@ namespace perdure {
 namespace {
 
 using Json = nlohmann::json;
-
-// What publishing came to.
-struct Publication {
-  absl::Status status;
-  bool lost = false;  // Of the run log, not of the checkpoint.
-  Digest certificate;
-  uint64_t bytes = 0;
-};
-
-// A record that was written although the file system said otherwise is found by reading again.
-absl::Status AppendCommit(RunLog& log, uint64_t generation, const CommitRecord& commit) {
-  absl::Status status = log.Append(RecordType::kCommit, generation, SerializeCommit(commit));
-  if (status.ok() || absl::IsAborted(status)) return status;
-  RETURN_IF_ERROR(log.Refresh());
-  const std::vector<Record>& records = log.records();
-  const bool there = !records.empty() && records.back().type == RecordType::kCommit &&
-                     records.back().body == SerializeCommit(commit);
-  return there ? absl::OkStatus() : status;
-}
-
-Publication Publish(const std::string& directory, const std::string& name, const AtomTable& table,
-                    Manifest manifest, RunLog& log) {
-  Publication result;
-  CommitRecord commit{.checkpoint = name, .step = manifest.step, .samples = manifest.samples};
-  const absl::StatusOr<Digest> digest = WriteManifest(directory, table, manifest);
-  result.status = digest.status();
-  if (!digest.ok()) return result;
-  commit.manifest = *digest;
-  commit.certificate = result.certificate = manifest.certificate;
-  for (const PartReport& part : manifest.parts) commit.bytes += part.bytes;
-  commit.files = static_cast<int64_t>(manifest.parts.size());
-  result.bytes = commit.bytes;
-  result.status = AppendCommit(log, manifest.generation, commit);
-  // Every byte was read back by another rank before.
-  if (result.status.ok())
-    result.status = log.Append(RecordType::kVerified, manifest.generation,
-                               SerializeVerified({.name = name, .kind = "read"}));
-  result.lost = !result.status.ok();
-  return result;
-}
 
 }  // namespace
 
@@ -165,11 +122,12 @@ void LocalCheckpoint::On(const CheckpointCommit::Publish&) {
   Manifest manifest = hooks_.head(now_.step);
   manifest.parts = std::move(parts_);
   now_.name = Name();
-  const std::string directory = options_.run_directory + "/ckpt/" + now_.name;
-  worker_->Post([this, directory, name = now_.name, manifest = std::move(manifest)]() mutable {
-    const Publication done = perdure::Publish(directory, name, *table_, std::move(manifest), *log_);
+  worker_->Post([this, name = now_.name, manifest = std::move(manifest)]() mutable {
+    const Publication done =
+        PublishCheckpoint(options_.run_directory, name, *table_, std::move(manifest), *log_);
     return [this, done] {
       if (done.lost) return hooks_.lost(done.status);
+      if (!done.warning.ok()) hooks_.warn("warning: " + Message(done.warning));
       now_.certificate = done.certificate;
       now_.bytes = done.bytes;
       Note(done.status);
@@ -199,39 +157,24 @@ void LocalCheckpoint::On(const CheckpointCommit::Settle& effect) {
 
 void LocalCheckpoint::RetireOld() {
   worker_->Post([this]() -> Worker::Then {
-    const std::vector<std::string> names =
-        ChooseRetired(ListCheckpoints(*log_, options_.run_directory), config_->checkpoint.keep_last,
-                      config_->checkpoint.keep_every_steps, options_.phase_end_steps);
-    if (names.empty()) return nullptr;
-    const absl::Status logged = log_->Append(RecordType::kRetire, options_.generation,
-                                             SerializeRetire(RetireRecord{.names = names}));
-    if (!logged.ok()) return [this, logged] { hooks_.lost(logged); };
-    std::vector<std::pair<std::string, absl::Status>> results;
-    for (const std::string& name : names)
-      results.emplace_back(name, DeleteCheckpoint(options_.run_directory, name));
-    return [this, results] {
-      for (const auto& [name, status] : results) {
-        // What cannot be deleted costs space, not the run.
+    const Retirement done =
+        RetireCheckpoints(options_.run_directory, options_.generation,
+                          {.keep_last = config_->checkpoint.keep_last,
+                           .keep_every_steps = config_->checkpoint.keep_every_steps,
+                           .phase_end_steps = options_.phase_end_steps},
+                          *log_);
+    if (done.status.ok() && done.deleted.empty()) return nullptr;
+    return [this, done] {
+      if (done.lost) return hooks_.lost(done.status);
+      // What cannot be deleted costs space, not the run.
+      if (!done.status.ok()) hooks_.warn("warning: " + Message(done.status));
+      for (const auto& [name, status] : done.deleted) {
         hooks_.event("retire",
                      {{"checkpoint", name}, {"deleted", status.ok()}, {"why", Message(status)}});
         if (!status.ok()) hooks_.warn("warning: " + Message(status));
       }
     };
   });
-}
-
-absl::Status QuarantineCheckpoint(const std::string& run_directory, const std::string& name,
-                                  const std::string& why) {
-  const std::filesystem::path run(run_directory), quarantine = run / "quarantine";
-  RETURN_IF_ERROR(MakeDirectories(quarantine.string()));
-  std::error_code error;
-  std::filesystem::rename(run / "ckpt" / name, quarantine / name, error);
-  if (error)
-    return ErrnoStatus(error.value(), fmt::format("move {} to {}", (run / "ckpt" / name).string(),
-                                                  quarantine.string()));
-  RETURN_IF_ERROR(ReplaceFile((quarantine / (name + ".why")).string(), why + "\n"));
-  RETURN_IF_ERROR(SyncDirectory((run / "ckpt").string()));
-  return SyncDirectory(quarantine.string());
 }
 
 }  // namespace perdure

@@ -83,9 +83,4 @@ class LocalCheckpoint {
   std::vector<PartReport> parts_;
 };
 
-// Moves a checkpoint that must not be loaded to RUN/quarantine; nothing is deleted. `why` is
-// written beside it.
-absl::Status QuarantineCheckpoint(const std::string& run_directory, const std::string& name,
-                                  const std::string& why);
-
 }  // namespace perdure

@@ -22,6 +22,7 @@
 #include "launch/run_directory.h"
 #include "model/parameters.h"
 #include "monitoring/journal.h"
+#include "runtime/agent/start_checkpoint.h"
 #include "runtime/agent/worker.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"

@@ -8,17 +8,14 @@
 
 #include "kernels/ops.h"
 #include "launch/config.h"
-#include "launch/local_checkpoint.h"
 #include "runtime/agent/process.h"
+#include "runtime/agent/start_checkpoint.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
 #include "runtime/train/schedule_math.h"
 
 namespace perdure {
 namespace {
-
-// Loads of a checkpoint without a good step behind them, after which it is passed over.
-constexpr int64_t kAttemptsMax = 2;
 
 // A live supervisor on this directory: its status says so and its process is there.
 absl::Status CheckNotRunning(const std::string& run_directory) {
@@ -51,66 +48,18 @@ absl::Status ResolveIsa(RunConfig& config, const RunConfig* frozen) {
   return absl::OkStatus();
 }
 
-// The manifest, and whether its files are there in full length: what can be known without reading
-// the state.
-absl::StatusOr<Manifest> Inspect(const CheckpointEntry& entry) {
-  ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(entry.path, &entry.commit.manifest));
-  for (const PartReport& part : manifest.parts) {
-    const std::string path = entry.path + "/" + part.file;
-    std::error_code error;
-    const uint64_t bytes = std::filesystem::file_size(path, error);
-    if (error == std::errc::no_such_file_or_directory)
-      return DataLoss("{} is gone (a purge of files that nobody touched?)", path);
-    if (error) return ErrnoStatus(error.value(), "stat " + path);
-    if (bytes != part.bytes)
-      return DataLoss("{} has {} bytes; the manifest says {}", path, bytes, part.bytes);
-  }
-  return manifest;
-}
-
-// The newest checkpoint that may be loaded. A file system that does not answer is no reason to take
-// an older one.
+// Where the run goes on; from the beginning where it has no checkpoint.
 absl::Status FindStart(const std::string& run_directory, bool retry, OpenedRun& run) {
-  int bad = 0, tried = 0;
-  for (const CheckpointEntry& entry : ListCheckpoints(run.log, run_directory)) {
-    if (entry.retired || entry.quarantined) {
-      bad += entry.quarantined ? 1 : 0;
-      continue;
-    }
-    if (entry.failed_attempts >= kAttemptsMax && !retry) {
-      std::fprintf(
-          stderr,
-          "perdure: checkpoint %s was loaded %ld times without a good step behind it; trying "
-          "the one before (--retry loads it again)\n",
-          entry.path.c_str(), entry.failed_attempts);
-      ++tried;
-      continue;
-    }
-    absl::StatusOr<Manifest> manifest = Inspect(entry);
-    if (!manifest.ok()) {
-      const absl::Status& status = manifest.status();
-      if (!absl::IsDataLoss(status) && !absl::IsNotFound(status)) return status;
-      std::fprintf(stderr, "perdure: checkpoint %s is bad (%s) and goes to quarantine/\n",
-                   entry.path.c_str(), Message(status).c_str());
-      RETURN_IF_ERROR(
-          QuarantineCheckpoint(run_directory, entry.commit.checkpoint, Message(status)));
-      ++bad;
-      continue;
-    }
-    run.start.step = manifest->step;
-    run.start.sample_chain = manifest->sample_chain;
-    run.start.checkpoint = entry.path;
-    run.manifest_digest = entry.commit.manifest;
-    run.start.manifest = *std::move(manifest);
-    return absl::OkStatus();
-  }
-  if (bad + tried > 0)
-    return DataLoss(
-        "of the checkpoints of {}, {} are bad and {} were loaded {} times without a good step: "
-        "restore "
-        "one from a copy, load the latter once more with --retry, or begin anew in another run "
-        "directory",
-        run_directory, bad, tried, kAttemptsMax);
+  ASSIGN_OR_RETURN(std::optional<StartCheckpoint> start,
+                   ChooseStart(run.log, run_directory, retry, [](const std::string& line) {
+                     std::fprintf(stderr, "perdure: %s\n", line.c_str());
+                   }));
+  if (!start.has_value()) return absl::OkStatus();
+  run.start.step = start->manifest.step;
+  run.start.sample_chain = start->manifest.sample_chain;
+  run.start.checkpoint = start->path;
+  run.start.manifest = std::move(start->manifest);
+  run.manifest_digest = start->digest;
   return absl::OkStatus();
 }
 
@@ -123,7 +72,8 @@ absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunCon
   const absl::StatusOr<std::string> frozen_text = ReadFile(frozen_path);
   if (!frozen_text.ok()) {
     if (frozen_text.status().code() != absl::StatusCode::kNotFound) return frozen_text.status();
-    if (std::filesystem::exists(run_directory + "/log"))
+    std::error_code error;
+    if (std::filesystem::exists(run_directory + "/log", error) || error)
       return DataLoss("{} has a run log but no run.toml; restore it from a backup", run_directory);
     RETURN_IF_ERROR(ResolveIsa(config, nullptr));
     RETURN_IF_ERROR(MakeDirectories(run_directory));

@@ -87,6 +87,9 @@ absl::Status CheckBody(RecordType type, std::string_view body);
 // "s000000120.g3.9f3c21aa" and nothing else: such a name never leaves RUN/ckpt.
 bool IsCheckpointName(std::string_view name);
 
+// Loads of a checkpoint without a good step behind them, after which it is passed over.
+inline constexpr int64_t kLoadAttemptsMax = 2;
+
 // A COMMIT and what later records say about it.
 struct CheckpointEntry {
   CommitRecord commit;

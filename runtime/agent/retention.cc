@@ -76,7 +76,7 @@ std::vector<std::string> ChooseRetired(std::span<const CheckpointEntry> entries,
   std::vector<std::string> retired;
   int64_t seen = 0, verified_kept = 0;
   for (const CheckpointEntry& entry : entries) {
-    if (entry.retired) continue;
+    if (entry.retired || entry.quarantined) continue;
     const int64_t step = entry.commit.step;
     const bool keep =
         seen++ < std::max(keep_last, kNewestKept) || verified_kept < kVerifiedKept ||
@@ -84,7 +84,7 @@ std::vector<std::string> ChooseRetired(std::span<const CheckpointEntry> entries,
         std::find(phase_end_steps.begin(), phase_end_steps.end(), step) != phase_end_steps.end();
     if (!keep)
       retired.push_back(entry.commit.checkpoint);
-    else if (entry.verified)
+    else if (entry.verified && entry.failed_attempts < kLoadAttemptsMax)
       ++verified_kept;
   }
   return retired;

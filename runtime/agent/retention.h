@@ -12,9 +12,10 @@
 namespace perdure {
 
 // Names to put into the next RETIRE. Of the `entries` (newest first, as ListCheckpoints gives them;
-// retired ones are gone) it keeps: the newest keep_last, never fewer than two; each that has fewer
-// than two verified ones newer than itself among those kept; steps divisible by keep_every_steps
-// (0: no such rule); the steps in phase_end_steps.
+// retired and quarantined ones are gone) it keeps: the newest keep_last, never fewer than two; each
+// that has fewer than two verified ones newer than itself among those kept, of which those do not
+// count that no start would load any more; steps divisible by keep_every_steps (0: no such rule);
+// the steps in phase_end_steps.
 std::vector<std::string> ChooseRetired(std::span<const CheckpointEntry> entries, int64_t keep_last,
                                        int64_t keep_every_steps,
                                        std::span<const int64_t> phase_end_steps);

@@ -143,13 +143,14 @@ absl::Status CheckGeneration(RecordType type, uint64_t generation, uint64_t high
 
 absl::Status MakeRunDirectories(const std::string& directory) {
   const std::filesystem::path run(directory);
-  const bool is_new =
-      !std::filesystem::exists(run / "log") || !std::filesystem::exists(run / "tmp");
   RETURN_IF_ERROR(MakeDirectories((run / "log").string()));
-  RETURN_IF_ERROR(MakeDirectories((run / "tmp").string()));
-  if (!is_new) return absl::OkStatus();
+  return MakeDirectories((run / "tmp").string());
+}
+
+// Names that a job before may have made without living long enough to sync them.
+absl::Status SyncNewRun(const std::string& directory) {
   RETURN_IF_ERROR(SyncDirectory(directory));
-  return SyncDirectory(std::filesystem::absolute(run / "..").string());
+  return SyncDirectory(std::filesystem::absolute(std::filesystem::path(directory) / "..").string());
 }
 
 }  // namespace
@@ -165,6 +166,7 @@ absl::StatusOr<RunLog> RunLog::Open(const std::string& run_directory) {
   ASSIGN_OR_RETURN(const std::optional<uint64_t> before, HighestSlot(folder));
   RETURN_IF_ERROR(MakeRunDirectories(run_directory));
   ASSIGN_OR_RETURN(log.key_, OpenRunKey(run_directory, /*may_create=*/!before.has_value()));
+  if (!before.has_value()) RETURN_IF_ERROR(SyncNewRun(run_directory));
   log.run_id_ = RunIdFromKey(log.key_);
   log.holder_ = DescribeProcess();
   RETURN_IF_ERROR(log.Refresh());

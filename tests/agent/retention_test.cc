@@ -70,6 +70,18 @@ TEST(ChooseRetired, RetiredOnesCountForNothing) {
   EXPECT_THAT(ChooseRetired(entries, 2, 0, {}), IsEmpty());
 }
 
+// A bad one in quarantine must not cost the last good one before it.
+TEST(ChooseRetired, WhatNoStartWouldLoadCountsForNothing) {
+  auto entries = Entries({{50, true}, {40, true}, {30, true}, {20, true}});
+  entries[1].quarantined = true;
+  EXPECT_THAT(ChooseRetired(entries, 2, 0, {}), ElementsAre("20"));
+  entries[1].quarantined = false;
+  entries[1].failed_attempts = kLoadAttemptsMax;
+  EXPECT_THAT(ChooseRetired(entries, 2, 0, {}), ElementsAre("20"));
+  entries[1].failed_attempts = kLoadAttemptsMax - 1;
+  EXPECT_THAT(ChooseRetired(entries, 2, 0, {}), ElementsAre("30", "20"));
+}
+
 class DeleteTest : public testing::Test {
  protected:
   void SetUp() override {

@@ -3,21 +3,31 @@
 // do what they always do.
 #pragma once
 
-#include <array>
 #include <cstddef>
+#include <string>
+#include <vector>
 
 namespace perdure {
 
-// kWrite: pwritev, our payload; kLibraryWrite: pwrite, libhdf5's metadata.
+// kWrite: pwritev, our payload; kLibraryWrite: pwrite, libhdf5's metadata; kSmallWrite and
+// kSmallRead: write, read, pread, of small files. Calls with and without "at" count as one.
 enum class Call {
   kWrite,
   kLibraryWrite,
+  kSmallWrite,
   kRead,
+  kSmallRead,
   kTruncate,
   kReserve,
   kSync,
+  kOpen,
+  kOpenDirectory,  // opendir; open with O_DIRECTORY is kOpen.
+  kClose,          // Always made: the descriptor is gone whatever it says.
+  kStat,
   kLink,
-  kUnlink,
+  kRename,
+  kUnlink,  // Also rmdir.
+  kMakeDirectory,
   kCount
 };
 
@@ -29,6 +39,7 @@ struct FaultPlan {
   bool after = false;        // ... or with it being made: the reply is lost.
   size_t short_bytes = 0;    // Reads and writes: at most that many bytes.
   bool exit = false;         // _exit(137) instead of the call.
+  std::string under;         // Calls on paths (or descriptors) below this one only; empty: all.
 };
 
 // Replaces the plan and starts counting anew.
@@ -36,6 +47,17 @@ void SetFaults(const FaultPlan& plan);
 void ClearFaults();
 // Calls seen, and hit, since then.
 int CallsSeen(Call call);
+int CallsSeen();
 int FaultsHit();
+
+// What was done to files, while a trace is being kept: calls that make or change a name, write, or
+// sync, in their order.
+struct TracedCall {
+  Call call = Call::kCount;
+  std::string path;  // Of the file, or the new name.
+  bool creates = false;
+};
+void StartTrace();
+std::vector<TracedCall> TakeTrace();
 
 }  // namespace perdure

@@ -20,8 +20,12 @@ uint64_t TestRandom::Next() {
   return z ^ (z >> 31);
 }
 
-TestDirectory::TestDirectory() {
-  std::string name = testing::TempDir() + "/perdure-test-XXXXXX";
+std::string MemoryDirectory() {
+  return ::access("/dev/shm", W_OK | X_OK) == 0 ? "/dev/shm" : testing::TempDir();
+}
+
+TestDirectory::TestDirectory(const std::string& parent) {
+  std::string name = parent + "/perdure-test-XXXXXX";
   EXPECT_NE(::mkdtemp(name.data()), nullptr) << name;
   path_ = name;
 }

@@ -33,10 +33,14 @@ class TestRandom {
   uint64_t state_;
 };
 
+// Where syncing costs nothing, if there is such a place: for tests that do it thousands of times.
+std::string MemoryDirectory();
+
 // A new directory, gone with the object.
 class TestDirectory {
  public:
-  TestDirectory();
+  TestDirectory() : TestDirectory(testing::TempDir()) {}
+  explicit TestDirectory(const std::string& parent);
   ~TestDirectory();
   TestDirectory(const TestDirectory&) = delete;
   TestDirectory& operator=(const TestDirectory&) = delete;

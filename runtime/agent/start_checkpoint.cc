@@ -1,0 +1,94 @@
+#include "runtime/agent/start_checkpoint.h"
+
+#include <cstdio>
+#include <filesystem>
+
+#include "runtime/agent/records.h"
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+// The manifest, and whether its files are there in full length: what can be known without reading
+// the state.
+absl::StatusOr<Manifest> Inspect(const CheckpointEntry& entry) {
+  ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(entry.path, &entry.commit.manifest));
+  for (const PartReport& part : manifest.parts) {
+    const std::string path = entry.path + "/" + part.file;
+    std::error_code error;
+    const uint64_t bytes = std::filesystem::file_size(path, error);
+    if (error == std::errc::no_such_file_or_directory)
+      return DataLoss("{} is gone (a purge of files that nobody touched?)", path);
+    if (error) return ErrnoStatus(error.value(), "stat " + path);
+    if (bytes != part.bytes)
+      return DataLoss("{} has {} bytes; the manifest says {}", path, bytes, part.bytes);
+  }
+  return manifest;
+}
+
+// A directory that is not there cannot be moved away, and may come back (from a copy, or from the
+// file system's cache).
+absl::Status SetAside(const std::string& run_directory, const CheckpointEntry& entry,
+                      const std::string& why,
+                      const std::function<void(const std::string& line)>& tell) {
+  std::error_code error;
+  if (!std::filesystem::exists(entry.path, error)) {
+    if (error) return ErrnoStatus(error.value(), "stat " + entry.path);
+    tell(fmt::format("checkpoint {} is gone; trying the one before", entry.path));
+    return absl::OkStatus();
+  }
+  tell(fmt::format("checkpoint {} is bad ({}) and goes to quarantine/", entry.path, why));
+  return QuarantineCheckpoint(run_directory, entry.commit.checkpoint, why);
+}
+
+}  // namespace
+
+absl::StatusOr<std::optional<StartCheckpoint>> ChooseStart(
+    const RunLog& log, const std::string& run_directory, bool retry,
+    const std::function<void(const std::string& line)>& tell) {
+  int bad = 0, tried = 0;
+  for (const CheckpointEntry& entry : ListCheckpoints(log, run_directory)) {
+    if (entry.retired || entry.quarantined) {
+      bad += entry.quarantined ? 1 : 0;
+      continue;
+    }
+    if (entry.failed_attempts >= kLoadAttemptsMax && !retry) {
+      tell(
+          fmt::format("checkpoint {} was loaded {} times without a good step behind it; trying "
+                      "the one before (--retry loads it again)",
+                      entry.path, entry.failed_attempts));
+      ++tried;
+      continue;
+    }
+    absl::StatusOr<Manifest> manifest = Inspect(entry);
+    if (manifest.ok())
+      return StartCheckpoint{
+          .path = entry.path, .manifest = *std::move(manifest), .digest = entry.commit.manifest};
+    const absl::Status& status = manifest.status();
+    if (!absl::IsDataLoss(status) && !absl::IsNotFound(status)) return status;
+    RETURN_IF_ERROR(SetAside(run_directory, entry, Message(status), tell));
+    ++bad;
+  }
+  if (bad + tried > 0)
+    return DataLoss(
+        "of the checkpoints of {}, {} are bad and {} were loaded {} times without a good step: "
+        "restore one from a copy, load the latter once more with --retry, or begin anew in another "
+        "run directory",
+        run_directory, bad, tried, kLoadAttemptsMax);
+  return std::nullopt;
+}
+
+absl::Status QuarantineCheckpoint(const std::string& run_directory, const std::string& name,
+                                  const std::string& why) {
+  const std::filesystem::path run(run_directory), quarantine = run / "quarantine";
+  RETURN_IF_ERROR(MakeDirectories(quarantine.string()));
+  if (std::rename((run / "ckpt" / name).c_str(), (quarantine / name).c_str()) != 0)
+    return ErrnoStatus(
+        errno, fmt::format("move {} to {}", (run / "ckpt" / name).string(), quarantine.string()));
+  RETURN_IF_ERROR(ReplaceFile((quarantine / (name + ".why")).string(), why + "\n"));
+  RETURN_IF_ERROR(SyncDirectory((run / "ckpt").string()));
+  return SyncDirectory(quarantine.string());
+}
+
+}  // namespace perdure
