@@ -15,6 +15,7 @@
 #include "ckpt/stats.h"
 #include "launch/byte_count.h"
 #include "launch/ckpt_target.h"
+#include "launch/exchange_command.h"
 #include "launch/reshard_command.h"
 #include "runtime/agent/records.h"
 #include "runtime/agent/run_log.h"
@@ -326,7 +327,7 @@ CLI::App* AddSubcommand(CLI::App& parent, const char* name, const char* doc, int
 
 void AddCkptCommand(CLI::App& app, int* exit_code) {
   CLI::App* ckpt = app.add_subcommand(
-      "ckpt", "List, inspect, verify, compare and re-cut checkpoints");
+      "ckpt", "List, inspect, verify, compare, re-cut, import and export checkpoints");
   ckpt->require_subcommand(1);
   const auto options = std::make_shared<Options>();  // Of the one subcommand that is given.
   const auto json = [&](CLI::App* command) {
@@ -362,6 +363,7 @@ void AddCkptCommand(CLI::App& app, int* exit_code) {
       ->expected(2);
 
   AddReshardCommand(*ckpt, exit_code);
+  AddExchangeCommands(*ckpt, exit_code);
 }
 
 }  // namespace perdure
