@@ -4,88 +4,24 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "ckpt/manifest_json.h"
 #include "ckpt/part_plan.h"
 #include "ckpt/store_hdf5_driver.h"
+#include "ckpt/store_hdf5_handles.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
 namespace {
 
-constexpr hsize_t kAlignment = 1 << 20;
-constexpr hsize_t kAlignmentThreshold = 64 << 10;
 constexpr const char* kFormatName = "perdure part";
 constexpr const char* kAtomsPath = "/index/atoms";
 constexpr const char* kTensorsPath = "/index/tensors";
 constexpr std::array<const char*, 3> kAxisNames = {"none", "rows", "cols"};
 constexpr size_t kAxisBytes = 4;
-
-std::mutex& LibraryMutex() {
-  static std::mutex mutex;
-  return mutex;
-}
-
-// Holds the library: one thread at a time, no printing of errors, no plugins.
-class Session {
- public:
-  Session() : lock_(LibraryMutex()) {
-    H5open();
-    H5PLset_loading_state(0);
-    H5Eget_auto2(H5E_DEFAULT, &print_, &print_data_);
-    H5Eset_auto2(H5E_DEFAULT, &Session::OnError, this);
-  }
-  ~Session() { H5Eset_auto2(H5E_DEFAULT, print_, print_data_); }
-  Session(const Session&) = delete;
-  Session& operator=(const Session&) = delete;
-
-  // What failed first.
-  absl::Status Error(std::string_view what) const {
-    return Internal("{}: libhdf5: {}", what, first_.empty() ? "no reason given" : first_);
-  }
-
- private:
-  // Called when a call of the library fails, while its error stack still stands.
-  static herr_t OnError(hid_t stack, void* self) {
-    return H5Ewalk2(stack, H5E_WALK_UPWARD, &Session::OnEntry, self);  // Innermost first.
-  }
-  static herr_t OnEntry(unsigned, const H5E_error2_t* entry, void* self) {
-    std::string& first = static_cast<Session*>(self)->first_;
-    if (first.empty() && entry->desc != nullptr) first = entry->desc;
-    return 0;
-  }
-
-  std::lock_guard<std::mutex> lock_;
-  H5E_auto2_t print_ = nullptr;
-  void* print_data_ = nullptr;
-  std::string first_;
-};
-
-// Owns an identifier of any kind but files and datasets, whose close can fail.
-class Id {
- public:
-  Id() = default;
-  explicit Id(hid_t id) : id_(id) {}
-  ~Id() {
-    if (id_ >= 0) H5Idec_ref(id_);
-  }
-  Id(Id&& other) noexcept : id_(std::exchange(other.id_, -1)) {}
-  Id& operator=(Id&& other) noexcept {
-    std::swap(id_, other.id_);
-    return *this;
-  }
-  hid_t get() const { return id_; }
-  hid_t Release() { return std::exchange(id_, -1); }
-  bool ok() const { return id_ >= 0; }
-
- private:
-  hid_t id_ = -1;
-};
 
 // --- Types and records of the index -----------------------------------------------------------
 
@@ -116,25 +52,17 @@ int64_t Elements(const PartLayout& layout) {
   return PlaceElements(*layout.table, layout.atoms, layout.runs).length;
 }
 
-Id AtomRowType() {
-  Id type(H5Tcreate(H5T_COMPOUND, sizeof(AtomRow)));
+Hdf5Id AtomRowType() {
+  Hdf5Id type(H5Tcreate(H5T_COMPOUND, sizeof(AtomRow)));
   for (const auto& [name, offset] : kAtomFields) {
-    if (!type.ok() || H5Tinsert(type.get(), name, offset, H5T_STD_I64LE) < 0) return Id();
+    if (!type.ok() || H5Tinsert(type.get(), name, offset, H5T_STD_I64LE) < 0) return Hdf5Id();
   }
-  return type;
-}
-
-Id TextType(size_t bytes) {
-  Id type(H5Tcopy(H5T_C_S1));
-  if (!type.ok() || H5Tset_size(type.get(), std::max<size_t>(bytes, 1)) < 0 ||
-      H5Tset_strpad(type.get(), H5T_STR_NULLPAD) < 0 || H5Tset_cset(type.get(), H5T_CSET_UTF8) < 0)
-    return Id();
   return type;
 }
 
 // /index/tensors: rows, cols, slices, axis, name (padded with zeros to the longest).
 struct TensorRows {
-  Id type;
+  Hdf5Id type;
   std::vector<char> bytes;
 };
 
@@ -144,8 +72,8 @@ TensorRows MakeTensorRows(const AtomTable& table) {
     name_bytes = std::max(name_bytes, tensor.name.size());
   const size_t row_bytes = 3 * sizeof(int64_t) + kAxisBytes + name_bytes;
   TensorRows rows;
-  const Id axis = TextType(kAxisBytes), name = TextType(name_bytes);
-  Id type(H5Tcreate(H5T_COMPOUND, row_bytes));
+  const Hdf5Id axis = TextType(kAxisBytes), name = TextType(name_bytes);
+  Hdf5Id type(H5Tcreate(H5T_COMPOUND, row_bytes));
   if (!axis.ok() || !name.ok() || !type.ok() ||
       H5Tinsert(type.get(), "rows", 0, H5T_STD_I64LE) < 0 ||
       H5Tinsert(type.get(), "cols", 8, H5T_STD_I64LE) < 0 ||
@@ -169,35 +97,6 @@ TensorRows MakeTensorRows(const AtomTable& table) {
 
 // --- Writing ------------------------------------------------------------------------------------
 
-Id FileAccess(const Id& driver, Hdf5Backing* backing) {
-  Id access(H5Pcreate(H5P_FILE_ACCESS));
-  if (!access.ok() || !driver.ok() || SetBackingDriver(access.get(), driver.get(), backing) < 0 ||
-      // The version 3 superblock carries a write mark: a file that was not closed does not open.
-      H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_V110) < 0 ||
-      H5Pset_alignment(access.get(), kAlignmentThreshold, kAlignment) < 0 ||
-      H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG) < 0)
-    return Id();
-  return access;
-}
-
-// Without times of creation, so that equal plans give equal files.
-Id Timeless(hid_t kind) {
-  Id properties(H5Pcreate(kind));
-  if (!properties.ok() || H5Pset_obj_track_times(properties.get(), false) < 0) return Id();
-  return properties;
-}
-
-bool WriteAttribute(hid_t object, const char* name, hid_t type, const void* value) {
-  const Id space(H5Screate(H5S_SCALAR));
-  const Id attribute(H5Acreate2(object, name, type, space.get(), H5P_DEFAULT, H5P_DEFAULT));
-  return attribute.ok() && H5Awrite(attribute.get(), type, value) >= 0;
-}
-
-bool WriteText(hid_t object, const char* name, const std::string& text) {
-  const Id type = TextType(text.size());
-  return type.ok() && WriteAttribute(object, name, type.get(), text.c_str());
-}
-
 bool WriteAttributes(hid_t file, const PartLayout& layout) {
   return WriteText(file, "format", kFormatName) &&
          WriteAttribute(file, "format_version", H5T_STD_I64LE, &kFormatVersion) &&
@@ -206,21 +105,9 @@ bool WriteAttributes(hid_t file, const PartLayout& layout) {
          WriteAttribute(file, "generation", H5T_STD_U64LE, &layout.generation);
 }
 
-// A contiguous dataset whose place in the file is settled now and which nobody fills.
-Id CreateDataset(hid_t file, const std::string& path, hid_t type, size_t length) {
-  const hsize_t dims[] = {length};
-  const Id space(H5Screate_simple(1, dims, nullptr));
-  const Id properties = Timeless(H5P_DATASET_CREATE);
-  if (!space.ok() || !properties.ok() || H5Pset_layout(properties.get(), H5D_CONTIGUOUS) < 0 ||
-      H5Pset_alloc_time(properties.get(), H5D_ALLOC_TIME_EARLY) < 0 ||
-      H5Pset_fill_time(properties.get(), H5D_FILL_TIME_NEVER) < 0)
-    return Id();
-  return Id(H5Dcreate2(file, path.c_str(), type, space.get(), H5P_DEFAULT, properties.get(),
-                       H5P_DEFAULT));
-}
-
 bool WriteDataset(hid_t file, const char* path, hid_t type, size_t length, const void* rows) {
-  Id dataset = CreateDataset(file, path, type, length);
+  const hsize_t dims[] = {length};
+  Hdf5Id dataset = CreateContiguous(file, path, type, dims);
   if (!dataset.ok() ||
       (length > 0 && H5Dwrite(dataset.get(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, rows) < 0))
     return false;
@@ -229,9 +116,9 @@ bool WriteDataset(hid_t file, const char* path, hid_t type, size_t length, const
 }
 
 bool WriteIndex(hid_t file, const PartLayout& layout) {
-  const Id properties = Timeless(H5P_GROUP_CREATE);
-  const Id group(H5Gcreate2(file, "/index", H5P_DEFAULT, properties.get(), H5P_DEFAULT));
-  const Id atom_type = AtomRowType();
+  const Hdf5Id properties = Timeless(H5P_GROUP_CREATE);
+  const Hdf5Id group(H5Gcreate2(file, "/index", H5P_DEFAULT, properties.get(), H5P_DEFAULT));
+  const Hdf5Id atom_type = AtomRowType();
   const TensorRows tensors = MakeTensorRows(*layout.table);
   if (!group.ok() || !atom_type.ok() || !tensors.type.ok()) return false;
   const std::vector<AtomRow> rows = AtomRows(layout);
@@ -243,11 +130,12 @@ bool WriteIndex(hid_t file, const PartLayout& layout) {
 std::string StatePath(int part) { return fmt::format("/state/{}", kStateParts[part]); }
 
 bool CreateState(hid_t file, size_t elements, std::array<uint64_t, kStatePartCount>& offsets) {
-  const Id properties = Timeless(H5P_GROUP_CREATE);
-  const Id group(H5Gcreate2(file, "/state", H5P_DEFAULT, properties.get(), H5P_DEFAULT));
+  const Hdf5Id properties = Timeless(H5P_GROUP_CREATE);
+  const Hdf5Id group(H5Gcreate2(file, "/state", H5P_DEFAULT, properties.get(), H5P_DEFAULT));
+  const hsize_t dims[] = {elements};
   if (!group.ok()) return false;
   for (int i = 0; i < kStatePartCount; ++i) {
-    const Id dataset = CreateDataset(file, StatePath(i), H5T_IEEE_F32LE, elements);
+    const Hdf5Id dataset = CreateContiguous(file, StatePath(i), H5T_IEEE_F32LE, dims);
     if (!dataset.ok()) return false;
     const haddr_t offset = H5Dget_offset(dataset.get());
     if (elements > 0 && offset == HADDR_UNDEF) return false;
@@ -260,11 +148,11 @@ bool CreateState(hid_t file, size_t elements, std::array<uint64_t, kStatePartCou
 
 // The dataset at `path` if it is a contiguous array of `length` elements of `type` inside this
 // file.
-absl::StatusOr<Id> OpenDataset(hid_t file, const std::string& path, hid_t type, size_t length) {
-  Id dataset(H5Dopen2(file, path.c_str(), H5P_DEFAULT));
+absl::StatusOr<Hdf5Id> OpenDataset(hid_t file, const std::string& path, hid_t type, size_t length) {
+  Hdf5Id dataset(H5Dopen2(file, path.c_str(), H5P_DEFAULT));
   if (!dataset.ok()) return DataLoss("dataset {} does not open", path);
-  const Id actual(H5Dget_type(dataset.get())), space(H5Dget_space(dataset.get()));
-  const Id properties(H5Dget_create_plist(dataset.get()));
+  const Hdf5Id actual(H5Dget_type(dataset.get())), space(H5Dget_space(dataset.get()));
+  const Hdf5Id properties(H5Dget_create_plist(dataset.get()));
   if (!actual.ok() || H5Tequal(actual.get(), type) <= 0)
     return DataLoss("dataset {} has another element type", path);
   if (!properties.ok() || H5Pget_layout(properties.get()) != H5D_CONTIGUOUS ||
@@ -279,10 +167,10 @@ absl::StatusOr<Id> OpenDataset(hid_t file, const std::string& path, hid_t type, 
   return dataset;
 }
 
-absl::Status CheckRows(hid_t file, const char* path, const Id& type, size_t length,
+absl::Status CheckRows(hid_t file, const char* path, const Hdf5Id& type, size_t length,
                        const void* rows, size_t bytes) {
   if (!type.ok()) return Internal("libhdf5 cannot make the types of the index");
-  ASSIGN_OR_RETURN(const Id dataset, OpenDataset(file, path, type.get(), length));
+  ASSIGN_OR_RETURN(const Hdf5Id dataset, OpenDataset(file, path, type.get(), length));
   if (length == 0) return absl::OkStatus();
   std::vector<char> actual(bytes);
   if (H5Dread(dataset.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, actual.data()) < 0)
@@ -294,8 +182,8 @@ absl::Status CheckRows(hid_t file, const char* path, const Id& type, size_t leng
 
 absl::Status CheckAttribute(hid_t file, const char* name, hid_t type, const void* value,
                             size_t bytes) {
-  const Id attribute(H5Aopen(file, name, H5P_DEFAULT));
-  const Id actual(attribute.ok() ? H5Aget_type(attribute.get()) : -1);
+  const Hdf5Id attribute(H5Aopen(file, name, H5P_DEFAULT));
+  const Hdf5Id actual(attribute.ok() ? H5Aget_type(attribute.get()) : -1);
   if (!actual.ok() || H5Tequal(actual.get(), type) <= 0)
     return DataLoss("attribute {} is missing or of another type", name);
   std::vector<char> found(bytes);
@@ -307,7 +195,7 @@ absl::Status CheckAttribute(hid_t file, const char* name, hid_t type, const void
 }
 
 absl::Status CheckText(hid_t file, const char* name, const std::string& text) {
-  const Id type = TextType(text.size());
+  const Hdf5Id type = TextType(text.size());
   if (!type.ok()) return Internal("libhdf5 cannot make a text type");
   return CheckAttribute(file, name, type.get(), text.c_str(), std::max<size_t>(text.size(), 1));
 }
@@ -331,7 +219,8 @@ absl::Status CheckObjects(hid_t file, const PartLayout& layout,
                             tensors.bytes.data(), tensors.bytes.size()));
   const size_t elements = static_cast<size_t>(Elements(layout));
   for (int i = 0; i < kStatePartCount; ++i) {
-    ASSIGN_OR_RETURN(const Id dataset, OpenDataset(file, StatePath(i), H5T_IEEE_F32LE, elements));
+    ASSIGN_OR_RETURN(const Hdf5Id dataset,
+                     OpenDataset(file, StatePath(i), H5T_IEEE_F32LE, elements));
     const haddr_t offset = H5Dget_offset(dataset.get());
     if (elements > 0 && offset != offsets[static_cast<size_t>(i)])
       return DataLoss("dataset {} stands at byte {}; the manifest says {}", StatePath(i), offset,
@@ -367,10 +256,10 @@ absl::Status ReadAllBut(const File& file, const std::array<uint64_t, kStatePartC
 
 absl::StatusOr<LaidOutPart> LayOutPart(const PartLayout& layout) {
   LaidOutPart part;
-  const Session session;
+  const Hdf5Session session;
   Hdf5Backing backing{.image = &part.image};
-  const Id driver(RegisterBackingDriver());
-  const Id access = FileAccess(driver, &backing), creation = Timeless(H5P_FILE_CREATE);
+  const Hdf5Id driver(RegisterBackingDriver());
+  const Hdf5Id access = FileAccess(driver, &backing), creation = Timeless(H5P_FILE_CREATE);
   if (!access.ok() || !creation.ok()) return session.Error("prepare a part file");
   const hid_t file = H5Fcreate("part", H5F_ACC_TRUNC, creation.get(), access.get());
   if (file < 0) return session.Error("create a part file");
@@ -390,10 +279,10 @@ absl::Status CheckPartLayout(const File& source, const PartLayout& layout,
   const uint64_t run = static_cast<uint64_t>(Elements(layout)) * sizeof(float);
   SparseImage image;
   RETURN_IF_ERROR(ReadAllBut(source, offsets, run, bytes, image));
-  const Session session;
+  const Hdf5Session session;
   Hdf5Backing backing{.image = &image, .bytes = bytes};
-  const Id driver(RegisterBackingDriver());
-  const Id access = FileAccess(driver, &backing);
+  const Hdf5Id driver(RegisterBackingDriver());
+  const Hdf5Id access = FileAccess(driver, &backing);
   if (!access.ok()) return session.Error("prepare to open " + source.path());
   const hid_t file = H5Fopen("part", H5F_ACC_RDONLY, access.get());
   absl::Status status =

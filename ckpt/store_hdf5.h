@@ -1,4 +1,4 @@
-// The layout of part files, by libhdf5. Private to ckpt/; store_hdf5.cc is the only file that names
+// The layout of part files, by libhdf5. Private to ckpt/; only files store_hdf5* name
 // hdf5.h.
 //
 // libhdf5 creates the objects and tells where each dataset's elements stand; the elements are

@@ -60,25 +60,39 @@ class Streamer {
     return part;
   }
 
+  // Its runs one after the other, each as its writer would write it.
   absl::StatusOr<PartReport> WriteAnew(const PartPlan& plan) {
     ASSIGN_OR_RETURN(const std::unique_ptr<StateSource> source, open_());
+    std::vector<RunReport> reports;
+    size_t first = 0;
+    // A file without atoms has one writer all the same.
+    for (size_t run = 0; run < std::max<size_t>(plan.runs.size(), 1); ++run) {
+      const auto count = static_cast<size_t>(plan.runs.empty() ? 0 : plan.runs[run]);
+      ASSIGN_OR_RETURN(RunReport report,
+                       WriteRun(plan, run, std::span(plan.atoms).subspan(first, count), *source));
+      reports.push_back(std::move(report));
+      first += count;
+    }
+    return JoinRuns(reports);
+  }
+
+  absl::StatusOr<RunReport> WriteRun(const PartPlan& plan, size_t run,
+                                     std::span<const int64_t> atoms, StateSource& source) {
     WriteOptions options{.threads = 1};
     options.buffers = static_cast<int>(std::clamp<uint64_t>(share_ / kBlockBytes, 8, 64));
-    PERDURE_CHECK(plan.runs.size() <= 1);
     ASSIGN_OR_RETURN(const auto writer,
-                     RunWriter::Create(directory_, table_, plan, 0, stamp_, options));
+                     RunWriter::Create(directory_, table_, plan, run, stamp_, options));
     AtomBuffer buffer(share_);
-    for (size_t next = 0; next < plan.atoms.size();) {
-      buffer.Reset(table_, std::span(plan.atoms).subspan(next));
-      RETURN_IF_ERROR(source->Read(buffer.states()));
+    while (!atoms.empty()) {
+      buffer.Reset(table_, atoms);
+      RETURN_IF_ERROR(source.Read(buffer.states()));
       for (const AtomState& state : buffer.states()) {
         RETURN_IF_ERROR(writer->Append(state));
         Count(state.atom);
       }
-      next += buffer.states().size();
+      atoms = atoms.subspan(buffer.states().size());
     }
-    ASSIGN_OR_RETURN(const RunReport run, writer->Finish());
-    return JoinRuns({&run, 1});
+    return writer->Finish();
   }
 
   void Count(int64_t atom) {

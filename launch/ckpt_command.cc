@@ -1,21 +1,22 @@
 #include "launch/ckpt_command.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "ckpt/checkpoint.h"
 #include "ckpt/stats.h"
+#include "launch/byte_count.h"
+#include "launch/ckpt_target.h"
+#include "launch/exchange_command.h"
+#include "launch/reshard_command.h"
 #include "runtime/agent/records.h"
 #include "runtime/agent/run_log.h"
 #include "runtime/base/status.h"
@@ -26,7 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-constexpr int kGood = 0, kBad = 1, kUsage = 2;
+constexpr int kGood = kCkptGood, kBad = kCkptBad;
 
 struct Options {
   std::vector<std::string> paths;
@@ -34,126 +35,8 @@ struct Options {
   bool json = false, all = false, verify = false, stats = false;
 };
 
-int Fail(const absl::Status& status) {
-  fmt::print(stderr, "perdure ckpt: {}\n", Message(status));
-  return absl::IsInvalidArgument(status) || absl::IsNotFound(status) ? kUsage : kBad;
-}
-
-std::string HumanBytes(uint64_t bytes) {
-  constexpr std::array<const char*, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
-  double value = static_cast<double>(bytes);
-  size_t unit = 0;
-  while (value >= 1024 && unit + 1 < kUnits.size()) {
-    value /= 1024;
-    ++unit;
-  }
-  return unit == 0 ? fmt::format("{} B", bytes) : fmt::format("{:.1f} {}", value, kUnits[unit]);
-}
-
-// One line that rewrites itself on a terminal; a plain line now and then elsewhere. On standard
-// error.
-class ProgressLine {
- public:
-  explicit ProgressLine(std::string what)
-      : what_(std::move(what)), terminal_(::isatty(STDERR_FILENO) == 1) {}
-  ~ProgressLine() {
-    if (terminal_ && shown_) fmt::print(stderr, "\r\033[K");
-  }
-  ProgressLine(const ProgressLine&) = delete;
-  ProgressLine& operator=(const ProgressLine&) = delete;
-
-  Progress callback() {
-    return [this](uint64_t done, uint64_t total) { Show(done, total); };
-  }
-
- private:
-  void Show(uint64_t done, uint64_t total) {
-    const auto now = std::chrono::steady_clock::now();
-    const auto pause = terminal_ ? std::chrono::milliseconds(200) : std::chrono::seconds(30);
-    if (now - last_ < pause || total == 0) return;
-    last_ = now;
-    shown_ = true;
-    const double percent = 100.0 * static_cast<double>(done) / static_cast<double>(total);
-    fmt::print(stderr, "{}{}: {:.0f} %{}", terminal_ ? "\r\033[K" : "", what_, percent,
-               terminal_ ? "" : "\n");
-  }
-
-  const std::string what_;
-  const bool terminal_;
-  bool shown_ = false;
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
-};
-
-// A checkpoint on the command line, with what the run log says of it when it stands inside a run.
-struct Target {
-  std::string path;
-  bool in_run = false;
-  std::optional<CheckpointEntry> entry;
-};
-
-std::string Absolute(const std::string& path) {
-  std::string normal = fs::absolute(path).lexically_normal().string();
-  while (normal.size() > 1 && normal.back() == '/') normal.pop_back();
-  return normal;
-}
-
-bool IsRun(const fs::path& path) { return fs::is_directory(path / "log"); }
-
-absl::StatusOr<std::vector<CheckpointEntry>> RunEntries(const std::string& run) {
-  if (!IsRun(run))
-    return InvalidArgument("{} is not a run directory: it has no log/ (perdure run makes one)",
-                           run);
-  ASSIGN_OR_RETURN(const RunLog log, RunLog::Open(run));
-  return ListCheckpoints(log, run);
-}
-
-absl::StatusOr<Target> CheckpointTarget(const std::string& path) {
-  Target target{.path = path};
-  const fs::path folder(path);
-  const fs::path run = folder.parent_path().parent_path();
-  if (folder.parent_path().filename() != "ckpt" || !IsRun(run)) return target;
-  target.in_run = true;
-  ASSIGN_OR_RETURN(const std::vector<CheckpointEntry> entries, RunEntries(run.string()));
-  for (const CheckpointEntry& entry : entries)
-    if (entry.commit.checkpoint == folder.filename()) target.entry = entry;
-  return target;
-}
-
-// A checkpoint's directory stands for itself, a run's for all that it has, newest first.
-absl::StatusOr<std::vector<Target>> Resolve(const std::string& argument) {
-  const std::string path = Absolute(argument);
-  if (!fs::is_directory(path))
-    return InvalidArgument("{} is not a directory: name a checkpoint or a run", argument);
-  std::vector<Target> targets;
-  if (IsRun(path)) {
-    ASSIGN_OR_RETURN(const std::vector<CheckpointEntry> entries, RunEntries(path));
-    for (const CheckpointEntry& entry : entries)
-      if (!entry.retired) targets.push_back({entry.path, true, entry});
-    return targets;
-  }
-  std::error_code ignored;
-  if (!fs::exists(fs::path(path) / "manifest.json", ignored) &&
-      !IsCheckpointName(fs::path(path).filename().string()))
-    return InvalidArgument("{} is neither a checkpoint (no manifest.json) nor a run (no log/)",
-                           argument);
-  ASSIGN_OR_RETURN(Target target, CheckpointTarget(path));
-  targets.push_back(std::move(target));
-  return targets;
-}
-
-absl::StatusOr<Target> ResolveNewest(const std::string& argument) {
-  ASSIGN_OR_RETURN(const std::vector<Target> targets, Resolve(argument));
-  if (targets.empty()) return InvalidArgument("{} has no checkpoint yet", argument);
-  return targets.front();
-}
-
-absl::StatusOr<Manifest> ManifestOf(const Target& target) {
-  return ReadManifest(target.path, target.entry ? &target.entry->commit.manifest : nullptr);
-}
-
-absl::StatusOr<Manifest> VerifyTarget(const Target& target) {
-  if (target.in_run && !target.entry)
-    return FailedPrecondition("{} has no COMMIT record: it was never finished", target.path);
+absl::StatusOr<Manifest> VerifyTarget(const CheckpointTarget& target) {
+  RETURN_IF_ERROR(CheckCommitted(target));
   ASSIGN_OR_RETURN(Manifest manifest, ManifestOf(target));
   ProgressLine progress("verify " + target.path);
   RETURN_IF_ERROR(VerifyCheckpoint(target.path, manifest, progress.callback()));
@@ -187,8 +70,8 @@ void PrintEntries(const std::vector<CheckpointEntry>& entries) {
 }
 
 int List(const Options& options) {
-  auto entries = RunEntries(Absolute(options.paths.front()));
-  if (!entries.ok()) return Fail(entries.status());
+  auto entries = CheckpointsOfRun(AbsolutePath(options.paths.front()));
+  if (!entries.ok()) return FailCkpt(entries.status());
   if (!options.all) std::erase_if(*entries, [](const auto& entry) { return entry.retired; });
   std::reverse(entries->begin(), entries->end());
   int exit_code = kGood;
@@ -214,7 +97,7 @@ int List(const Options& options) {
 // --- inspect ------------------------------------------------------------------------------------
 
 struct Inspection {
-  Target target;
+  CheckpointTarget target;
   Manifest manifest;
   AtomTable table;
   std::vector<Digest> atom_digests;
@@ -223,7 +106,7 @@ struct Inspection {
 };
 
 absl::StatusOr<Inspection> OpenInspection(const std::string& path) {
-  ASSIGN_OR_RETURN(Target target, ResolveNewest(path));
+  ASSIGN_OR_RETURN(CheckpointTarget target, ResolveNewestCheckpoint(path));
   ASSIGN_OR_RETURN(Manifest manifest, ManifestOf(target));
   AtomTable table(manifest.tensors, manifest.atom_elements);
   std::vector<Digest> digests(table.atoms().size());
@@ -361,7 +244,7 @@ absl::StatusOr<Json> InspectJson(const Options& options) {
 
 int Inspect(const Options& options) {
   const absl::StatusOr<Json> json = InspectJson(options);
-  if (!json.ok()) return Fail(json.status());
+  if (!json.ok()) return FailCkpt(json.status());
   if (options.json)
     fmt::print("{}\n", json->dump(2));
   else
@@ -371,7 +254,7 @@ int Inspect(const Options& options) {
 
 // --- verify, diff -------------------------------------------------------------------------------
 
-Json VerdictJson(const Target& target, const absl::StatusOr<Manifest>& verdict) {
+Json VerdictJson(const CheckpointTarget& target, const absl::StatusOr<Manifest>& verdict) {
   Json json = {{"path", target.path},
                {"ok", verdict.ok()},
                {"committed", target.entry.has_value()},
@@ -382,7 +265,7 @@ Json VerdictJson(const Target& target, const absl::StatusOr<Manifest>& verdict) 
   return json;
 }
 
-void PrintVerdict(const Target& target, const absl::StatusOr<Manifest>& verdict) {
+void PrintVerdict(const CheckpointTarget& target, const absl::StatusOr<Manifest>& verdict) {
   if (!verdict.ok()) {
     fmt::print("bad   {}: {}\n", target.path, Message(verdict.status()));
     return;
@@ -393,15 +276,15 @@ void PrintVerdict(const Target& target, const absl::StatusOr<Manifest>& verdict)
 }
 
 int Verify(const Options& options) {
-  std::vector<Target> targets;
+  std::vector<CheckpointTarget> targets;
   for (const std::string& path : options.paths) {
-    const auto found = Resolve(path);
-    if (!found.ok()) return Fail(found.status());
+    const auto found = ResolveCheckpoints(path);
+    if (!found.ok()) return FailCkpt(found.status());
     targets.insert(targets.end(), found->begin(), found->end());
   }
   Json list = Json::array();
   int exit_code = kGood;
-  for (const Target& target : targets) {
+  for (const CheckpointTarget& target : targets) {
     const absl::StatusOr<Manifest> verdict = VerifyTarget(target);
     if (!verdict.ok()) exit_code = kBad;
     if (options.json)
@@ -415,8 +298,8 @@ int Verify(const Options& options) {
 }
 
 absl::StatusOr<Difference> DiffTargets(const Options& options) {
-  ASSIGN_OR_RETURN(const Target a, ResolveNewest(options.paths[0]));
-  ASSIGN_OR_RETURN(const Target b, ResolveNewest(options.paths[1]));
+  ASSIGN_OR_RETURN(const CheckpointTarget a, ResolveNewestCheckpoint(options.paths[0]));
+  ASSIGN_OR_RETURN(const CheckpointTarget b, ResolveNewestCheckpoint(options.paths[1]));
   ASSIGN_OR_RETURN(const Manifest ours, ManifestOf(a));
   ASSIGN_OR_RETURN(const Manifest theirs, ManifestOf(b));
   if (ours.step != theirs.step || ours.samples != theirs.samples)
@@ -428,7 +311,7 @@ absl::StatusOr<Difference> DiffTargets(const Options& options) {
 
 int Diff(const Options& options) {
   const absl::StatusOr<Difference> difference = DiffTargets(options);
-  if (!difference.ok()) return Fail(difference.status());
+  if (!difference.ok()) return FailCkpt(difference.status());
   fmt::print("{}\n", difference->identical ? "identical" : difference->what);
   return difference->identical ? kGood : kBad;
 }
@@ -443,7 +326,8 @@ CLI::App* AddSubcommand(CLI::App& parent, const char* name, const char* doc, int
 }  // namespace
 
 void AddCkptCommand(CLI::App& app, int* exit_code) {
-  CLI::App* ckpt = app.add_subcommand("ckpt", "List, inspect, verify and compare checkpoints");
+  CLI::App* ckpt = app.add_subcommand(
+      "ckpt", "List, inspect, verify, compare, re-cut, import and export checkpoints");
   ckpt->require_subcommand(1);
   const auto options = std::make_shared<Options>();  // Of the one subcommand that is given.
   const auto json = [&](CLI::App* command) {
@@ -477,6 +361,9 @@ void AddCkptCommand(CLI::App& app, int* exit_code) {
   diff->add_option("PATHS", options->paths, "Two checkpoints, or runs (their newest)")
       ->required()
       ->expected(2);
+
+  AddReshardCommand(*ckpt, exit_code);
+  AddExchangeCommands(*ckpt, exit_code);
 }
 
 }  // namespace perdure

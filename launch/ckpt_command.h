@@ -1,5 +1,5 @@
-// `perdure ckpt list|inspect|verify|diff`: what checkpoints there are, what is in them, whether
-// they are good, where two differ. Reads only.
+// `perdure ckpt`: what checkpoints there are, what is in them, whether they are good, where two
+// differ; reshard_command.h and exchange_command.h make others of them.
 //
 // Exit codes: 0 fine; 1 a checkpoint is bad, or two differ; 2 wrong usage or path.
 #pragma once

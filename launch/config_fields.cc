@@ -94,6 +94,14 @@ struct Seeds {
   }
 };
 
+struct Steps {
+  std::string Check(const std::vector<int64_t>& steps) const {
+    const bool fine =
+        std::all_of(steps.begin(), steps.end(), [](int64_t step) { return step > 0; });
+    return fine ? "" : "must have steps from 1 only, for example [5000, 10000]";
+  }
+};
+
 struct Anything {
   template <typename T>
   std::string Check(const T&) const {
@@ -374,6 +382,13 @@ std::vector<Field<CheckpointConfig>> CheckpointFields() {
           "Freeze the state in one copy and write behind training; false: no copy, training waits"),
       Make("write_mib_per_second", &C::write_mib_per_second, Integers{0, 1 << 20},
            "Most that one rank writes; 0: as fast as it goes"),
+      Make(
+          "export_steps", &C::export_steps, Steps{},
+          "Steps that have a checkpoint and are exported to RUN/export, for example [5000, 10000]"),
+      Make("export_every_steps", &C::export_every_steps, Integers{},
+           "Export at multiples of this, besides; 0: no"),
+      Make("export_format", &C::export_format, Choices{{"hf", "universal", "dcp"}},
+           "Of these exports: hf, universal or dcp"),
   };
 }
 

@@ -181,6 +181,20 @@ std::string ReadValue(const toml::node& node, std::vector<SourceConfig>& value) 
   return "";
 }
 
+std::string ReadValue(const toml::node& node, std::vector<int64_t>& value) {
+  const toml::array* array = node.as_array();
+  if (array == nullptr) return "must be an array of integers, for example [5000, 10000]";
+  std::vector<int64_t> numbers;
+  for (const toml::node& element : *array) {
+    int64_t number = 0;
+    if (const std::string wrong = ReadValue(element, number); !wrong.empty())
+      return fmt::format("has an element that {}", wrong);
+    numbers.push_back(number);
+  }
+  value = std::move(numbers);
+  return "";
+}
+
 std::string PrintValue(int64_t value) { return fmt::format("{}", value); }
 std::string PrintValue(uint64_t value) { return fmt::format("{}", value); }
 std::string PrintValue(bool value) { return value ? "true" : "false"; }
@@ -211,6 +225,10 @@ std::string PrintValue(absl::Duration value) {
     if (count != 0) text += fmt::format("{}{}", count, unit.name);
   }
   return text.empty() ? "\"0s\"" : fmt::format("\"{}\"", text);
+}
+
+std::string PrintValue(const std::vector<int64_t>& value) {
+  return fmt::format("[{}]", fmt::join(value, ", "));
 }
 
 std::string PrintValue(const std::vector<SourceConfig>& value) {

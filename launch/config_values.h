@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "launch/config_fields.h"
@@ -21,6 +22,7 @@ std::string ReadValue(const toml::node& node, std::string& value);
 // "20:00:00", "1-00:00:00", "1h30min", "90s", or an integer of seconds.
 std::string ReadValue(const toml::node& node, absl::Duration& value);
 std::string ReadValue(const toml::node& node, std::vector<SourceConfig>& value);
+std::string ReadValue(const toml::node& node, std::vector<int64_t>& value);
 
 std::string PrintValue(int64_t value);
 std::string PrintValue(uint64_t value);
@@ -29,5 +31,6 @@ std::string PrintValue(bool value);
 std::string PrintValue(const std::string& value);
 std::string PrintValue(absl::Duration value);
 std::string PrintValue(const std::vector<SourceConfig>& value);
+std::string PrintValue(const std::vector<int64_t>& value);
 
 }  // namespace perdure

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "launch/run_export.h"
 #include "runtime/agent/publish.h"
+#include "runtime/agent/records.h"
 #include "runtime/base/status.h"
 #include "runtime/train/rank_host.h"
 
@@ -152,7 +154,35 @@ void LocalCheckpoint::On(const CheckpointCommit::Settle& effect) {
   for (int rank = 0; rank < config_->layout.ranks(); ++rank)
     SendOrder(rank, static_cast<int>(SaveOrder::Kind::kSettled), "");
   hooks_.settled(settled);
-  if (effect.committed) RetireOld();
+  if (!effect.committed) return;
+  ExportMissing();  // Before what it reads may be retired.
+  RetireOld();
+}
+
+void LocalCheckpoint::ExportMissing() {
+  worker_->Post([this]() -> Worker::Then {
+    std::vector<std::pair<CheckpointEntry, absl::Status>> results;
+    for (const CheckpointEntry& entry :
+         MissingExports(*log_, options_.run_directory, config_->checkpoint)) {
+      if (failed_exports_.contains(entry.commit.checkpoint)) continue;
+      const absl::Status status = ExportFromRun(options_.run_directory, entry, *config_);
+      if (!status.ok()) failed_exports_.insert(entry.commit.checkpoint);
+      results.emplace_back(entry, status);
+    }
+    if (results.empty()) return nullptr;
+    return [this, results] {
+      for (const auto& [entry, status] : results) {
+        hooks_.event("export", {{"step", entry.commit.step},
+                                {"checkpoint", entry.commit.checkpoint},
+                                {"format", config_->checkpoint.export_format},
+                                {"written", status.ok()},
+                                {"why", Message(status)}});
+        if (!status.ok())
+          hooks_.warn(fmt::format("warning: step {} was not exported: {}; training goes on",
+                                  entry.commit.step, Message(status)));
+      }
+    };
+  });
 }
 
 void LocalCheckpoint::RetireOld() {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -55,6 +56,8 @@ class LocalCheckpoint {
   absl::Status OnSaved(int rank, const nlohmann::json& frame);
   absl::Status OnVoted(const nlohmann::json& frame);
   bool idle() const { return commit_.idle(); }
+  // Exports by the worker what the configuration wants exported and is not yet.
+  void ExportMissing();
 
  private:
   uint32_t Nonce() const;
@@ -81,6 +84,7 @@ class LocalCheckpoint {
   std::map<std::string, std::vector<RunReport>> runs_;  // Of this attempt, by file.
   std::map<std::string, int> first_rank_;               // Of a file's writers.
   std::vector<PartReport> parts_;
+  std::set<std::string> failed_exports_;  // The worker's: not tried again by this job.
 };
 
 }  // namespace perdure

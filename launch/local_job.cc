@@ -19,6 +19,7 @@
 #include "launch/job_record.h"
 #include "launch/local_checkpoint.h"
 #include "launch/local_ranks.h"
+#include "launch/run_data.h"
 #include "launch/run_directory.h"
 #include "model/parameters.h"
 #include "monitoring/journal.h"
@@ -26,7 +27,6 @@
 #include "runtime/agent/worker.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
-#include "runtime/data/sample_order.h"
 #include "runtime/train/plan.h"
 
 namespace perdure {
@@ -45,22 +45,6 @@ std::string LayoutWords(const LayoutConfig& layout) {
       "tensor {} x pipeline {} x data {}, zero {}{}", layout.tensor, layout.pipeline, layout.data,
       layout.zero,
       layout.virtual_stages > 1 ? fmt::format(", {} virtual stages", layout.virtual_stages) : "");
-}
-
-// The data of every phase is there and fits the vocabulary.
-absl::Status CheckData(const RunConfig& config, const std::string& data_directory) {
-  for (size_t p = 0; p < config.phases.size(); ++p) {
-    std::vector<MixtureSource> mixture;
-    for (const SourceConfig& source : config.phases[p].mixture)
-      mixture.push_back(
-          {(std::filesystem::path(data_directory) / source.path).string(), source.weight});
-    const auto order = SampleOrder::Open(mixture, config.phases[p].context, config.model.vocab,
-                                         config.seed, static_cast<int64_t>(p));
-    const absl::Status status = order.ok() ? (*order)->CheckTokens() : order.status();
-    if (!status.ok())
-      return ErrorStatus(status.code(), "phase {}: {}", config.phases[p].name, Message(status));
-  }
-  return absl::OkStatus();
 }
 
 class LocalJob {
@@ -176,6 +160,7 @@ absl::Status LocalJob::Begin() {
   saved_step_ = run_.start.manifest.has_value() ? run_.start.step : -1;
   ASSIGN_OR_RETURN(worker_, Worker::Start());
   MakeCheckpoint();
+  checkpoint_->ExportMissing();  // What the job before was not given the time for.
   loaded_.resize(table_.atoms().size());
   loaded_seen_.resize(table_.atoms().size(), false);
   checkpointed_ = Clock::now();

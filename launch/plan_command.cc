@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "launch/byte_count.h"
 #include "launch/config.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
@@ -36,38 +37,6 @@ struct MemoryLimit {
   std::string source;
 };
 
-// "80GiB", "80GB", "512 MiB", "1048576".
-absl::StatusOr<int64_t> ParseBytes(const std::string& text) {
-  struct Unit {
-    std::string_view name;
-    int64_t bytes;
-  };
-  static constexpr Unit kUnits[] = {
-      {"", 1},
-      {"B", 1},
-      {"KiB", int64_t{1} << 10},
-      {"MiB", int64_t{1} << 20},
-      {"GiB", int64_t{1} << 30},
-      {"TiB", int64_t{1} << 40},
-      {"KB", 1'000},
-      {"MB", 1'000'000},
-      {"GB", 1'000'000'000},
-      {"TB", 1'000'000'000'000},
-  };
-  int64_t count = 0;
-  int64_t bytes = 0;
-  const char* end = text.data() + text.size();
-  const auto [stop, error] = std::from_chars(text.data(), end, count);
-  std::string_view name(stop, static_cast<size_t>(end - stop));
-  while (!name.empty() && name.front() == ' ') name.remove_prefix(1);
-  for (const Unit& unit : kUnits) {
-    if (error != std::errc() || count < 1 || name != unit.name) continue;
-    if (!__builtin_mul_overflow(count, unit.bytes, &bytes)) return bytes;
-  }
-  return InvalidArgument("--memory-per-rank {}: write a size, for example 80GiB, 512MiB or 80GB",
-                         text);
-}
-
 // The memory of this node that its ranks share: the machine's, or less where a control group says
 // so.
 int64_t NodeMemory() {
@@ -87,7 +56,7 @@ int64_t NodeMemory() {
 absl::StatusOr<MemoryLimit> FindMemoryLimit(const PlanOptions& options, int64_t ranks_per_node) {
   if (options.memory_per_rank.empty())
     return MemoryLimit{NodeMemory() / ranks_per_node, "this node"};
-  ASSIGN_OR_RETURN(const int64_t bytes, ParseBytes(options.memory_per_rank));
+  ASSIGN_OR_RETURN(const int64_t bytes, ParseBytes("--memory-per-rank", options.memory_per_rank));
   return MemoryLimit{bytes, "--memory-per-rank"};
 }
 

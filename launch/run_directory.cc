@@ -6,8 +6,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "kernels/ops.h"
 #include "launch/config.h"
+#include "launch/instruction_set.h"
 #include "runtime/agent/process.h"
 #include "runtime/agent/start_checkpoint.h"
 #include "runtime/base/files.h"
@@ -30,21 +30,6 @@ absl::Status CheckNotRunning(const std::string& run_directory) {
     return FailedPrecondition(
         "run directory {} has a live job (process {}, state {}); stop it with: perdure stop {}",
         run_directory, pid, state, run_directory);
-  return absl::OkStatus();
-}
-
-// The instruction set is part of what fixes the bits: resolved at the first start, then the same
-// for ever.
-absl::Status ResolveIsa(RunConfig& config, const RunConfig* frozen) {
-  const std::string here = CpuIsa();
-  std::string& isa = config.numerics.isa;
-  if (isa == "auto") isa = frozen != nullptr ? frozen->numerics.isa : here;
-  if (isa != here)
-    return FailedPrecondition(
-        "numerics.isa is {} but this machine's matmul library uses {}: the bits would differ. Run "
-        "on the same kind of "
-        "CPU, or start the run anew with ONEDNN_MAX_CPU_ISA set to what all machines have",
-        isa, here);
   return absl::OkStatus();
 }
 

@@ -9,7 +9,7 @@
 #include <cerrno>
 #include <utility>
 
-#include "ckpt/convert/float_bits.h"
+#include "ckpt/float_bits.h"
 #include "ckpt/convert/safetensors_header.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "ckpt/convert/float_bits.h"
+#include "ckpt/float_bits.h"
 #include "ckpt/convert/safetensors.h"
 #include "ckpt/convert/safetensors_header.h"
 #include "runtime/base/check.h"

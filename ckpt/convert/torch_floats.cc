@@ -2,7 +2,7 @@
 #include <cstring>
 #include <vector>
 
-#include "ckpt/convert/float_bits.h"
+#include "ckpt/float_bits.h"
 #include "ckpt/convert/foreign_file.h"
 #include "ckpt/convert/torch_file.h"
 #include "runtime/base/check.h"

@@ -6,6 +6,7 @@
 // [monitoring] may change at every start.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -98,7 +99,16 @@ struct CheckpointConfig {
   int64_t keep_every_steps = 0;  // 0: none kept for ever, but phase ends.
   std::string files = "node";    // Ranks that share a file: "node", "rank" or a number of ranks.
   bool asynchronous = true;      // Freeze in one copy, write behind training; else training waits.
-  int64_t write_mib_per_second = 0;  // Of one rank; 0: as fast as it goes.
+  int64_t write_mib_per_second = 0;   // Of one rank; 0: as fast as it goes.
+  std::vector<int64_t> export_steps;  // Each has a checkpoint, which the run exports by itself.
+  int64_t export_every_steps = 0;     // Besides; 0: none.
+  std::string export_format = "hf";   // "hf", "universal" or "dcp".
+
+  // Whether the state after so many steps is exported.
+  bool exports(int64_t step) const {
+    return (export_every_steps > 0 && step > 0 && step % export_every_steps == 0) ||
+           std::find(export_steps.begin(), export_steps.end(), step) != export_steps.end();
+  }
 };
 
 struct MonitoringConfig {

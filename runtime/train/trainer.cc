@@ -233,7 +233,8 @@ absl::StatusOr<bool> Trainer::Impl::Run() {
         config.checkpoint.every_steps > 0 && done % config.checkpoint.every_steps == 0;
     const bool kept =
         config.checkpoint.keep_every_steps > 0 && done % config.checkpoint.keep_every_steps == 0;
-    if (shared != 0 || by_count || kept || info.ends_phase || done == last) {
+    if (shared != 0 || by_count || kept || config.checkpoint.exports(done) || info.ends_phase ||
+        done == last) {
       RETURN_IF_ERROR(Checkpoint(done));
       saved = done;
     }

@@ -6,7 +6,7 @@
 #include <filesystem>
 
 #include "ckpt/atom_reader.h"
-#include "ckpt/convert/float_bits.h"
+#include "ckpt/float_bits.h"
 #include "ckpt/convert/safetensors_header.h"
 #include "runtime/base/status.h"
 #include "tests/convert/small_model.h"

@@ -9,7 +9,7 @@
 #include <cstring>
 #include <limits>
 
-#include "ckpt/convert/float_bits.h"
+#include "ckpt/float_bits.h"
 #include "runtime/base/status.h"
 #include "tests/ckpt/test_state.h"
 

@@ -143,9 +143,12 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
                   .every_steps = 8,
                   .keep_last = 9,
                   .keep_every_steps = 10,
-                  .files = "3",
+                  .files = "12",
                   .asynchronous = false,
-                  .write_mib_per_second = 11};
+                  .write_mib_per_second = 13,
+                  .export_steps = {14, 15},
+                  .export_every_steps = 16,
+                  .export_format = "dcp"};
   c.monitoring = {.port = 1234, .tensorboard = false};
   const std::string printed = PrintConfig(c);
   const auto again = ParseConfig(printed, "printed", {});
@@ -166,6 +169,7 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
   EXPECT_EQ(again->layout.network, "tcp;ofi_rxm");
   EXPECT_EQ(again->job.time_limit, c.job.time_limit);
   EXPECT_EQ(again->checkpoint.every, c.checkpoint.every);
+  EXPECT_EQ(again->checkpoint.export_steps, c.checkpoint.export_steps);
   EXPECT_EQ(again->monitoring.tensorboard, false);
   // No value above is the default, but for the kinds that have only one.
   const RunConfig defaults;

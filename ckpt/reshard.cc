@@ -1,0 +1,79 @@
+#include "ckpt/reshard.h"
+
+#include <filesystem>
+#include <memory>
+
+#include "ckpt/atom_reader.h"
+#include "ckpt/manifest_json.h"
+#include "ckpt/partial.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+// What the result will be, whatever files the source has.
+absl::StatusOr<Digest> Identity(const Manifest& manifest, std::span<const PartPlan> plans) {
+  Manifest head = manifest;
+  head.parts.clear();
+  ASSIGN_OR_RETURN(const std::string text, SerializeManifest(head));
+  DigestStream stream;
+  stream.Update(text);
+  for (const PartPlan& plan : plans) {
+    PartReport part;
+    part.file = plan.file;
+    part.atoms = plan.atoms;
+    part.runs = plan.runs;
+    stream.Update(SerializePart(part));
+  }
+  return stream.Finish();
+}
+
+// The work is told twice: written, and read back.
+Progress Half(const Progress& progress, bool second) {
+  if (!progress) return nullptr;
+  return [progress, second](uint64_t done, uint64_t total) {
+    progress(second ? total + done : done, 2 * total);
+  };
+}
+
+}  // namespace
+
+absl::StatusOr<Manifest> Reshard(const std::string& source, const Manifest& manifest,
+                                 std::span<const PartPlan> plans, const std::string& target,
+                                 const StreamOptions& options) {
+  RETURN_IF_ERROR(ValidateManifest(manifest));
+  const AtomTable table(manifest.tensors, manifest.atom_elements);
+  ASSIGN_OR_RETURN(const Digest identity, Identity(manifest, plans));
+  ASSIGN_OR_RETURN(
+      PartialDirectory partial,
+      PartialDirectory::Open(target, identity,
+                             fmt::format("step {} in {} files, certificate {}", manifest.step,
+                                         plans.size(), manifest.certificate.Hex())));
+  if (partial.published()) {
+    ASSIGN_OR_RETURN(Manifest made, ReadManifest(partial.path(), nullptr));
+    RETURN_IF_ERROR(partial.Publish());
+    return made;
+  }
+  const OpenSource open = [&]() -> absl::StatusOr<std::unique_ptr<StateSource>> {
+    return AtomReader::Open(source, manifest, table, /*threads=*/1);
+  };
+  StreamOptions write = options;
+  write.progress = Half(options.progress, false);
+  Manifest made = manifest;
+  ASSIGN_OR_RETURN(made.parts,
+                   StreamParts(partial.path(), table, plans,
+                               {manifest.step, manifest.generation, manifest.run_id}, open, write));
+  std::error_code ignored;  // What an interrupted call left; its creation tells of trouble.
+  std::filesystem::remove(std::filesystem::path(partial.path()) / kManifestFile, ignored);
+  RETURN_IF_ERROR(WriteManifest(partial.path(), table, made).status());
+  if (made.certificate != manifest.certificate)
+    return DataLoss(
+        "{}: the certificate of what was written is {}, that of {} is {}: the source "
+        "is bad",
+        partial.path(), made.certificate.Hex(), source, manifest.certificate.Hex());
+  RETURN_IF_ERROR(VerifyCheckpoint(partial.path(), made, Half(options.progress, true)));
+  RETURN_IF_ERROR(partial.Publish());
+  return made;
+}
+
+}  // namespace perdure

@@ -1,0 +1,91 @@
+#include "launch/export.h"
+
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <filesystem>
+
+#include "ckpt/atom_reader.h"
+#include "ckpt/convert/dcp.h"
+#include "ckpt/convert/huggingface.h"
+#include "ckpt/convert/universal.h"
+#include "model/parameters.h"
+#include "runtime/base/status.h"
+#include "runtime/train/schedule_math.h"
+
+namespace perdure {
+namespace {
+
+namespace fs = std::filesystem;
+
+absl::Status ExportToHuggingFace(StateSource& source, const AtomTable& table,
+                                 const Manifest& manifest, const RunConfig& config,
+                                 const ExportOptions& options, const Progress& progress) {
+  const PhaseConfig& phase = config.phases[static_cast<size_t>(manifest.phase)];
+  return ExportHuggingFace(source, table,
+                           {.directory = options.directory,
+                            .model = ResolveModel(config.model),
+                            .context = phase.context,
+                            .rope_theta = phase.rope_theta,
+                            .dtype = options.dtype,
+                            .shard_bytes_max = options.shard_bytes_max,
+                            .tokenizer = options.tokenizer,
+                            .bos_token_id = {},
+                            .eos_token_id = {},
+                            .pad_token_id = {}},
+                           progress);
+}
+
+// DIRECTORY/global_step<N>_universal and the pointer beside it, as DeepSpeed's loader wants them.
+absl::Status ExportToUniversal(StateSource& source, const AtomTable& table,
+                               const Manifest& manifest, const RunConfig& config,
+                               const std::string& directory, const Progress& progress) {
+  if (::mkdir(directory.c_str(), 0777) != 0) {
+    if (errno == EEXIST)
+      return AlreadyExists("{} exists: name a target that does not, or delete it", directory);
+    return ErrnoStatus(errno, "create " + directory);
+  }
+  const StepSchedule schedule(config);
+  const int64_t last = std::min(std::max<int64_t>(manifest.step, 1), schedule.steps()) - 1;
+  const absl::Status status =
+      ExportUniversal(source, ResolveModel(config.model), table,
+                      {.step = manifest.step,
+                       .samples = manifest.samples,
+                       .tokens = manifest.tokens,
+                       .clip_grad = config.optimizer.clip,
+                       .rate = schedule.At(last).rate,
+                       .beta1 = config.optimizer.beta1,
+                       .beta2 = config.optimizer.beta2,
+                       .eps = config.optimizer.eps,
+                       .weight_decay = config.optimizer.weight_decay},
+                      directory, fmt::format("global_step{}_universal", manifest.step), progress);
+  // Ours since the mkdir above: what failed leaves nothing.
+  std::error_code ignored;
+  if (!status.ok()) fs::remove_all(directory, ignored);
+  return status;
+}
+
+}  // namespace
+
+absl::Status ExportCheckpoint(const std::string& checkpoint, const Manifest& manifest,
+                              const RunConfig& config, const ExportOptions& options,
+                              const Progress& progress) {
+  const AtomTable table(manifest.tensors, manifest.atom_elements);
+  if (ModelTensors(config.model, config.numerics.tensor_shards) != table.tensors() ||
+      manifest.phase >= std::ssize(config.phases))
+    return DataLoss("{}: its tensors are not those of the run.toml that its manifest carries",
+                    checkpoint);
+  ASSIGN_OR_RETURN(const auto source, AtomReader::Open(checkpoint, manifest, table));
+  if (options.format == "hf")
+    return ExportToHuggingFace(*source, table, manifest, config, options, progress);
+  if (options.format == "universal")
+    return ExportToUniversal(*source, table, manifest, config, options.directory, progress);
+  if (options.format == "dcp")
+    return ExportDcp(
+        *source, table,
+        {.step = manifest.step, .samples = manifest.samples, .tokens = manifest.tokens},
+        options.directory, progress);
+  return InvalidArgument("format {} is none of hf, universal, dcp", options.format);
+}
+
+}  // namespace perdure

@@ -1,0 +1,66 @@
+#include "launch/run_export.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include "ckpt/checkpoint.h"
+#include "launch/export.h"
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The folder is the run's alone, and a run has one job.
+absl::Status DeleteHalfMade(const fs::path& folder, const std::string& name) {
+  std::error_code error;
+  std::vector<fs::path> half;
+  for (const auto& entry : fs::directory_iterator(folder, error))
+    if (entry.path().filename().string().starts_with(name + ".partial"))
+      half.push_back(entry.path());
+  if (error) return ErrnoStatus(error.value(), "list " + folder.string());
+  for (const fs::path& path : half) {
+    fs::remove_all(path, error);
+    if (error) return ErrnoStatus(error.value(), "delete " + path.string());
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::string ExportName(int64_t step) { return fmt::format("step{:07}", step); }
+
+std::vector<CheckpointEntry> MissingExports(const RunLog& log, const std::string& run_directory,
+                                            const CheckpointConfig& config) {
+  std::vector<CheckpointEntry> missing;
+  std::error_code ignored;  // What cannot be seen is not there; exporting will tell.
+  for (const CheckpointEntry& entry : ListCheckpoints(log, run_directory))
+    if (!entry.retired && !entry.quarantined && config.exports(entry.commit.step) &&
+        !fs::exists(fs::path(run_directory) / "export" / ExportName(entry.commit.step), ignored))
+      missing.push_back(entry);
+  std::reverse(missing.begin(), missing.end());
+  return missing;
+}
+
+absl::Status ExportFromRun(const std::string& run_directory, const CheckpointEntry& entry,
+                           const RunConfig& config) {
+  const fs::path folder = fs::path(run_directory) / "export";
+  const std::string name = ExportName(entry.commit.step);
+  RETURN_IF_ERROR(MakeDirectories(folder.string()));
+  RETURN_IF_ERROR(DeleteHalfMade(folder, name));
+  const std::string partial = (folder / (name + ".partial")).string();
+  ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(entry.path, &entry.commit.manifest));
+  RETURN_IF_ERROR(
+      ExportCheckpoint(entry.path, manifest, config,
+                       {.format = config.checkpoint.export_format, .directory = partial}));
+  std::error_code error;
+  fs::rename(partial, folder / name, error);
+  if (error)
+    return ErrnoStatus(error.value(),
+                       fmt::format("rename {} to {}", partial, (folder / name).string()));
+  return SyncDirectory(folder.string());
+}
+
+}  // namespace perdure
