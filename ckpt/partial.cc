@@ -101,8 +101,8 @@ absl::Status PartialDirectory::Publish() {
   std::vector<fs::path> scrap;
   for (const auto& entry : fs::directory_iterator(path_, error)) {
     const std::string name = entry.path().filename().string();
-    if (name.ends_with(DoneName("")) || name.starts_with(std::string(kMark) + ".") ||
-        name.find(DoneName("") + ".tmp.") != std::string::npos)
+    // Of ReplaceFile, when it was interrupted, too.
+    if (name.ends_with(DoneName("")) || name.find(".tmp.") != std::string::npos)
       scrap.push_back(entry.path());
   }
   scrap.push_back(MarkPath(path_));  // Last: until then a call like this one finishes.

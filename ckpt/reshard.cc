@@ -6,6 +6,7 @@
 #include "ckpt/atom_reader.h"
 #include "ckpt/manifest_json.h"
 #include "ckpt/partial.h"
+#include "ckpt/view.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -38,9 +39,9 @@ Progress Half(const Progress& progress, bool second) {
 
 }  // namespace
 
-absl::StatusOr<Manifest> Reshard(const std::string& source, const Manifest& manifest,
-                                 std::span<const PartPlan> plans, const std::string& target,
-                                 const StreamOptions& options) {
+absl::StatusOr<Resharded> Reshard(const std::string& source, const Manifest& manifest,
+                                  std::span<const PartPlan> plans, const std::string& target,
+                                  const StreamOptions& options) {
   RETURN_IF_ERROR(ValidateManifest(manifest));
   const AtomTable table(manifest.tensors, manifest.atom_elements);
   ASSIGN_OR_RETURN(const Digest identity, Identity(manifest, plans));
@@ -52,7 +53,7 @@ absl::StatusOr<Manifest> Reshard(const std::string& source, const Manifest& mani
   if (partial.published()) {
     ASSIGN_OR_RETURN(Manifest made, ReadManifest(partial.path(), nullptr));
     RETURN_IF_ERROR(partial.Publish());
-    return made;
+    return Resharded{std::move(made), absl::OkStatus()};
   }
   const OpenSource open = [&]() -> absl::StatusOr<std::unique_ptr<StateSource>> {
     return AtomReader::Open(source, manifest, table, /*threads=*/1);
@@ -72,8 +73,9 @@ absl::StatusOr<Manifest> Reshard(const std::string& source, const Manifest& mani
         "is bad",
         partial.path(), made.certificate.Hex(), source, manifest.certificate.Hex());
   RETURN_IF_ERROR(VerifyCheckpoint(partial.path(), made, Half(options.progress, true)));
+  absl::Status view = WriteView(partial.path(), made, table);
   RETURN_IF_ERROR(partial.Publish());
-  return made;
+  return Resharded{std::move(made), std::move(view)};
 }
 
 }  // namespace perdure

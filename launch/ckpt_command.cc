@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@
 #include "launch/exchange_command.h"
 #include "launch/reshard_command.h"
 #include "runtime/agent/records.h"
+#include "runtime/agent/retention.h"
 #include "runtime/agent/run_log.h"
 #include "runtime/base/status.h"
 
@@ -45,13 +47,16 @@ absl::StatusOr<Manifest> VerifyTarget(const CheckpointTarget& target) {
 
 // --- list ---------------------------------------------------------------------------------------
 
-Json EntryJson(const CheckpointEntry& entry) {
+Json EntryJson(const CheckpointEntry& entry, bool pinned) {
   return {{"step", entry.commit.step},
           {"path", entry.path},
           {"name", entry.commit.checkpoint},
           {"certificate", entry.commit.certificate.Hex()},
           {"verified", entry.verified},
           {"retired", entry.retired},
+          {"quarantined", entry.quarantined},
+          {"failed_attempts", entry.failed_attempts},
+          {"pinned", pinned},
           {"generation", entry.generation},
           {"samples", entry.commit.samples},
           {"bytes", entry.commit.bytes},
@@ -59,25 +64,41 @@ Json EntryJson(const CheckpointEntry& entry) {
           {"manifest", entry.commit.manifest.Hex()}};
 }
 
-void PrintEntries(const std::vector<CheckpointEntry>& entries) {
-  fmt::print("{:>10}  {:>10}  {:>12}  {:>10}  {:>5}  {:8}  {:32}  {}\n", "step", "generation",
-             "samples", "size", "files", "verified", "certificate", "path");
+// What a person should know first.
+std::string StateOf(const CheckpointEntry& entry, bool pinned) {
+  std::string state = entry.retired       ? "retired"
+                      : entry.quarantined ? "quarantined"
+                      : entry.verified    ? "yes"
+                                          : "not yet";
+  if (entry.failed_attempts > 0) state += fmt::format(", failed {}x", entry.failed_attempts);
+  return pinned ? state + ", pinned" : state;
+}
+
+void PrintEntries(const std::vector<CheckpointEntry>& entries, const std::set<std::string>& pins) {
+  size_t width = 8;
   for (const CheckpointEntry& entry : entries)
-    fmt::print("{:>10}  {:>10}  {:>12}  {:>10}  {:>5}  {:8}  {:32}  {}\n", entry.commit.step,
+    width = std::max(width, StateOf(entry, pins.contains(entry.commit.checkpoint)).size());
+  fmt::print("{:>10}  {:>10}  {:>12}  {:>10}  {:>5}  {:{}}  {:32}  {}\n", "step", "generation",
+             "samples", "size", "files", "verified", width, "certificate", "path");
+  for (const CheckpointEntry& entry : entries)
+    fmt::print("{:>10}  {:>10}  {:>12}  {:>10}  {:>5}  {:{}}  {:32}  {}\n", entry.commit.step,
                entry.generation, entry.commit.samples, HumanBytes(entry.commit.bytes),
-               entry.commit.files, entry.retired ? "retired" : (entry.verified ? "yes" : "not yet"),
+               entry.commit.files, StateOf(entry, pins.contains(entry.commit.checkpoint)), width,
                entry.commit.certificate.Hex(), entry.path);
 }
 
 int List(const Options& options) {
   auto entries = CheckpointsOfRun(AbsolutePath(options.paths.front()));
   if (!entries.ok()) return FailCkpt(entries.status());
+  const auto pinned = PinnedCheckpoints(AbsolutePath(options.paths.front()));
+  if (!pinned.ok()) return FailCkpt(pinned.status());
+  const std::set<std::string> pins(pinned->begin(), pinned->end());
   if (!options.all) std::erase_if(*entries, [](const auto& entry) { return entry.retired; });
   std::reverse(entries->begin(), entries->end());
   int exit_code = kGood;
   if (options.verify)
     for (CheckpointEntry& entry : *entries) {
-      if (entry.retired) continue;
+      if (entry.retired || entry.quarantined) continue;
       const absl::Status status = VerifyTarget({entry.path, true, entry}).status();
       entry.verified = status.ok();
       if (status.ok()) continue;
@@ -85,11 +106,12 @@ int List(const Options& options) {
       exit_code = kBad;
     }
   if (!options.json) {
-    PrintEntries(*entries);
+    PrintEntries(*entries, pins);
     return exit_code;
   }
   Json list = Json::array();
-  for (const CheckpointEntry& entry : *entries) list.push_back(EntryJson(entry));
+  for (const CheckpointEntry& entry : *entries)
+    list.push_back(EntryJson(entry, pins.contains(entry.commit.checkpoint)));
   fmt::print("{}\n", list.dump(2));
   return exit_code;
 }
@@ -125,9 +147,13 @@ Json HeadJson(const Inspection& inspection) {
   const Manifest& manifest = inspection.manifest;
   Json parts = Json::array();
   for (const PartReport& part : manifest.parts)
-    parts.push_back({{"file", part.file}, {"bytes", part.bytes}, {"atoms", part.atoms.size()}});
+    parts.push_back({{"file", part.file},
+                     {"bytes", part.bytes},
+                     {"atoms", part.atoms.size()},
+                     {"writers", part.runs.size()}});
   return {{"path", inspection.target.path},
           {"committed", inspection.target.entry.has_value()},
+          {"verified", inspection.target.entry && inspection.target.entry->verified},
           {"run_id", manifest.run_id},
           {"generation", manifest.generation},
           {"step", manifest.step},
@@ -198,8 +224,9 @@ void PrintInspection(const Json& json) {
       fmt::print("{:14} {}\n", item.key(),
                  item.value().is_string() ? item.value().get<std::string>() : item.value().dump());
   for (const Json& part : json["parts"])
-    fmt::print("{:14} {}, {} atoms, {}\n", "part", part["file"].get<std::string>(),
-               part["atoms"].get<int64_t>(), HumanBytes(part["bytes"].get<uint64_t>()));
+    fmt::print("{:14} {}, {} atoms of {} writers, {}\n", "part", part["file"].get<std::string>(),
+               part["atoms"].get<int64_t>(), part["writers"].get<int64_t>(),
+               HumanBytes(part["bytes"].get<uint64_t>()));
   fmt::print("\n{:48}  {:>16}  {:>9}  {:>6}  {}\n", "tensor", "shape", "slices", "atoms", "digest");
   for (const Json& tensor : json["tensors"]) {
     fmt::print("{:48}  {:>16}  {:>4} {:4}  {:>6}  {}\n", tensor["name"].get<std::string>(),
@@ -316,6 +343,24 @@ int Diff(const Options& options) {
   return difference->identical ? kGood : kBad;
 }
 
+// --- pin ----------------------------------------------------------------------------------------
+
+int ChangePin(const Options& options, bool pin) {
+  const std::string run = AbsolutePath(options.paths[0]);
+  absl::Status status = CheckpointsOfRun(run).status();
+  if (status.ok())
+    status = pin ? PinCheckpoint(run, options.paths[1]) : UnpinCheckpoint(run, options.paths[1]);
+  if (!status.ok()) return FailCkpt(status);
+  if (options.json)
+    fmt::print("{}\n", Json({{"name", options.paths[1]}, {"pinned", pin}}).dump(2));
+  else
+    fmt::print("{} is {}\n", options.paths[1], pin ? "pinned: it is kept" : "not pinned any more");
+  return kGood;
+}
+
+int Pin(const Options& options) { return ChangePin(options, true); }
+int Unpin(const Options& options) { return ChangePin(options, false); }
+
 CLI::App* AddSubcommand(CLI::App& parent, const char* name, const char* doc, int* exit_code,
                         const std::shared_ptr<Options>& options, int (*run)(const Options&)) {
   CLI::App* command = parent.add_subcommand(name, doc);
@@ -361,6 +406,17 @@ void AddCkptCommand(CLI::App& app, int* exit_code) {
   diff->add_option("PATHS", options->paths, "Two checkpoints, or runs (their newest)")
       ->required()
       ->expected(2);
+
+  CLI::App* pin = AddSubcommand(*ckpt, "pin", "Keep a checkpoint until it is unpinned", exit_code,
+                                options, Pin);
+  CLI::App* unpin =
+      AddSubcommand(*ckpt, "unpin", "Let retention take it again", exit_code, options, Unpin);
+  for (CLI::App* command : {pin, unpin}) {
+    command->add_option("RUN_DIR NAME", options->paths, "A run's directory, a checkpoint's name")
+        ->required()
+        ->expected(2);
+    json(command);
+  }
 
   AddReshardCommand(*ckpt, exit_code);
   AddExchangeCommands(*ckpt, exit_code);

@@ -80,7 +80,7 @@ absl::StatusOr<std::vector<CheckpointTarget>> ResolveCheckpoints(const std::stri
   if (IsRun(path)) {
     ASSIGN_OR_RETURN(const std::vector<CheckpointEntry> entries, CheckpointsOfRun(path));
     for (const CheckpointEntry& entry : entries)
-      if (!entry.retired) targets.push_back({entry.path, true, entry});
+      if (!entry.retired && !entry.quarantined) targets.push_back({entry.path, true, entry});
     return targets;
   }
   std::error_code ignored;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "ckpt/view.h"
 #include "launch/run_export.h"
 #include "runtime/agent/publish.h"
 #include "runtime/agent/records.h"
@@ -124,12 +125,20 @@ void LocalCheckpoint::On(const CheckpointCommit::Publish&) {
   Manifest manifest = hooks_.head(now_.step);
   manifest.parts = std::move(parts_);
   now_.name = Name();
-  worker_->Post([this, name = now_.name, manifest = std::move(manifest)]() mutable {
+  worker_->Post([this, name = now_.name, manifest = std::move(manifest)] {
     const Publication done =
-        PublishCheckpoint(options_.run_directory, name, *table_, std::move(manifest), *log_);
-    return [this, done] {
+        PublishCheckpoint(options_.run_directory, name, *table_, manifest, *log_);
+    // For people, and no part of the checkpoint.
+    absl::Status view;
+    if (done.status.ok()) {
+      const std::string directory = options_.run_directory + "/ckpt/" + name;
+      const absl::StatusOr<Manifest> written = ReadManifest(directory, nullptr);
+      view = written.ok() ? WriteView(directory, *written, *table_) : written.status();
+    }
+    return [this, done, view] {
       if (done.lost) return hooks_.lost(done.status);
       if (!done.warning.ok()) hooks_.warn("warning: " + Message(done.warning));
+      if (!view.ok()) hooks_.warn("warning: " + Message(view));
       now_.certificate = done.certificate;
       now_.bytes = done.bytes;
       Note(done.status);

@@ -13,6 +13,7 @@
 
 #include "ckpt/extract.h"
 #include "ckpt/reshard.h"
+#include "ckpt/view.h"
 #include "launch/byte_count.h"
 #include "launch/ckpt_target.h"
 #include "launch/config.h"
@@ -130,7 +131,11 @@ absl::StatusOr<std::string> RunReshard(const ReshardArguments& arguments) {
   const auto plans = PlanOf(arguments, manifest, table);
   if (!plans.ok())
     return ErrorStatus(plans.status().code(), "{}: {}", source.path, Message(plans.status()));
-  ASSIGN_OR_RETURN(const Manifest made, Reshard(source.path, manifest, *plans, target, options));
+  ASSIGN_OR_RETURN(const Resharded resharded,
+                   Reshard(source.path, manifest, *plans, target, options));
+  const Manifest& made = resharded.manifest;
+  if (!resharded.view.ok())
+    fmt::print(stderr, "warning: no {}: {}\n", kViewFile, Message(resharded.view));
   uint64_t bytes = 0;
   for (const PartReport& part : made.parts) bytes += part.bytes;
   return fmt::format("{}: step {} in {} files, {}, certificate {}", target, made.step,

@@ -18,6 +18,8 @@ namespace {
 constexpr int64_t kNewestKept = 2;
 constexpr int64_t kVerifiedKept = 2;
 constexpr const char* kManifest = "manifest.json";
+// Of a job that died while it wrote view.h5.
+constexpr const char* kViewTemporary = "view.h5.tmp.";
 
 class Folder {
  public:
@@ -43,7 +45,8 @@ class Folder {
       struct stat info {};
       if (::fstatat(descriptor(), name.c_str(), &info, AT_SYMLINK_NOFOLLOW) != 0)
         return ErrnoStatus(errno, "stat " + path_ + "/" + name);
-      if (!S_ISREG(info.st_mode) || (name != kManifest && !name.ends_with(".h5")))
+      if (!S_ISREG(info.st_mode) ||
+          (name != kManifest && !name.ends_with(".h5") && !name.starts_with(kViewTemporary)))
         return FailedPrecondition("{}/{} is not of a checkpoint: move it away first", path_, name);
       names.push_back(name);
       errno = 0;
@@ -56,6 +59,15 @@ class Folder {
   std::string path_;
   DIR* stream_ = nullptr;
 };
+
+absl::Status CheckName(const std::string& name) {
+  if (IsCheckpointName(name)) return absl::OkStatus();
+  return InvalidArgument("'{}' is not the name of a checkpoint (s000000120.g3.9f3c21aa)", name);
+}
+
+std::string PinFolder(const std::string& run_directory) {
+  return (std::filesystem::path(run_directory) / "control" / "pins").string();
+}
 
 absl::Status CheckRetired(const std::string& run_directory, const std::string& name) {
   ASSIGN_OR_RETURN(const RunLog log, RunLog::Open(run_directory));
@@ -72,7 +84,8 @@ absl::Status CheckRetired(const std::string& run_directory, const std::string& n
 
 std::vector<std::string> ChooseRetired(std::span<const CheckpointEntry> entries, int64_t keep_last,
                                        int64_t keep_every_steps,
-                                       std::span<const int64_t> phase_end_steps) {
+                                       std::span<const int64_t> phase_end_steps,
+                                       std::span<const std::string> pinned) {
   std::vector<std::string> retired;
   int64_t seen = 0, verified_kept = 0;
   for (const CheckpointEntry& entry : entries) {
@@ -80,6 +93,7 @@ std::vector<std::string> ChooseRetired(std::span<const CheckpointEntry> entries,
     const int64_t step = entry.commit.step;
     const bool keep =
         seen++ < std::max(keep_last, kNewestKept) || verified_kept < kVerifiedKept ||
+        std::find(pinned.begin(), pinned.end(), entry.commit.checkpoint) != pinned.end() ||
         (keep_every_steps > 0 && step % keep_every_steps == 0) ||
         std::find(phase_end_steps.begin(), phase_end_steps.end(), step) != phase_end_steps.end();
     if (!keep)
@@ -90,9 +104,44 @@ std::vector<std::string> ChooseRetired(std::span<const CheckpointEntry> entries,
   return retired;
 }
 
+absl::Status PinCheckpoint(const std::string& run_directory, const std::string& name) {
+  RETURN_IF_ERROR(CheckName(name));
+  ASSIGN_OR_RETURN(const RunLog log, RunLog::Open(run_directory));
+  for (const CheckpointEntry& entry : ListCheckpoints(log, run_directory)) {
+    if (entry.commit.checkpoint != name) continue;
+    if (entry.retired)
+      return FailedPrecondition("{} was retired: it is gone, or about to be", entry.path);
+    RETURN_IF_ERROR(MakeDirectories(PinFolder(run_directory)));
+    return ReplaceFile(PinFolder(run_directory) + "/" + name, "");
+  }
+  return NotFound("{} has no committed checkpoint {}: perdure ckpt list shows them", run_directory,
+                  name);
+}
+
+absl::Status UnpinCheckpoint(const std::string& run_directory, const std::string& name) {
+  RETURN_IF_ERROR(CheckName(name));
+  const std::string path = PinFolder(run_directory) + "/" + name;
+  if (::unlink(path.c_str()) != 0)
+    return errno == ENOENT ? NotFound("{} is not pinned", name)
+                           : ErrnoStatus(errno, "delete " + path);
+  return SyncDirectory(PinFolder(run_directory));
+}
+
+absl::StatusOr<std::vector<std::string>> PinnedCheckpoints(const std::string& run_directory) {
+  std::vector<std::string> names;
+  std::error_code error;
+  const std::filesystem::directory_iterator files(PinFolder(run_directory), error);
+  if (error == std::errc::no_such_file_or_directory) return names;
+  if (error) return ErrnoStatus(error.value(), "list " + PinFolder(run_directory));
+  for (const auto& entry : files)
+    if (const std::string name = entry.path().filename(); IsCheckpointName(name))
+      names.push_back(name);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
 absl::Status DeleteCheckpoint(const std::string& run_directory, const std::string& name) {
-  if (!IsCheckpointName(name))
-    return InvalidArgument("'{}' is not the name of a checkpoint (s000000120.g3.9f3c21aa)", name);
+  RETURN_IF_ERROR(CheckName(name));
   const std::string parent = (std::filesystem::path(run_directory) / "ckpt").string();
   const std::string path = parent + "/" + name;
   Folder folder(path);

@@ -108,6 +108,33 @@ TEST_F(CkptCommandTest, RetiredOnesAreListedOnDemand) {
   EXPECT_EQ(json::parse(Ckpt({"list", run(), "--json", "--all"}).out).size(), 3u);
 }
 
+TEST_F(CkptCommandTest, QuarantineAndFailedAttemptsAreListed) {
+  auto log = RunLog::Open(run());
+  ASSERT_OK(log->Append(RecordType::kAttempt, 1, SerializeAttempt({names_[1]})));
+  fs::create_directory(run() + "/quarantine");
+  fs::rename(path(2), run() + "/quarantine/" + names_[2]);
+  const json list = json::parse(Ckpt({"list", run(), "--json", "--verify"}).out);
+  EXPECT_EQ(list[1]["failed_attempts"], 1);
+  EXPECT_EQ(list[1]["quarantined"], false);
+  EXPECT_EQ(list[2]["quarantined"], true);
+  const std::string text = Ckpt({"list", run()}).out;
+  EXPECT_THAT(text, HasSubstr("quarantined"));
+  EXPECT_THAT(text, HasSubstr("yes, failed 1x"));
+  EXPECT_EQ(json::parse(Ckpt({"inspect", run(), "--json"}).out)["step"], 20);
+}
+
+TEST_F(CkptCommandTest, PinsAndUnpins) {
+  EXPECT_EQ(Ckpt({"pin", run(), names_[0]}).exit_code, 0);
+  EXPECT_EQ(json::parse(Ckpt({"list", run(), "--json"}).out)[0]["pinned"], true);
+  EXPECT_THAT(Ckpt({"list", run()}).out, HasSubstr("not yet, pinned"));
+  EXPECT_EQ(json::parse(Ckpt({"unpin", run(), names_[0], "--json"}).out)["pinned"], false);
+  EXPECT_EQ(Ckpt({"unpin", run(), names_[0]}).exit_code, 2);
+  EXPECT_EQ(Ckpt({"pin", run(), CheckpointName(99, 1, 1)}).exit_code, 2);
+  EXPECT_EQ(Ckpt({"pin", run(), "x"}).exit_code, 2);
+  EXPECT_EQ(Ckpt({"pin", run()}).exit_code, 2);
+  EXPECT_EQ(Ckpt({"pin", "/nonexistent", names_[0]}).exit_code, 2);
+}
+
 TEST_F(CkptCommandTest, InspectsTheNewestOfARun) {
   const Outcome outcome = Ckpt({"inspect", run(), "--json", "--stats"});
   EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
@@ -116,6 +143,8 @@ TEST_F(CkptCommandTest, InspectsTheNewestOfARun) {
   EXPECT_EQ(all["committed"], true);
   EXPECT_EQ(all["phase_name"], "extension");
   EXPECT_EQ(all["parts"].size(), 2u);
+  EXPECT_EQ(all["parts"][0]["writers"], 1);
+  EXPECT_EQ(all["verified"], false);
   ASSERT_EQ(all["tensors"].size(), 4u);
   EXPECT_EQ(all["tensors"][2]["cols"], 26);
   EXPECT_EQ(all["tensors"][2]["slices"], 4);

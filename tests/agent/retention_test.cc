@@ -38,6 +38,12 @@ TEST(ChooseRetired, KeepsTheNewest) {
   EXPECT_THAT(ChooseRetired({}, 1, 0, {}), IsEmpty());
 }
 
+TEST(ChooseRetired, KeepsWhatIsPinned) {
+  const auto entries = Entries({{50, true}, {40, true}, {30, true}, {20, true}, {10, true}});
+  const std::vector<std::string> pinned = {"10", "30", "7"};
+  EXPECT_THAT(ChooseRetired(entries, 2, 0, {}, pinned), ElementsAre("20"));
+}
+
 TEST(ChooseRetired, NeverDropsToFewerThanTwo) {
   const auto entries = Entries({{50, true}, {40, true}, {30, true}});
   for (const int64_t keep : {-5, 0, 1, 2})
@@ -114,6 +120,8 @@ TEST_F(DeleteTest, DeletesWhatIsRetiredAndOnlyThat) {
 TEST_F(DeleteTest, FinishesWhatWasHalfDone) {
   fs::remove(path(old_) + "/manifest.json");
   fs::remove(path(old_) + "/part-00000.h5");
+  Spill(path(old_) + "/view.h5", "");
+  Spill(path(old_) + "/view.h5.tmp.12.0", "");
   EXPECT_OK(DeleteCheckpoint(run_.path(), old_));
   EXPECT_FALSE(fs::exists(path(old_)));
 }
@@ -125,6 +133,24 @@ TEST_F(DeleteTest, LeavesAloneWhatItDoesNotKnow) {
   fs::remove(path(old_) + "/notes.txt");
   fs::create_directory(path(old_) + "/x.h5");
   EXPECT_EQ(DeleteCheckpoint(run_.path(), old_).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(DeleteTest, Pins) {
+  auto log = RunLog::Open(run_.path());
+  for (const std::string& name : {old_, young_})
+    ASSERT_OK(log->Append(RecordType::kCommit, 1, SerializeCommit({.checkpoint = name})));
+  EXPECT_TRUE(PinnedCheckpoints(run_.path())->empty());
+  EXPECT_OK(PinCheckpoint(run_.path(), young_));
+  EXPECT_OK(PinCheckpoint(run_.path(), young_));
+  EXPECT_EQ(*PinnedCheckpoints(run_.path()), std::vector<std::string>{young_});
+  EXPECT_THAT(Message(PinCheckpoint(run_.path(), old_)), HasSubstr("was retired"));
+  const std::string unknown = CheckpointName(99, 1, 1);
+  EXPECT_TRUE(absl::IsNotFound(PinCheckpoint(run_.path(), unknown)));
+  EXPECT_TRUE(absl::IsInvalidArgument(PinCheckpoint(run_.path(), "../" + young_)));
+  EXPECT_TRUE(absl::IsInvalidArgument(UnpinCheckpoint(run_.path(), "../" + young_)));
+  EXPECT_OK(UnpinCheckpoint(run_.path(), young_));
+  EXPECT_THAT(Message(UnpinCheckpoint(run_.path(), young_)), HasSubstr("is not pinned"));
+  EXPECT_TRUE(PinnedCheckpoints(run_.path())->empty());
 }
 
 TEST_F(DeleteTest, FollowsNoLinksAndNoPaths) {

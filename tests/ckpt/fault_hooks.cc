@@ -61,7 +61,9 @@ void Trace(Call call, const Path& path, bool creates = false) {
 
 template <typename Path, typename Real>
 auto Hooked(Call call, const Path& path, const Real& real) -> decltype(real()) {
-  if (!Spoiled(call, path) || plan.error == 0) return real();
+  const bool spoiled = Spoiled(call, path);
+  if (spoiled && plan.pretend) return 0;
+  if (!spoiled || plan.error == 0) return real();
   if (plan.after || call == Call::kClose) real();
   errno = plan.error;
   return static_cast<decltype(real())>(-1);

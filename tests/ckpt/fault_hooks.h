@@ -39,6 +39,7 @@ struct FaultPlan {
   bool after = false;        // ... or with it being made: the reply is lost.
   size_t short_bytes = 0;    // Reads and writes: at most that many bytes.
   bool exit = false;         // _exit(137) instead of the call.
+  bool pretend = false;      // Says 0, without the call being made; not of reads and writes.
   std::string under;         // Calls on paths (or descriptors) below this one only; empty: all.
 };
 
