@@ -21,38 +21,11 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/shapes.h"
 #include "kernels/tensor.h"
 
 namespace perdure {
-
-enum class Transpose : uint8_t { kNo, kYes };
-
-// Shape of a packed attention call: rows are batch * sequence, row-major by (sample, position); a
-// row of qkv holds q_heads query heads, then kv_heads key heads, then kv_heads value heads,
-// head_dim elements each.
-struct AttentionShape {
-  int64_t batch = 0;
-  int64_t sequence = 0;
-  int64_t q_heads =
-      0;  // A multiple of kv_heads: head i reads key/value head i / (q_heads / kv_heads).
-  int64_t kv_heads = 0;
-  int64_t head_dim = 0;
-
-  int64_t rows() const { return batch * sequence; }
-  int64_t qkv_cols() const { return (q_heads + 2 * kv_heads) * head_dim; }
-  int64_t out_cols() const { return q_heads * head_dim; }
-};
-
-// One AdamW update (Loshchilov & Hutter 2019, decoupled decay, as torch.optim.AdamW computes it).
-struct AdamWStep {
-  int64_t step = 1;  // Counted from 1: bias corrections are 1 - beta^step.
-  double rate = 0;
-  double beta1 = 0.9;
-  double beta2 = 0.95;
-  double eps = 1e-8;
-  double weight_decay = 0;    // 0 for parameters that do not decay.
-  double gradient_scale = 1;  // Multiplies the gradient first: clipping.
-};
 
 class Ops {
  public:
@@ -64,6 +37,16 @@ class Ops {
   // beforehand.
   virtual void* Allocate(size_t bytes) = 0;
   virtual void Free(void* memory) = 0;
+  // Host memory that Upload and Download reach at full speed and without a further copy (pinned),
+  // aligned to 64 bytes, zero-filled.
+  virtual void* AllocateHost(size_t bytes) = 0;
+  virtual void FreeHost(void* memory) = 0;
+  // Whether device memory is host memory: then anybody may read and write it after Sync().
+  virtual bool DeviceIsHost() const = 0;
+  // Enqueued copies between host and device. The host's bytes must stay as they are, or unread,
+  // until Sync().
+  virtual void Upload(const void* host, size_t bytes, void* device) = 0;
+  virtual void Download(const void* device, size_t bytes, void* host) = 0;
   virtual absl::Status Sync() = 0;
   // One line for logs and benchmarks: backend, instruction set, threads.
   virtual std::string Describe() const = 0;
@@ -89,9 +72,11 @@ class Ops {
   // have null data (then it is left out); residual and out are of one dtype, or out is fp32. All
   // [n, m].
   virtual void TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out) = 0;
-  // *sum (device, fp64) = sum of x[i]^2 over a contiguous fp32 run, in 16 fp64 lanes (lane = i mod
-  // 16) folded by halves.
-  virtual void SumOfSquares(const float* x, int64_t count, double* sum) = 0;
+  // sums[k] (device, fp64) = sum of x[i]^2 over the elements of runs[k], fp32. The order follows
+  // from a run's length alone; on the CPU: 16 fp64 lanes (lane = i mod 16) folded by halves.
+  virtual void SumsOfSquares(const float* x, std::span<const ElementRun> runs, double* sums) = 0;
+  // acc = max(acc, x), both fp32 [n, m].
+  virtual void Max(ConstMatrix x, Matrix acc) = 0;
 
   // --- embedding
   // ------------------------------------------------------------------------------------------------
@@ -147,6 +132,10 @@ class Ops {
   // row_max[t] where the target is in the slice, else 0.
   virtual void CrossEntropySum(Matrix logits, const float* row_max, const int32_t* targets,
                                int64_t column_begin, float* row_sum, float* target_logit) = 0;
+  // *loss (device, fp64) += sum over rows of log(row_sum) - target_logit, row_sum and target_logit
+  // over the whole vocabulary. The order follows from `rows` alone; on the CPU: row order.
+  virtual void CrossEntropyLoss(const float* row_sum, const float* target_logit, int64_t rows,
+                                double* loss) = 0;
   // With row_sum now over the whole vocabulary: dlogits = (exp / row_sum - [column is the target])
   // * scale. dlogits is dtype [n, w] and may alias logits when it is fp32.
   virtual void CrossEntropyGradient(ConstMatrix exp_logits, const float* row_sum,
@@ -172,5 +161,17 @@ std::string CpuIsa();
 // Whether bf16 matmuls have hardware here; without it they still run, slowly, through the library's
 // emulation.
 bool CpuHasBF16();
+
+// The GPUs that this process can use: 0 without a driver, without a device, or in a build without
+// CUDA (kernels/no_cuda).
+int CudaDeviceCount();
+// Whether this build has the CUDA backend at all.
+bool CudaIsBuilt();
+// The CUDA backend on one device, with a stream of its own. Unavailable, naming the reason, where
+// there is no such device; Unimplemented in a build without CUDA.
+absl::StatusOr<std::unique_ptr<Ops>> NewCudaOps(int device);
+// What fixes the bits of a device's results: its architecture and multiprocessors, and the versions
+// of the libraries. "sm_90 132 cublas 13.1.0 cudnn 9.19.0".
+absl::StatusOr<std::string> CudaIsa(int device);
 
 }  // namespace perdure

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <cstring>
+
 #include "kernels/cpu/kernels.h"
 #include "runtime/base/check.h"
 
@@ -34,6 +36,20 @@ void CpuOps::Free(void* memory) {
   allocations_.erase(found);
 }
 
+void* CpuOps::AllocateHost(size_t bytes) { return Allocate(bytes); }
+
+void CpuOps::FreeHost(void* memory) { Free(memory); }
+
+bool CpuOps::DeviceIsHost() const { return true; }
+
+void CpuOps::Upload(const void* host, size_t bytes, void* device) {
+  if (bytes > 0) std::memmove(device, host, bytes);
+}
+
+void CpuOps::Download(const void* device, size_t bytes, void* host) {
+  if (bytes > 0) std::memmove(host, device, bytes);
+}
+
 absl::Status CpuOps::Sync() { return absl::OkStatus(); }
 
 std::string CpuOps::Describe() const {
@@ -55,9 +71,11 @@ void CpuOps::TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, M
   cpu::TreeSum(parts, residual, out);
 }
 
-void CpuOps::SumOfSquares(const float* x, int64_t count, double* sum) {
-  *sum = cpu::SumOfSquares(x, count);
+void CpuOps::SumsOfSquares(const float* x, std::span<const ElementRun> runs, double* sums) {
+  for (const ElementRun& run : runs) *sums++ = cpu::SumOfSquares(x + run.begin, run.count);
 }
+
+void CpuOps::Max(ConstMatrix x, Matrix acc) { cpu::Max(x, acc); }
 
 void CpuOps::EmbeddingForward(const int32_t* tokens, ConstMatrix table, int64_t row_begin,
                               Matrix out) {
@@ -106,6 +124,11 @@ void CpuOps::CrossEntropyMax(ConstMatrix logits, float* row_max) {
 void CpuOps::CrossEntropySum(Matrix logits, const float* row_max, const int32_t* targets,
                              int64_t column_begin, float* row_sum, float* target_logit) {
   cpu::CrossEntropySum(logits, row_max, targets, column_begin, row_sum, target_logit);
+}
+
+void CpuOps::CrossEntropyLoss(const float* row_sum, const float* target_logit, int64_t rows,
+                              double* loss) {
+  cpu::CrossEntropyLoss(row_sum, target_logit, rows, loss);
 }
 
 void CpuOps::CrossEntropyGradient(ConstMatrix exp_logits, const float* row_sum,

@@ -23,6 +23,11 @@ class CpuOps final : public Ops {
 
   void* Allocate(size_t bytes) override;
   void Free(void* memory) override;
+  void* AllocateHost(size_t bytes) override;
+  void FreeHost(void* memory) override;
+  bool DeviceIsHost() const override;
+  void Upload(const void* host, size_t bytes, void* device) override;
+  void Download(const void* device, size_t bytes, void* host) override;
   absl::Status Sync() override;
   std::string Describe() const override;
 
@@ -32,7 +37,8 @@ class CpuOps final : public Ops {
               bool accumulate) override;
   void Add(ConstMatrix x, Matrix acc) override;
   void TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out) override;
-  void SumOfSquares(const float* x, int64_t count, double* sum) override;
+  void SumsOfSquares(const float* x, std::span<const ElementRun> runs, double* sums) override;
+  void Max(ConstMatrix x, Matrix acc) override;
   void EmbeddingForward(const int32_t* tokens, ConstMatrix table, int64_t row_begin,
                         Matrix out) override;
   void EmbeddingBackward(const int32_t* tokens, ConstMatrix dout, int64_t row_begin,
@@ -51,6 +57,8 @@ class CpuOps final : public Ops {
   void CrossEntropyMax(ConstMatrix logits, float* row_max) override;
   void CrossEntropySum(Matrix logits, const float* row_max, const int32_t* targets,
                        int64_t column_begin, float* row_sum, float* target_logit) override;
+  void CrossEntropyLoss(const float* row_sum, const float* target_logit, int64_t rows,
+                        double* loss) override;
   void CrossEntropyGradient(ConstMatrix exp_logits, const float* row_sum, const int32_t* targets,
                             int64_t column_begin, float scale, Matrix dlogits) override;
   void AdamW(const AdamWStep& step, const float* gradient, float* master, float* exp_avg,

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <limits>
 
 #include "kernels/cpu/dispatch.h"
@@ -35,6 +36,11 @@ void CrossEntropySum(Matrix logits, const float* row_max, const int32_t* targets
     });
     row_sum[t] = SumHalves(sum);
   }
+}
+
+void CrossEntropyLoss(const float* row_sum, const float* target_logit, int64_t rows, double* loss) {
+  for (int64_t t = 0; t < rows; ++t)
+    *loss += std::log(static_cast<double>(row_sum[t])) - static_cast<double>(target_logit[t]);
 }
 
 void CrossEntropyGradient(ConstMatrix exp_logits, const float* row_sum, const int32_t* targets,

@@ -18,6 +18,7 @@ void Copy(ConstMatrix src, Matrix dst);
 void Add(ConstMatrix x, Matrix acc);
 void TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out);
 double SumOfSquares(const float* x, int64_t count);
+void Max(ConstMatrix x, Matrix acc);
 
 // embedding.cc
 void EmbeddingForward(const int32_t* tokens, ConstMatrix table, int64_t row_begin, Matrix out);
@@ -46,6 +47,7 @@ void SwiGluBackward(ConstMatrix dout, ConstMatrix gate_up, Matrix dgate_up, Matr
 void CrossEntropyMax(ConstMatrix logits, float* row_max);
 void CrossEntropySum(Matrix logits, const float* row_max, const int32_t* targets,
                      int64_t column_begin, float* row_sum, float* target_logit);
+void CrossEntropyLoss(const float* row_sum, const float* target_logit, int64_t rows, double* loss);
 void CrossEntropyGradient(ConstMatrix exp_logits, const float* row_sum, const int32_t* targets,
                           int64_t column_begin, float scale, Matrix dlogits);
 

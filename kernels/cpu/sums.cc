@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/kernels.h"
 
@@ -66,6 +68,16 @@ void Add(ConstMatrix x, Matrix acc) {
     ForLanes(x.cols, [&](int64_t i, auto count) PERDURE_INLINE {
       Store(to + i, Load(to + i, count) + Load(from + i, count), count);
     });
+  }
+}
+
+void Max(ConstMatrix x, Matrix acc) {
+  PERDURE_CHECK(SameShape(x, acc));
+  PERDURE_CHECK(x.dtype == DType::kF32 && acc.dtype == DType::kF32);
+  for (int64_t r = 0; r < x.rows; ++r) {
+    const float* from = Row<float>(x, r);
+    float* to = Row<float>(acc, r);
+    for (int64_t c = 0; c < x.cols; ++c) to[c] = std::max(to[c], from[c]);
   }
 }
 

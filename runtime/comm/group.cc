@@ -83,6 +83,15 @@ absl::Status Group::WaitAll(std::span<const RequestPtr> requests) {
   return status;
 }
 
+std::vector<RequestPtr> Group::Start(uint32_t operation, std::span<const Transfer> transfers) {
+  std::vector<RequestPtr> requests;
+  for (const Transfer& t : transfers)
+    requests.push_back(t.kind == Transfer::Kind::kSend
+                           ? Send(t.member, operation, t.data, t.bytes)
+                           : Recv(t.member, operation, t.data, t.bytes));
+  return requests;
+}
+
 RequestPtr Group::Send(int member, uint32_t operation, const void* data, size_t bytes) {
   PERDURE_CHECK(operation < 1U << kOperationBits);
   return transport_->Send(members_[static_cast<size_t>(member)],

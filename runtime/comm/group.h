@@ -16,51 +16,39 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "runtime/comm/collectives.h"
 #include "runtime/comm/transport.h"
 
 namespace perdure {
 
-// A piece of a buffer, in bytes.
-struct Extent {
-  size_t begin = 0;
-  size_t bytes = 0;
-};
-
-class Group {
+class Group final : public Collectives {
  public:
   // `members` are transport ranks; the caller's own must be among them. `channel` (below 4096) is
   // distinct for every group that shares two ranks, so that their messages cannot be mixed up.
   Group(Transport* transport, std::vector<int> members, uint32_t channel);
 
-  int size() const;
-  int index() const;  // The caller's place in `members`.
-  Transport* transport() const;
+  int size() const override;
+  int index() const override;
+  Transport* transport() const override;
 
-  // out holds size() blocks of `bytes`, block i from member i. in may be out + index() * bytes.
-  absl::Status AllGather(const void* in, size_t bytes, void* out);
-  // Block i is extents[i] of `buffer`; the caller's own is already in place.
-  absl::Status AllGatherV(void* buffer, std::span<const Extent> extents);
+  absl::Status AllGather(const void* in, size_t bytes, void* out) override;
+  absl::Status AllGatherV(void* buffer, std::span<const Extent> extents) override;
   // Sends send_extents[i] of `send` to member i; receives recv_extents[i] of `recv` from member i.
   absl::Status AllToAllV(const void* send, std::span<const Extent> send_extents, void* recv,
                          std::span<const Extent> recv_extents);
   absl::Status Broadcast(void* data, size_t bytes, int root);
   absl::Status Barrier();
 
-  // fp32. Each member gives `partial`, size() blocks of `count` floats; out (count floats) is block
-  // index() of the sum over members by the balanced binary tree over member index. REQUIRES: size()
-  // is a power of two.
-  absl::Status ReduceScatterTree(const float* partial, int64_t count, float* out);
-  // fp32. out (count floats) = the tree sum over members, on every member. out may be partial.
-  absl::Status AllReduceTree(const float* partial, int64_t count, float* out);
+  absl::Status ReduceScatterTree(const float* partial, int64_t count, float* out) override;
+  absl::Status AllReduceTree(const float* partial, int64_t count, float* out) override;
 
-  // Non-blocking pieces for overlapped exchanges; `operation` must be equal on both sides and
-  // unique while under way (below 2^20). They never mix with the collectives above.
+  std::vector<RequestPtr> Start(uint32_t operation, std::span<const Transfer> transfers) override;
+  // The single messages that Start posts.
   RequestPtr Send(int member, uint32_t operation, const void* data, size_t bytes);
   RequestPtr Recv(int member, uint32_t operation, void* data, size_t bytes);
-  absl::Status WaitAll(std::span<const RequestPtr> requests);
+  absl::Status WaitAll(std::span<const RequestPtr> requests) override;
 
-  // Seconds spent waiting inside this group since it was made.
-  double wait_seconds() const;
+  double wait_seconds() const override;
 
  private:
   class Round;
