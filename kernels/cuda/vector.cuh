@@ -230,12 +230,20 @@ __device__ __forceinline__ void StoreFloats(T* row, int64_t column, int64_t cols
 
 struct Sum {
   template <typename V>
+  static __device__ __forceinline__ V Identity() {
+    return V{};
+  }
+  template <typename V>
   __device__ __forceinline__ V operator()(V a, V b) const {
     return a + b;
   }
 };
 // A NaN loses against a number, as in fmaxf.
 struct Maximum {
+  template <typename V>
+  static __device__ __forceinline__ V Identity() {
+    return -static_cast<V>(__int_as_float(0x7f800000));
+  }
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
@@ -248,20 +256,19 @@ __device__ __forceinline__ V WarpReduce(V value, Combine combine = {}) {
   return value;
 }
 
-// Over the threads of a block, warps first. `scratch` is shared memory, one V per warp (32 at
-// most), that no thread may still be reading: successive reductions alternate between two.
-// REQUIRES: blockDim = {a multiple of 32, 1, 1}; all threads take part.
+// Over the threads of a block: within warps, then over the warps, each by halves of 32. `scratch`
+// is shared memory, 32 of V, that no thread may still be reading: successive reductions alternate
+// between two. REQUIRES: blockDim = {a multiple of 32, 1, 1}; all threads take part.
 template <typename Combine = Sum, typename V>
 __device__ __forceinline__ V BlockReduce(V value, V* scratch, Combine combine = {}) {
   value = WarpReduce(value, combine);
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  const unsigned warps = blockDim.x / kWarp;
   if (warps == 1) return value;
-  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
+  const unsigned lane = threadIdx.x % kWarp;
+  if (lane == 0) scratch[threadIdx.x / kWarp] = value;
   __syncthreads();
-  // In warp order, one after the other; every thread reads the same words.
-  V result = scratch[0];
-  for (int w = 1; w < warps; ++w) result = combine(result, scratch[w]);
-  return result;
+  // Every warp does the same, which is cheaper than a second barrier.
+  return WarpReduce(lane < warps ? scratch[lane] : Combine::template Identity<V>(), combine);
 }
 
 }  // namespace perdure::cuda
