@@ -56,6 +56,11 @@ void WithBool(bool value, F&& f) {
   }
 }
 
+template <typename A, typename B>
+bool SameShape(const A& a, const B& b) {
+  return a.rows == b.rows && a.cols == b.cols;
+}
+
 // Whether every row of the view is whole vectors of `elements`, each word at a multiple of 16
 // bytes.
 template <typename Pointer>
@@ -102,6 +107,24 @@ struct Vector {
   uint4 word[kWords];
 };
 
+// One word at once. A uint4 read or written in C++ may become four accesses; nvcc has split stores
+// that it could not prove aligned.
+__device__ __forceinline__ uint4 LoadWord(const void* from) {
+  uint4 word;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+               : "l"(__cvta_generic_to_global(from))
+               : "memory");
+  return word;
+}
+__device__ __forceinline__ void StoreWord(void* to, uint4 word) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y), "r"(word.z),
+                 "r"(word.w)
+               : "memory");
+}
+
 __device__ __forceinline__ float ToFloat(float value) { return value; }
 __device__ __forceinline__ float ToFloat(BFloat16 value) { return __bfloat162float(value); }
 template <typename T>
@@ -143,14 +166,27 @@ __device__ __forceinline__ Vector<T, N> Pack(const float (&values)[N]) {
       if constexpr (std::is_same_v<T, float>) {
         parts[p] = __float_as_uint(values[4 * w + p]);
       } else {
-        const float low = values[8 * w + 2 * p], high = values[8 * w + 2 * p + 1];
-        parts[p] = static_cast<unsigned>(__bfloat16_as_ushort(__float2bfloat16_rn(low))) |
-                   static_cast<unsigned>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
+        const __nv_bfloat162 pair =
+            __floats2bfloat162_rn(values[8 * w + 2 * p], values[8 * w + 2 * p + 1]);
+        parts[p] = static_cast<unsigned>(__bfloat16_as_ushort(pair.x)) |
+                   static_cast<unsigned>(__bfloat16_as_ushort(pair.y)) << 16;
       }
     }
     vector.word[w] = make_uint4(parts[0], parts[1], parts[2], parts[3]);
   }
   return vector;
+}
+
+// Makes the compiler forget what it has unpacked: between two uses it keeps the words, not twice
+// their size in floats.
+template <typename T, int N>
+__device__ __forceinline__ void KeepPacked(Vector<T, N>& vector) {
+#pragma unroll
+  for (int w = 0; w < Vector<T, N>::kWords; ++w) {
+    asm volatile(""
+                 : "+r"(vector.word[w].x), "+r"(vector.word[w].y), "+r"(vector.word[w].z),
+                   "+r"(vector.word[w].w));
+  }
 }
 
 // Elements [column, column + N) of a row of `cols`; zeros where there are none. kWhole REQUIRES
@@ -159,11 +195,11 @@ template <bool kWhole, typename T, int N = kVectorSize<T>>
 __device__ __forceinline__ Vector<T, N> Load(const T* row, int64_t column, int64_t cols) {
   Vector<T, N> vector;
   if constexpr (kWhole) {
-    const uint4* from = reinterpret_cast<const uint4*>(row + column);
+    const T* from = row + column;
 #pragma unroll
     for (int w = 0; w < Vector<T, N>::kWords; ++w) {
       vector.word[w] = make_uint4(0, 0, 0, 0);
-      if (column < cols) vector.word[w] = from[w];
+      if (column < cols) vector.word[w] = LoadWord(from + w * kVectorSize<T>);
     }
   } else {
 #pragma unroll
@@ -191,9 +227,10 @@ __device__ __forceinline__ void Store(T* row, int64_t column, int64_t cols,
                                       const Vector<T, N>& vector) {
   if constexpr (kWhole) {
     if (column >= cols) return;
-    uint4* to = reinterpret_cast<uint4*>(row + column);
+    T* to = row + column;
 #pragma unroll
-    for (int w = 0; w < Vector<T, N>::kWords; ++w) to[w] = vector.word[w];
+    for (int w = 0; w < Vector<T, N>::kWords; ++w)
+      StoreWord(to + w * kVectorSize<T>, vector.word[w]);
   } else {
 #pragma unroll
     for (int w = 0; w < Vector<T, N>::kWords; ++w) {
