@@ -126,7 +126,7 @@ void CudaOps::EmbeddingForward(const int32_t* tokens, ConstMatrix table, int64_t
 
 void CudaOps::EmbeddingBackward(const int32_t* tokens, ConstMatrix dout, int64_t row_begin,
                                 Matrix dtable) {
-  cuda::EmbeddingBackward(stream_, tokens, dout, row_begin, dtable);
+  cuda::EmbeddingBackward(stream_, work_, tokens, dout, row_begin, dtable);
 }
 
 void CudaOps::RmsNormForward(ConstMatrix x, ConstMatrix weight, float eps, Matrix y, float* rstd) {
