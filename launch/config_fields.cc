@@ -311,10 +311,12 @@ std::vector<Field<NumericsConfig>> NumericsFields() {
       Make("atom_elements", &N::atom_elements, Integers{1, 1 << 30},
            "The most elements of an atom"),
       Make("threads", &N::threads, Integers{1, 1024}, "Threads of a rank inside matmuls"),
+      Make("backend", &N::backend, Choices{{"auto", "cpu", "cuda"}},
+           "cpu or cuda; auto: cuda where the run's first start finds a GPU, else cpu"),
       Make("isa", &N::isa, NotEmpty(),
-           "Instruction set of the matmul library; auto: what the run's first start finds"),
+           "Instruction set of the backend, or kind of GPU; auto: what the first start finds"),
   };
-  fields.back().auto_matches = true;
+  for (Field<N>& field : fields) field.auto_matches = field.key == "backend" || field.key == "isa";
   return fields;
 }
 

@@ -172,6 +172,7 @@ absl::Status LocalJob::SendInit() {
     const Json init = {
         {"type", "init"},
         {"rank", rank.rank},
+        {"local_rank", rank.rank % options_.ranks_per_node},
         {"config", PrintConfig(config_)},
         {"data_directory", options_.data_directory},
         {"run_directory", options_.run_directory},

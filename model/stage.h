@@ -9,8 +9,9 @@
 // Letters: M = micro_batch * context rows; Mt = M / T own rows; h hidden; per slice: c = (q + 2 kv)
 // head_dim columns of qkv, a = q head_dim of attention, f of the feed-forward.
 //
-// A Stage lives for one phase (its context fixes its memory). One thread. Errors are the tensor
-// axis' or the parameter access'; after one the stage must not be used again.
+// A Stage lives for one phase (its context fixes its memory). One thread. Passes enqueue and
+// return; nothing here touches device memory or waits for it. Errors are the tensor axis' or the
+// parameter access' (the device's come from Ops::Sync); after one the stage must not be used again.
 #pragma once
 
 #include <cstdint>
@@ -70,7 +71,8 @@ class Stage {
     float loss_scale = 1;              // Last stage: 1 / tokens of the step.
     bool first_of_leaf = true;         // Gradients are overwritten instead of added to.
     bool last_of_leaf = true;  // GradientsReady is called for each bucket, last bucket first.
-    double* loss = nullptr;    // Last stage: += sum of the tokens' losses, in row order, fp64.
+    // Last stage: device memory, += sum of the tokens' losses, fp64, rows in order.
+    double* loss = nullptr;
   };
   absl::Status Backward(int slot, const BackwardOptions& options);
 
@@ -111,6 +113,7 @@ class Stage {
                             Matrix dx, const BackwardOptions& options);
   absl::Status HeadChunk(int64_t chunk, ConstMatrix all_rows, const Bucket& bucket,
                          const void* weights, float* gradients, const BackwardOptions& options);
+  int64_t HeadRows() const;  // Of one chunk.
 
   // All rows of an own-rows matrix: itself when T is 1, else gathered into `space`.
   absl::StatusOr<ConstMatrix> GatherRows(ConstMatrix own, Matrix space);

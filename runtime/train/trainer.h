@@ -15,7 +15,7 @@
 #include "ckpt/checkpoint.h"
 #include "kernels/ops.h"
 #include "runtime/base/digest.h"
-#include "runtime/comm/group.h"
+#include "runtime/comm/transport.h"
 #include "runtime/data/sample_order.h"
 #include "runtime/train/mesh.h"
 #include "runtime/train/rank_host.h"
@@ -45,10 +45,11 @@ struct TrainerOptions {
 
 class Trainer {
  public:
-  // Allocates and fills the state; Run opens the data, phase by phase. `transport` and `host` must
-  // outlive the trainer.
+  // Allocates and fills the state; Run opens the data, phase by phase. `ops` are of the calling
+  // thread, as NewOps makes them. `transport` and `host` must outlive the trainer.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerOptions& options,
                                                          const StartPoint& start,
+                                                         std::unique_ptr<Ops> ops,
                                                          Transport* transport, RankHost* host);
   ~Trainer();
 
