@@ -179,6 +179,9 @@ absl::Status LocalJob::SendInit() {
         {"generation", generation_},
         {"nonce", nonce_},
         {"ranks_per_file", RanksPerFile(config_.checkpoint, options_.ranks_per_node)},
+        {"host_threads",
+         std::max(int64_t{1}, static_cast<int64_t>(std::thread::hardware_concurrency()) /
+                                  config_.layout.ranks())},
         {"run_id", run_.log.run_id()},
         {"until_step", options_.until_step},
         {"spin", config_.layout.ranks() * config_.numerics.threads <=

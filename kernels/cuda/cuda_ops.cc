@@ -1,7 +1,7 @@
 #include "kernels/cuda/cuda_ops.h"
 
 #include <cublasLt.h>
-#include <cudnn_version.h>
+#include <cudnn_graph.h>
 #include <fmt/format.h>
 
 #include <cstring>
@@ -218,7 +218,7 @@ absl::StatusOr<std::string> CudaIsa(int device) {
   const size_t cublas = cublasLtGetVersion();
   return fmt::format("sm_{}{} {} cublas {}.{}.{} cudnn {}", properties.major, properties.minor,
                      properties.multiProcessorCount, cublas / 10000, cublas / 100 % 100,
-                     cublas % 100, CUDNN_VERSION);
+                     cublas % 100, cudnnGetVersion());
 }
 
 }  // namespace perdure

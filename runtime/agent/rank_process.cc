@@ -190,6 +190,7 @@ absl::Status Serve(FrameSocket& socket, const std::shared_ptr<LocalHub>& hub,
   options.generation = init.at("generation").get<uint64_t>();
   options.nonce = init.at("nonce").get<uint32_t>();
   options.ranks_per_file = init.at("ranks_per_file").get<int64_t>();
+  options.host_threads = init.at("host_threads").get<int>();
   options.run_id = init.at("run_id").get<std::string>();
   options.until_step = init.at("until_step").get<int64_t>();
   const int rank = init.at("rank").get<int>();

@@ -7,6 +7,7 @@
 
 #include "model/init.h"
 #include "model/parameters.h"
+#include "runtime/base/parallel.h"
 #include "runtime/base/status.h"
 #include "runtime/comm/group.h"
 #include "runtime/comm/make_collectives.h"
@@ -129,23 +130,32 @@ absl::Status Trainer::Impl::FillState() {
   RETURN_IF_ERROR(state->FillOwned([&](std::span<AtomState> atoms) -> absl::Status {
     if (start.manifest.has_value())
       return ReadAtoms(start.checkpoint, *start.manifest, table, atoms);
-    for (const AtomState& atom : atoms) {
+    const auto fill = [&](size_t i) {
+      const AtomState& atom = atoms[i];
       const Atom& place = table.atoms()[static_cast<size_t>(atom.atom)];
       InitializeAtom(table, place, config.seed, {atom.parts[0], static_cast<size_t>(place.count)});
       for (float* moment : {atom.parts[1], atom.parts[2]}) std::fill_n(moment, place.count, 0.0F);
-    }
-    return absl::OkStatus();
+      return absl::OkStatus();
+    };
+    return ForEachInParallel(atoms.size(), fill, static_cast<size_t>(options.host_threads));
   }));
   RETURN_IF_ERROR(state->ShareState());
   std::vector<int64_t> loaded;
   std::vector<Digest> digests;
   RETURN_IF_ERROR(state->ReadOwned([&](std::span<const AtomState> atoms) {
-    for (const AtomState& atom : atoms) {
-      if (!AnswersFor(table, atom.atom, at.tensor)) continue;
-      loaded.push_back(atom.atom);
-      digests.push_back(AtomDigest(atom, table.atoms()[static_cast<size_t>(atom.atom)].count));
-    }
-    return absl::OkStatus();
+    std::vector<AtomState> mine(atoms.begin(), atoms.end());
+    std::erase_if(mine, [&](const AtomState& atom) {
+      return !AnswersFor(table, atom.atom, at.tensor);
+    });
+    const size_t first = digests.size();
+    digests.resize(first + mine.size());
+    for (const AtomState& atom : mine) loaded.push_back(atom.atom);
+    const auto digest = [&](size_t i) {
+      const int64_t count = table.atoms()[static_cast<size_t>(mine[i].atom)].count;
+      digests[first + i] = AtomDigest(mine[i], count);
+      return absl::OkStatus();
+    };
+    return ForEachInParallel(mine.size(), digest, static_cast<size_t>(options.host_threads));
   }));
   RETURN_IF_ERROR(host->Loaded(loaded, digests));
   MakeSaver();

@@ -39,6 +39,7 @@ struct TrainerOptions {
   uint64_t generation = 1;
   uint32_t nonce = 0;          // Of this job's checkpoints.
   int64_t ranks_per_file = 1;  // Of a checkpoint.
+  int host_threads = 1;        // For filling and digesting the state.
   std::string run_id;
   int64_t until_step = -1;  // Stop after that step, with a checkpoint; negative: go to the end.
 };
