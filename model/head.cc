@@ -65,8 +65,7 @@ absl::Status Stage::BackwardHead(const Bucket& bucket, const void* weights, floa
   ASSIGN_OR_RETURN(const ConstMatrix rows, GatherRows(work_->final_norm, work_->final_rows));
   for (int64_t chunk = 0; chunk < rows_ / HeadRows(); ++chunk)
     RETURN_IF_ERROR(HeadChunk(chunk, rows, bucket, weights, gradients, options));
-  const std::vector<ConstMatrix> parts(work_->parts.begin(), work_->parts.end());
-  RETURN_IF_ERROR(SumSlices(parts, {}, work_->dnorm));
+  RETURN_IF_ERROR(FinishProducts({.residual = {}, .out = work_->dnorm}));
   NormBackward(work_->dnorm, x, norm, work_->final_rstd, {}, dx, work_->norm_partials.back(),
                options_.model.hidden, options.first_of_leaf);
   return absl::OkStatus();
@@ -120,6 +119,7 @@ absl::Status Stage::HeadChunk(int64_t chunk, ConstMatrix all_rows, const Bucket&
   ops_->CrossEntropyLoss(total, total + n, n, options.loss);
 
   const bool add = !options.first_of_leaf || chunk > 0;
+  const ProductSum dnorm{.residual = {}, .out = work_->dnorm, .first_row = chunk * n};
   for (size_t s = 0; s < local; ++s) {
     Matrix dlogits = logits(s);
     if (options_.dtype != DType::kF32)
@@ -128,8 +128,7 @@ absl::Status Stage::HeadChunk(int64_t chunk, ConstMatrix all_rows, const Bucket&
                                options.loss_scale, dlogits);
     Matrix dweight(gradients + bucket.pieces[s].offset, DType::kF32, dlogits.cols, h);
     ops_->Matmul(Transpose::kYes, Transpose::kNo, dlogits, rows, dweight, add);
-    ops_->Matmul(Transpose::kNo, Transpose::kNo, dlogits, weight(s),
-                 work_->parts[s].Rows(chunk * n, n), false);
+    AddProduct(dnorm, s, Transpose::kNo, dlogits, weight(s));
   }
   return absl::OkStatus();
 }

@@ -301,6 +301,29 @@ absl::Status Stage::SumSlices(std::span<const ConstMatrix> parts, ConstMatrix re
   return absl::OkStatus();
 }
 
+void Stage::AddProduct(const ProductSum& sum, size_t slice, Transpose transpose_b, ConstMatrix a,
+                       ConstMatrix b) {
+  const auto rows = [&](const auto& all) { return all.Rows(sum.first_row, a.rows); };
+  // The lowest level of the tree adds neighbours; the matmul may do that.
+  const bool joins = slice % 2 == 1 && ops_->AddsWholeProducts();
+  const Matrix part = rows(work_->parts[joins ? slice - 1 : slice]);
+  if (options_.slot.shards == 1) {  // One part: out needs nothing else.
+    const ConstMatrix residual =
+        sum.residual.data == nullptr ? ConstMatrix() : ConstMatrix(rows(sum.residual));
+    ops_->MatmulAdd(Transpose::kNo, transpose_b, a, b, residual, rows(sum.out), part);
+    return;
+  }
+  ops_->Matmul(Transpose::kNo, transpose_b, a, b, part, joins);
+}
+
+absl::Status Stage::FinishProducts(const ProductSum& sum) {
+  if (options_.slot.shards == 1) return absl::OkStatus();
+  std::vector<ConstMatrix> parts;
+  const size_t step = work_->parts.size() > 1 && ops_->AddsWholeProducts() ? 2 : 1;
+  for (size_t s = 0; s < work_->parts.size(); s += step) parts.push_back(work_->parts[s]);
+  return SumSlices(parts, sum.residual, sum.out);
+}
+
 void Stage::NormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,
                          ConstMatrix dresidual, Matrix dx, float* partials, int64_t stride,
                          bool first_of_leaf) {

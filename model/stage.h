@@ -119,6 +119,16 @@ class Stage {
   absl::StatusOr<ConstMatrix> GatherRows(ConstMatrix own, Matrix space);
   // out = residual + tree over all V slices of the local parts, own rows.
   absl::Status SumSlices(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out);
+  // The same where the parts are products a_s op(b_s), s over the local slices in order: first
+  // AddProduct for each, then FinishProducts. Rows of out from first_row on.
+  struct ProductSum {
+    ConstMatrix residual;
+    Matrix out;
+    int64_t first_row = 0;
+  };
+  void AddProduct(const ProductSum& sum, size_t slice, Transpose transpose_b, ConstMatrix a,
+                  ConstMatrix b);
+  absl::Status FinishProducts(const ProductSum& sum);
   // One call per sequence slice, so that weight gradients do not depend on T. partials: [V/T],
   // `stride` apart.
   void NormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,

@@ -104,8 +104,15 @@ void CudaOps::Copy(ConstMatrix src, Matrix dst) { cuda::Copy(stream_, src, dst);
 
 void CudaOps::Matmul(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
                      Matrix c, bool accumulate) {
-  matmul_.Multiply(transpose_a, transpose_b, a, b, c, accumulate);
+  matmul_.Multiply(transpose_a, transpose_b, a, b, accumulate ? ConstMatrix(c) : ConstMatrix(), c);
 }
+
+void CudaOps::MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
+                        ConstMatrix residual, Matrix c, Matrix) {
+  matmul_.Multiply(transpose_a, transpose_b, a, b, residual, c);
+}
+
+bool CudaOps::AddsWholeProducts() const { return true; }
 
 void CudaOps::Add(ConstMatrix x, Matrix acc) { cuda::Add(stream_, x, acc); }
 

@@ -27,8 +27,8 @@ constexpr uint32_t kAlignment = 16;
 constexpr uint32_t kReductions =
     CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
 
-// One product's shape: op(a) [m, k] times op(b) [k, n] into c [m, n]. Whether it accumulates is
-// not of it: c += a b is to be the same product, and then one addition.
+// One product's shape: op(a) [m, k] times op(b) [k, n] into c [m, n]. Whether something is added is
+// not of it: that is to be the same product, and then one addition.
 struct Problem {
   int64_t m = 0, n = 0, k = 0;
   int64_t a_stride = 0, b_stride = 0, c_stride = 0;
@@ -64,6 +64,10 @@ struct Plan {
   cublasLtMatrixLayoutOpaque_t a{}, b{}, c{};
   cublasLtMatmulAlgo_t algorithm{};
 };
+
+bool SameShape(const ConstMatrix& x, const Matrix& y) {
+  return x.rows == y.rows && x.cols == y.cols;
+}
 
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % kAlignment == 0; }
 
@@ -112,7 +116,8 @@ struct MatmulLibrary::Impl {
   cublasStatus_t Prepare(const Problem& p, Plan& plan) const;
   cublasStatus_t ChooseAlgorithm(Plan& plan) const;
   ConstMatrix Aligned(ConstMatrix view, Workspace& copy) const;
-  void Run(const Problem& problem, const void* a, const void* b, void* c, bool accumulate);
+  // addend: null, or in c's layout.
+  void Run(const Problem& problem, const void* a, const void* b, const void* addend, void* c);
 
   const Stream* stream;
   cublasLtHandle_t handle = nullptr;
@@ -182,18 +187,19 @@ ConstMatrix MatmulLibrary::Impl::Aligned(ConstMatrix view, Workspace& copy) cons
   return to;
 }
 
-void MatmulLibrary::Impl::Run(const Problem& problem, const void* a, const void* b, void* c,
-                              bool accumulate) {
+void MatmulLibrary::Impl::Run(const Problem& problem, const void* a, const void* b,
+                              const void* addend, void* c) {
   Plan& plan = PlanFor(problem);
   if (plan.status != CUBLAS_STATUS_SUCCESS) return;
   const float alpha = 1.0f;
-  const float beta = accumulate ? 1.0f : 0.0f;
-  const cublasStatus_t status = cublasLtMatmul(
-      handle, &plan.product, &alpha, b, &plan.b, a, &plan.a, &beta, c, &plan.c, c, &plan.c,
-      &plan.algorithm, work.Reserve(kWorkBytes), kWorkBytes, stream->stream);
+  const float beta = addend != nullptr ? 1.0f : 0.0f;
+  const cublasStatus_t status =
+      cublasLtMatmul(handle, &plan.product, &alpha, b, &plan.b, a, &plan.a, &beta,
+                     addend != nullptr ? addend : c, &plan.c, c, &plan.c, &plan.algorithm,
+                     work.Reserve(kWorkBytes), kWorkBytes, stream->stream);
   if (status != CUBLAS_STATUS_SUCCESS)
     Note(status,
-         fmt::format("cublasLtMatmul of {}{}", Text(problem), accumulate ? ", accumulating" : "")
+         fmt::format("cublasLtMatmul of {}{}", Text(problem), addend != nullptr ? ", adding" : "")
              .c_str());
 }
 
@@ -203,7 +209,7 @@ MatmulLibrary::MatmulLibrary(const Stream* stream) : impl_(std::make_unique<Impl
 MatmulLibrary::~MatmulLibrary() = default;
 
 void MatmulLibrary::Multiply(Transpose transpose_a, Transpose transpose_b, ConstMatrix a,
-                             ConstMatrix b, Matrix c, bool accumulate) {
+                             ConstMatrix b, ConstMatrix addend, Matrix c) {
   const bool a_transposed = transpose_a == Transpose::kYes;
   const bool b_transposed = transpose_b == Transpose::kYes;
   const int64_t k = a_transposed ? a.rows : a.cols;
@@ -212,9 +218,11 @@ void MatmulLibrary::Multiply(Transpose transpose_a, Transpose transpose_b, Const
   PERDURE_CHECK((b_transposed ? b.cols : b.rows) == k);
   PERDURE_CHECK(a.dtype == b.dtype && (c.dtype == DType::kF32 || c.dtype == a.dtype));
   PERDURE_CHECK(a.stride >= a.cols && b.stride >= b.cols && c.stride >= c.cols);
+  if (addend.data != nullptr) PERDURE_CHECK(SameShape(addend, c) && addend.dtype == c.dtype);
   if (c.size() == 0) return;
   if (k == 0) {
-    if (!accumulate) Zero(*impl_->stream, c);
+    if (addend.data == nullptr) Zero(*impl_->stream, c);
+    if (addend.data != nullptr && addend.data != c.data) Copy(*impl_->stream, addend, c);
     return;
   }
   const Problem problem{.m = c.rows,
@@ -229,13 +237,16 @@ void MatmulLibrary::Multiply(Transpose transpose_a, Transpose transpose_b, Const
                         .c_dtype = c.dtype};
   const ConstMatrix left = impl_->Aligned(a, impl_->a_copy);
   const ConstMatrix right = impl_->Aligned(b, impl_->b_copy);
-  if (IsAligned(c.data)) {
-    impl_->Run(problem, left.data, right.data, c.data, accumulate);
+  const bool reads_in_place =
+      addend.data == nullptr || (addend.stride == c.stride && IsAligned(addend.data));
+  if (IsAligned(c.data) && reads_in_place) {
+    impl_->Run(problem, left.data, right.data, addend.data, c.data);
     return;
   }
   const Matrix result = Elsewhere(impl_->c_copy, c);
-  if (accumulate) CopyRows(*impl_->stream, c, result);
-  impl_->Run(problem, left.data, right.data, result.data, accumulate);
+  if (addend.data != nullptr) CopyRows(*impl_->stream, addend, result);
+  impl_->Run(problem, left.data, right.data, addend.data == nullptr ? nullptr : result.data,
+             result.data);
   CopyRows(*impl_->stream, result, c);
 }
 
