@@ -1,4 +1,4 @@
-// Zero, Copy, Add, TreeSum, SumOfSquares and the embedding's lookups and scatter-add.
+// Zero, Copy, Add, TreeSum, SumsOfSquares and the embedding's lookups and scatter-add.
 #include <algorithm>
 #include <limits>
 #include <memory>
@@ -139,7 +139,8 @@ TEST(SumOfSquaresTest, SumsSixteenLanesInDoubleBitForBit) {
         for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
       }
       double sum = -1;
-      ops->SumOfSquares(x.floats(), count, &sum);
+      const ElementRun run{.begin = 0, .count = count};
+      ops->SumsOfSquares(x.floats(), {&run, 1}, &sum);
       EXPECT_EQ(sum, lanes[0]) << count;
     }
   }
