@@ -140,7 +140,7 @@ const std::map<std::string, Words>& FoldersBelow() {
       {"monitoring", {}},
       {"model", {"kernels"}},
       {"ckpt/convert", {"ckpt", "model"}},
-      {"runtime/comm", {}},
+      {"runtime/comm", {"kernels"}},
       {"runtime/data", {}},
       {"runtime/train", {"runtime/comm", "runtime/data", "model", "kernels", "ckpt", "monitoring"}},
       {"runtime/control", {}},
