@@ -48,6 +48,11 @@ class Ops {
   virtual void Upload(const void* host, size_t bytes, void* device) = 0;
   virtual void Download(const void* device, size_t bytes, void* host) = 0;
   virtual absl::Status Sync() = 0;
+  // Whether Sync() would return at once. For who must not wait without end.
+  virtual bool Idle() { return true; }
+  // The cudaStream_t of the CUDA backend, for libraries that enqueue on it in their turn; null on
+  // the CPU.
+  virtual void* NativeStream() { return nullptr; }
   // One line for logs and benchmarks: backend, instruction set, threads.
   virtual std::string Describe() const = 0;
 

@@ -353,6 +353,8 @@ std::vector<Field<LayoutConfig>> LayoutFields() {
            "Activations kept (none), or recomputed block by block (full)"),
       Make("transport", &L::transport, Choices{{"ucx", "libfabric", "local"}},
            "Between ranks: ucx, libfabric, or local (threads of one process)"),
+      Make("device_transport", &L::device_transport, Choices{{"auto", "nccl", "staged"}},
+           "Between GPUs: nccl, staged (through the host), or auto"),
       Make("network", &L::network, Anything(),
            "For the transport: UCX_TLS or a libfabric provider; empty: its choice"),
   };

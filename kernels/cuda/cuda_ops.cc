@@ -92,6 +92,14 @@ absl::Status CudaOps::Sync() {
   return Unavailable("CUDA device {}: {}", device_, errors_.message());
 }
 
+bool CudaOps::Idle() {
+  if (cudaStreamQuery(stream_.stream) != cudaErrorNotReady) return true;  // Sync tells errors.
+  (void)cudaGetLastError();  // Or the next launch would take this answer for its own error.
+  return false;
+}
+
+void* CudaOps::NativeStream() { return stream_.stream; }
+
 std::string CudaOps::Describe() const {
   cudaDeviceProp properties{};
   (void)cudaGetDeviceProperties(&properties, device_);

@@ -29,6 +29,8 @@ class CudaOps final : public Ops {
   void Upload(const void* host, size_t bytes, void* device) override;
   void Download(const void* device, size_t bytes, void* host) override;
   absl::Status Sync() override;
+  bool Idle() override;
+  void* NativeStream() override;
   std::string Describe() const override;
 
   void Zero(Matrix x) override;

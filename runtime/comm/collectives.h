@@ -27,6 +27,13 @@ struct Extent {
   size_t bytes = 0;
 };
 
+// How the members' calls of Start relate to each other: what an implementation without tags (NCCL)
+// matches messages by.
+enum class StartOrder : uint8_t {
+  kSame,        // Every member starts its exchanges in the same order.
+  kNeighbours,  // A pipeline: see NewNcclGroup.
+};
+
 // One message of an exchange.
 struct Transfer {
   enum class Kind : uint8_t { kSend, kRecv };
@@ -62,7 +69,14 @@ class Collectives {
                                         std::span<const Transfer> transfers) = 0;
   virtual absl::Status WaitAll(std::span<const RequestPtr> requests) = 0;
 
-  // Seconds that the host spent waiting inside this object since it was made.
+  // What is known to be wrong, without waiting: Unavailable if a member is lost or a library has
+  // failed. OK where every call tells that itself.
+  virtual absl::Status Watch() { return absl::OkStatus(); }
+  // Ends what is under way on the device, as far as that can be done from here: a process that
+  // cannot go on is to be killed all the same. Afterwards the object can only be destroyed.
+  virtual void Abort() {}
+
+  // Seconds that the host spent waiting for other members inside this object since it was made.
   virtual double wait_seconds() const = 0;
 };
 

@@ -81,6 +81,9 @@ struct LayoutConfig {
   std::string recompute =
       "none";  // "none" or "full": activations kept, or recomputed block by block.
   std::string transport = "ucx";  // "ucx", "libfabric" or "local" (threads of one process).
+  // How device memory gets from rank to rank: "nccl", "staged" (through the host), or "auto": nccl
+  // where every rank has a GPU to itself. Says nothing where ranks compute in host memory.
+  std::string device_transport = "auto";
   std::string
       network;  // Passed to the transport: UCX_TLS or a libfabric provider; empty: its choice.
 

@@ -4,6 +4,7 @@
 
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
+#include "runtime/comm/sync_watching.h"
 
 namespace perdure {
 namespace {
@@ -487,7 +488,7 @@ absl::StatusOr<std::vector<double>> ShardedState::FinishGradients() {
   for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) RETURN_IF_ERROR(FinishRound(b));
   ops_->SumsOfSquares(sums_, squares_runs_, squares_);
   ops_->Download(squares_, squares_runs_.size() * sizeof(double), host_squares_);
-  RETURN_IF_ERROR(ops_->Sync());
+  RETURN_IF_ERROR(SyncWatching(ops_, options_.watched));
   return std::vector<double>(host_squares_, host_squares_ + squares_runs_.size());
 }
 

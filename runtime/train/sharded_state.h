@@ -55,6 +55,8 @@ class ShardedState final : public ParameterAccess {
     DType dtype = DType::kF32;
     int zero = 1;
     OptimizerConfig optimizer;
+    // Groups whose messages the step's wait for the device depends on.
+    std::vector<Collectives*> watched;
   };
   // `data`: the D ranks that hold the same (p, t). Pointers must outlive this.
   ShardedState(const Options& options, std::vector<Bucket> buckets, const AtomTable* table,

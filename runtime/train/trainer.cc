@@ -52,10 +52,6 @@ struct Trainer::Impl {
         table(ModelTensors(config.model, config.numerics.tensor_shards),
               config.numerics.atom_elements),
         ops(std::move(rank_ops)),
-        tensor_group(MakeCollectives(transport, mesh.TensorGroup(at), kTensorChannel, ops.get())),
-        data_group(MakeCollectives(transport, mesh.DataGroup(at), kDataChannel, ops.get())),
-        pipeline_group(
-            MakeCollectives(transport, mesh.PipelineGroup(at), kPipelineChannel, ops.get())),
         host_tensor_group(transport, mesh.TensorGroup(at), kHostTensorChannel),
         host_data_group(transport, mesh.DataGroup(at), kHostDataChannel),
         host_pipeline_group(transport, mesh.PipelineGroup(at), kHostPipelineChannel) {}
@@ -66,6 +62,7 @@ struct Trainer::Impl {
   }
 
   absl::Status Prepare();
+  absl::Status MakeGroups();
   absl::Status FillState();
   absl::StatusOr<bool> Run();
   absl::Status EnterPhase(int phase);
@@ -106,13 +103,29 @@ struct Trainer::Impl {
   bool clean = false;  // Nothing is under way any more.
 };
 
+absl::Status Trainer::Impl::MakeGroups() {
+  const std::string& how = config.layout.device_transport;
+  ASSIGN_OR_RETURN(tensor_group, MakeCollectives(transport, mesh.TensorGroup(at), kTensorChannel,
+                                                 ops.get(), how));
+  ASSIGN_OR_RETURN(data_group, MakeCollectives(transport, mesh.DataGroup(at), kDataChannel,
+                                               ops.get(), how));
+  // Neighbours of a pipeline start sends and receives in different orders.
+  ASSIGN_OR_RETURN(pipeline_group,
+                   MakeCollectives(transport, mesh.PipelineGroup(at), kPipelineChannel, ops.get(),
+                                   how, StartOrder::kNeighbours));
+  return absl::OkStatus();
+}
+
 absl::Status Trainer::Impl::Prepare() {
+  RETURN_IF_ERROR(MakeGroups());
   const std::vector<int64_t> layers = LayersOfRank(config.model.layers, config.layout, at.pipeline);
   const TensorSlot slot{
       .shards = config.numerics.tensor_shards, .size = config.layout.tensor, .index = at.tensor};
   ShardedState::Options state_options{.dtype = DTypeOf(config.numerics),
                                       .zero = static_cast<int>(config.layout.zero),
-                                      .optimizer = config.optimizer};
+                                      .optimizer = config.optimizer,
+                                      .watched = {tensor_group.get(), data_group.get(),
+                                                  pipeline_group.get()}};
   state =
       std::make_unique<ShardedState>(state_options, MakeBuckets(table, config.model, slot, layers),
                                      &table, ops.get(), data_group.get());
