@@ -44,6 +44,11 @@ class CountingOps final : public Ops {
               bool accumulate) override {
     ops_->Matmul(transpose_a, transpose_b, a, b, c, accumulate);
   }
+  void MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
+                 ConstMatrix residual, Matrix c, Matrix work) override {
+    ops_->MatmulAdd(transpose_a, transpose_b, a, b, residual, c, work);
+  }
+  bool AddsWholeProducts() const override { return ops_->AddsWholeProducts(); }
   void Add(ConstMatrix x, Matrix acc) override { ops_->Add(x, acc); }
   void TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out) override {
     ops_->TreeSum(parts, residual, out);

@@ -11,7 +11,7 @@
 
 #include "runtime/base/status.h"
 #include "tests/ckpt/test_state.h"
-#include "tests/train/device_ops.h"
+#include "tests/kernels/device_ops.h"
 
 namespace perdure {
 namespace {

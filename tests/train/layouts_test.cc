@@ -6,7 +6,7 @@
 #include <filesystem>
 
 #include "runtime/base/status.h"
-#include "tests/train/device_ops.h"
+#include "tests/kernels/device_ops.h"
 #include "tests/train/trainer_harness.h"
 
 namespace perdure {

@@ -17,7 +17,7 @@
 #include "runtime/base/status.h"
 #include "runtime/comm/group.h"
 #include "tests/model/counting_ops.h"
-#include "tests/train/device_ops.h"
+#include "tests/kernels/device_ops.h"
 #include "tests/train/transport_threads.h"
 
 namespace perdure {
