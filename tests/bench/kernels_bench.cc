@@ -120,13 +120,13 @@ void TreeSum(benchmark::State& state, DType dtype) {
 
 void SumsOfSquares(benchmark::State& state) {
   Bench bench;
-  const int64_t count = 16 << 20;
-  const float* x = bench.NewFloats(count);
-  std::vector<ElementRun> runs;  // Of whole atoms.
-  for (int64_t begin = 0; begin < count; begin += 262144) runs.push_back({begin, 262144});
-  std::vector<double> sums(runs.size());
+  constexpr int64_t kRun = 262144, kRuns = 64;  // Atoms.
+  const float* x = bench.NewFloats(kRun * kRuns);
+  std::vector<ElementRun> runs;
+  for (int64_t r = 0; r < kRuns; ++r) runs.push_back({r * kRun, kRun});
+  std::vector<double> sums(kRuns);
   for (auto _ : state) bench.ops().SumsOfSquares(x, runs, sums.data());
-  Rate(state, "GB/s", 4.0 * static_cast<double>(count));
+  Rate(state, "GB/s", 4.0 * static_cast<double>(kRun * kRuns));
 }
 
 void Copy(benchmark::State& state, DType from, DType to) {
