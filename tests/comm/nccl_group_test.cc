@@ -97,6 +97,7 @@ class NcclGroupTest : public testing::Test {
     Collectives* const groups[] = {group->get()};
     EXPECT_TRUE(SyncWatching(ops, groups).ok());
     EXPECT_TRUE((*group)->Watch().ok());
+    EXPECT_TRUE(reference.Barrier().ok());  // Who has left counts as lost.
     const absl::Time end = absl::Now();
     group->reset();
     EXPECT_LT(absl::Now() - end, kNoticed);
