@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "ckpt/manifest_json.h"
-#include "ckpt/parallel.h"
+#include "runtime/base/parallel.h"
 #include "ckpt/part_plan.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"

@@ -11,7 +11,7 @@
 #include "ckpt/file_io.h"
 #include "ckpt/float_bits.h"
 #include "ckpt/manifest_json.h"
-#include "ckpt/parallel.h"
+#include "runtime/base/parallel.h"
 #include "ckpt/partial.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"

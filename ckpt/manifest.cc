@@ -6,7 +6,7 @@
 #include "ckpt/checkpoint.h"
 #include "ckpt/file_io.h"
 #include "ckpt/manifest_json.h"
-#include "ckpt/parallel.h"
+#include "runtime/base/parallel.h"
 #include "ckpt/part_plan.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"

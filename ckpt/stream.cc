@@ -5,7 +5,7 @@
 #include <mutex>
 
 #include "ckpt/atom_reader.h"
-#include "ckpt/parallel.h"
+#include "runtime/base/parallel.h"
 #include "ckpt/run_writer.h"
 #include "ckpt/verify.h"
 #include "runtime/base/check.h"

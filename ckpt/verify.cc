@@ -7,7 +7,7 @@
 #include "ckpt/checkpoint.h"
 #include "ckpt/file_io.h"
 #include "ckpt/manifest_json.h"
-#include "ckpt/parallel.h"
+#include "runtime/base/parallel.h"
 #include "ckpt/part_plan.h"
 #include "ckpt/store_hdf5.h"
 #include "runtime/base/status.h"

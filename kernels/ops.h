@@ -68,6 +68,15 @@ class Ops {
   virtual void Matmul(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
                       Matrix c, bool accumulate) = 0;
 
+  // c = residual + op(a) op(b): the product complete in fp32, then the sum, rounded to c's dtype
+  // once. c: fp32 or the dtype of a; residual: of c's dtype, or null data (left out). work: fp32
+  // [c.rows, c.cols], what it holds is lost.
+  virtual void MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
+                         ConstMatrix residual, Matrix c, Matrix work) = 0;
+  // Whether an accumulating Matmul into fp32 gives the bits of the product followed by Add. It may
+  // start its sums from c instead.
+  virtual bool AddsWholeProducts() const = 0;
+
   // --- sums in canonical order
   // ---------------------------------------------------------------------------------- acc += x,
   // both fp32 [n, m].

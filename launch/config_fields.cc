@@ -311,10 +311,12 @@ std::vector<Field<NumericsConfig>> NumericsFields() {
       Make("atom_elements", &N::atom_elements, Integers{1, 1 << 30},
            "The most elements of an atom"),
       Make("threads", &N::threads, Integers{1, 1024}, "Threads of a rank inside matmuls"),
+      Make("backend", &N::backend, Choices{{"auto", "cpu", "cuda"}},
+           "cpu or cuda; auto: cuda where the run's first start finds a GPU, else cpu"),
       Make("isa", &N::isa, NotEmpty(),
-           "Instruction set of the matmul library; auto: what the run's first start finds"),
+           "Instruction set of the backend, or kind of GPU; auto: what the first start finds"),
   };
-  fields.back().auto_matches = true;
+  for (Field<N>& field : fields) field.auto_matches = field.key == "backend" || field.key == "isa";
   return fields;
 }
 
@@ -351,6 +353,8 @@ std::vector<Field<LayoutConfig>> LayoutFields() {
            "Activations kept (none), or recomputed block by block (full)"),
       Make("transport", &L::transport, Choices{{"ucx", "libfabric", "local"}},
            "Between ranks: ucx, libfabric, or local (threads of one process)"),
+      Make("device_transport", &L::device_transport, Choices{{"auto", "nccl", "staged"}},
+           "Between GPUs: nccl, staged (through the host), or auto"),
       Make("network", &L::network, Anything(),
            "For the transport: UCX_TLS or a libfabric provider; empty: its choice"),
   };

@@ -10,8 +10,8 @@
 #include "ckpt/convert/universal.h"
 #include "ckpt/manifest_json.h"
 #include "ckpt/partial.h"
+#include "launch/backend.h"
 #include "launch/config.h"
-#include "launch/instruction_set.h"
 #include "model/parameters.h"
 #include "monitoring/journal.h"
 #include "runtime/agent/records.h"
@@ -208,7 +208,7 @@ Digest IdentityOf(const Import& import, const ImportOptions& options) {
 absl::StatusOr<Import> CheckImport(const ImportOptions& options, const Progress& progress) {
   Import import;
   import.config = options.config;
-  RETURN_IF_ERROR(ResolveIsa(import.config, nullptr));
+  RETURN_IF_ERROR(ResolveBackend(import.config, nullptr));
   import.table = std::make_unique<AtomTable>(
       ModelTensors(import.config.model, import.config.numerics.tensor_shards),
       import.config.numerics.atom_elements);

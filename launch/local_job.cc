@@ -172,12 +172,16 @@ absl::Status LocalJob::SendInit() {
     const Json init = {
         {"type", "init"},
         {"rank", rank.rank},
+        {"local_rank", rank.rank % options_.ranks_per_node},
         {"config", PrintConfig(config_)},
         {"data_directory", options_.data_directory},
         {"run_directory", options_.run_directory},
         {"generation", generation_},
         {"nonce", nonce_},
         {"ranks_per_file", RanksPerFile(config_.checkpoint, options_.ranks_per_node)},
+        {"host_threads",
+         std::max(int64_t{1}, static_cast<int64_t>(std::thread::hardware_concurrency()) /
+                                  config_.layout.ranks())},
         {"run_id", run_.log.run_id()},
         {"until_step", options_.until_step},
         {"spin", config_.layout.ranks() * config_.numerics.threads <=

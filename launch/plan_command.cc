@@ -53,9 +53,13 @@ int64_t NodeMemory() {
   return bytes;
 }
 
-absl::StatusOr<MemoryLimit> FindMemoryLimit(const PlanOptions& options, int64_t ranks_per_node) {
-  if (options.memory_per_rank.empty())
+// On GPUs nothing is known: they are of other nodes than the one that plans.
+absl::StatusOr<MemoryLimit> FindMemoryLimit(const PlanOptions& options, const RunConfig& config,
+                                            int64_t ranks_per_node) {
+  if (options.memory_per_rank.empty()) {
+    if (config.numerics.backend == "cuda") return MemoryLimit{};
     return MemoryLimit{NodeMemory() / ranks_per_node, "this node"};
+  }
   ASSIGN_OR_RETURN(const int64_t bytes, ParseBytes("--memory-per-rank", options.memory_per_rank));
   return MemoryLimit{bytes, "--memory-per-rank"};
 }
@@ -97,6 +101,7 @@ Json PhaseJson(const PhaseForecast& phase) {
 std::string PrintJson(const RunConfig& config, const RunForecast& run, const MemoryLimit& limit) {
   const PhaseForecast& heaviest = run.phases[run.heaviest];
   Json json = {{"name", config.name},
+               {"backend", config.numerics.backend},
                {"parameters", run.parameters},
                {"atoms", run.atoms},
                {"steps", run.steps},
@@ -164,9 +169,9 @@ std::string PhaseTable(const RunForecast& run) {
 std::string PrintTable(const RunConfig& config, const RunForecast& run, const MemoryLimit& limit) {
   const PhaseForecast& heaviest = run.phases[run.heaviest];
   const MemoryEstimate& memory = heaviest.memory;
-  std::string text =
-      fmt::format("run {}: {} parameters in {} atoms, {}\n\n", config.name, Grouped(run.parameters),
-                  Grouped(run.atoms), config.numerics.dtype);
+  std::string text = fmt::format("run {}: {} parameters in {} atoms, {}, backend {}\n\n",
+                                 config.name, Grouped(run.parameters), Grouped(run.atoms),
+                                 config.numerics.dtype, config.numerics.backend);
   text += PhaseTable(run);
   text += fmt::format("\nmemory of the fullest rank, phase {} (estimate)\n", heaviest.name);
   for (const auto& [name, bytes] : {std::pair{"parameters", memory.parameters},
@@ -192,7 +197,7 @@ absl::StatusOr<std::string> MakePlan(const PlanOptions& options) {
   const int64_t ranks_per_node = options.forecast.ranks_per_node == 0
                                      ? config.job.ranks_per_node
                                      : options.forecast.ranks_per_node;
-  ASSIGN_OR_RETURN(const MemoryLimit limit, FindMemoryLimit(options, ranks_per_node));
+  ASSIGN_OR_RETURN(const MemoryLimit limit, FindMemoryLimit(options, config, ranks_per_node));
   return options.json ? PrintJson(config, run, limit) : PrintTable(config, run, limit);
 }
 

@@ -6,8 +6,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "launch/backend.h"
 #include "launch/config.h"
-#include "launch/instruction_set.h"
 #include "runtime/agent/process.h"
 #include "runtime/agent/start_checkpoint.h"
 #include "runtime/base/files.h"
@@ -60,15 +60,17 @@ absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunCon
     std::error_code error;
     if (std::filesystem::exists(run_directory + "/log", error) || error)
       return DataLoss("{} has a run log but no run.toml; restore it from a backup", run_directory);
-    RETURN_IF_ERROR(ResolveIsa(config, nullptr));
+    RETURN_IF_ERROR(ResolveBackend(config, nullptr));
     RETURN_IF_ERROR(MakeDirectories(run_directory));
     ASSIGN_OR_RETURN(RunLog log, RunLog::Open(run_directory));
     RETURN_IF_ERROR(ReplaceFile(frozen_path, PrintConfig(config)));
     return OpenedRun{.config = config, .log = std::move(log), .start = {}, .manifest_digest = {}};
   }
   RETURN_IF_ERROR(CheckNotRunning(run_directory));
-  ASSIGN_OR_RETURN(const RunConfig frozen, ParseConfig(*frozen_text, frozen_path, {}));
-  RETURN_IF_ERROR(ResolveIsa(config, &frozen));
+  ASSIGN_OR_RETURN(RunConfig frozen, ParseConfig(*frozen_text, frozen_path, {}));
+  // A run that began before there was another.
+  if (frozen.numerics.backend == "auto") frozen.numerics.backend = "cpu";
+  RETURN_IF_ERROR(ResolveBackend(config, &frozen));
   ASSIGN_OR_RETURN(RunLog log, RunLog::Open(run_directory));
   OpenedRun run{.config = config, .log = std::move(log), .start = {}, .manifest_digest = {}};
   // Phases begun by any checkpoint that was ever committed are fixed, whichever of them is loaded

@@ -24,7 +24,8 @@ class ParameterAccess {
 };
 
 // The T ranks that share a block's matmuls. All sums are balanced binary trees over rank index, in
-// fp32.
+// fp32. A call takes its place in the order of the ops' stream, as an operation does: nobody
+// synchronises before or after it.
 class TensorAxis {
  public:
   virtual ~TensorAxis() = default;

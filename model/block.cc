@@ -44,7 +44,8 @@ absl::Status Stage::ForwardBlock(const Bucket& bucket, const void* weights, Bloc
   const BlockWeights w = ViewBlock(bucket, weights, options_.dtype);
   const auto eps = static_cast<float>(options_.model.norm_eps);
   const auto local = static_cast<size_t>(options_.slot.local());
-  const std::vector<ConstMatrix> parts(work_->parts.begin(), work_->parts.end());
+  const ProductSum attention{.residual = block.x, .out = block.x2};
+  const ProductSum feed_forward{.residual = block.x2, .out = out};
 
   ops_->RmsNormForward(block.x, w.norm1, eps, block.n1, block.rstd1);
   ASSIGN_OR_RETURN(const ConstMatrix n1, GatherRows(block.n1, work_->gathered_a));
@@ -53,20 +54,18 @@ absl::Status Stage::ForwardBlock(const Bucket& bucket, const void* weights, Bloc
     if (options_.model.position == "rope")
       ops_->Rope(block.qkv[s], attention_, work_->rope_cos, work_->rope_sin, /*inverse=*/false);
     ops_->AttentionForward(block.qkv[s], attention_, block.attention[s], block.lse[s]);
-    ops_->Matmul(Transpose::kNo, Transpose::kYes, block.attention[s], w.o[s], work_->parts[s],
-                 false);
+    AddProduct(attention, s, Transpose::kYes, block.attention[s], w.o[s]);
   }
-  RETURN_IF_ERROR(SumSlices(parts, block.x, block.x2));
+  RETURN_IF_ERROR(FinishProducts(attention));
 
   ops_->RmsNormForward(block.x2, w.norm2, eps, block.n2, block.rstd2);
   ASSIGN_OR_RETURN(const ConstMatrix n2, GatherRows(block.n2, work_->gathered_a));
   for (size_t s = 0; s < local; ++s) {
     ops_->Matmul(Transpose::kNo, Transpose::kYes, n2, w.gate_up[s], block.gate_up[s], false);
     ops_->SwiGluForward(block.gate_up[s], work_->activation);
-    ops_->Matmul(Transpose::kNo, Transpose::kYes, work_->activation, w.down[s], work_->parts[s],
-                 false);
+    AddProduct(feed_forward, s, Transpose::kYes, work_->activation, w.down[s]);
   }
-  return SumSlices(parts, block.x2, out);
+  return FinishProducts(feed_forward);
 }
 
 absl::Status Stage::BackwardBlock(const Bucket& bucket, const void* weights, float* gradients,
@@ -82,7 +81,7 @@ absl::Status Stage::BackwardFeedForward(const BlockWeights& w, const BlockWeight
                                         Matrix dout, Matrix dx, float* partials,
                                         bool first_of_leaf) {
   const bool add = !first_of_leaf;
-  const std::vector<ConstMatrix> parts(work_->parts.begin(), work_->parts.end());
+  const ProductSum dnorm{.residual = {}, .out = work_->dnorm};
   ASSIGN_OR_RETURN(const ConstMatrix d, GatherRows(dout, work_->gathered_a));
   ASSIGN_OR_RETURN(const ConstMatrix n2, GatherRows(block.n2, work_->gathered_b));
   for (size_t s = 0; s < w.down.size(); ++s) {
@@ -91,9 +90,9 @@ absl::Status Stage::BackwardFeedForward(const BlockWeights& w, const BlockWeight
     ops_->SwiGluBackward(work_->dactivation, block.gate_up[s], dgate_up, work_->activation);
     ops_->Matmul(Transpose::kYes, Transpose::kNo, d, work_->activation, g.down[s], add);
     ops_->Matmul(Transpose::kYes, Transpose::kNo, dgate_up, n2, g.gate_up[s], add);
-    ops_->Matmul(Transpose::kNo, Transpose::kNo, dgate_up, w.gate_up[s], work_->parts[s], false);
+    AddProduct(dnorm, s, Transpose::kNo, dgate_up, w.gate_up[s]);
   }
-  RETURN_IF_ERROR(SumSlices(parts, {}, work_->dnorm));
+  RETURN_IF_ERROR(FinishProducts(dnorm));
   NormBackward(work_->dnorm, block.x2, w.norm2, block.rstd2, dout, dx,
                partials + options_.model.hidden, kNormsPerBlock * options_.model.hidden,
                first_of_leaf);
@@ -103,7 +102,7 @@ absl::Status Stage::BackwardFeedForward(const BlockWeights& w, const BlockWeight
 absl::Status Stage::BackwardAttention(const BlockWeights& w, const BlockWeights& g, Block& block,
                                       Matrix dout, Matrix dx, float* partials, bool first_of_leaf) {
   const bool add = !first_of_leaf;
-  const std::vector<ConstMatrix> parts(work_->parts.begin(), work_->parts.end());
+  const ProductSum dnorm{.residual = {}, .out = work_->dnorm};
   ASSIGN_OR_RETURN(const ConstMatrix d, GatherRows(dout, work_->gathered_a));
   ASSIGN_OR_RETURN(const ConstMatrix n1, GatherRows(block.n1, work_->gathered_b));
   for (size_t s = 0; s < w.o.size(); ++s) {
@@ -114,9 +113,9 @@ absl::Status Stage::BackwardAttention(const BlockWeights& w, const BlockWeights&
     if (options_.model.position == "rope")
       ops_->Rope(work_->dqkv, attention_, work_->rope_cos, work_->rope_sin, /*inverse=*/true);
     ops_->Matmul(Transpose::kYes, Transpose::kNo, work_->dqkv, n1, g.qkv[s], add);
-    ops_->Matmul(Transpose::kNo, Transpose::kNo, work_->dqkv, w.qkv[s], work_->parts[s], false);
+    AddProduct(dnorm, s, Transpose::kNo, work_->dqkv, w.qkv[s]);
   }
-  RETURN_IF_ERROR(SumSlices(parts, {}, work_->dnorm));
+  RETURN_IF_ERROR(FinishProducts(dnorm));
   NormBackward(work_->dnorm, block.x, w.norm1, block.rstd1, dout, dx, partials,
                kNormsPerBlock * options_.model.hidden, first_of_leaf);
   return absl::OkStatus();

@@ -1,12 +1,26 @@
 // The two ends of the model: embedding, and final norm, head and cross-entropy. Both are
 // vocabulary-parallel.
-#include <algorithm>
-#include <cmath>
-
 #include "model/stage_internal.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
+namespace {
+
+// Rows whose logits exist at once: enough for matmuls at full speed, and with the 65,024 columns of
+// a usual vocabulary half a GiB.
+constexpr int64_t kHeadRowsMax = 2048;
+
+}  // namespace
+
+// A sequence slice's rows, or an equal part of them where they are too many. Rows that do not
+// divide near the wish stay whole: parts of a few rows would be slow for ever.
+int64_t Stage::HeadRows() const {
+  const int64_t rows = rows_ / options_.slot.shards;
+  const int64_t least = (rows + kHeadRowsMax - 1) / kHeadRowsMax;
+  for (int64_t parts = least; parts <= 4 * least; ++parts)
+    if (rows % parts == 0) return rows / parts;
+  return rows;
+}
 
 absl::Status Stage::ForwardEmbedding(const Bucket& bucket, const void* weights,
                                      const int32_t* tokens, Matrix out) {
@@ -49,21 +63,20 @@ absl::Status Stage::BackwardHead(const Bucket& bucket, const void* weights, floa
   ops_->RmsNormForward(x, norm, static_cast<float>(options_.model.norm_eps), work_->final_norm,
                        work_->final_rstd);
   ASSIGN_OR_RETURN(const ConstMatrix rows, GatherRows(work_->final_norm, work_->final_rows));
-  for (int64_t chunk = 0; chunk < options_.slot.shards; ++chunk)
+  for (int64_t chunk = 0; chunk < rows_ / HeadRows(); ++chunk)
     RETURN_IF_ERROR(HeadChunk(chunk, rows, bucket, weights, gradients, options));
-  const std::vector<ConstMatrix> parts(work_->parts.begin(), work_->parts.end());
-  RETURN_IF_ERROR(SumSlices(parts, {}, work_->dnorm));
+  RETURN_IF_ERROR(FinishProducts({.residual = {}, .out = work_->dnorm}));
   NormBackward(work_->dnorm, x, norm, work_->final_rstd, {}, dx, work_->norm_partials.back(),
                options_.model.hidden, options.first_of_leaf);
   return absl::OkStatus();
 }
 
-// Logits, loss and gradients of one sequence slice of rows: full logits never exist.
+// Logits, loss and gradients of one chunk of rows: full logits never exist.
 absl::Status Stage::HeadChunk(int64_t chunk, ConstMatrix all_rows, const Bucket& bucket,
                               const void* weights, float* gradients,
                               const BackwardOptions& options) {
   const auto local = static_cast<size_t>(options_.slot.local());
-  const int64_t n = rows_ / options_.slot.shards, h = options_.model.hidden;
+  const int64_t n = HeadRows(), h = options_.model.hidden;
   const ConstMatrix rows = all_rows.Rows(chunk * n, n);
   const int32_t* targets = options.targets + chunk * n;
   const TensorSpec& tensor = table_->tensors()[static_cast<size_t>(bucket.pieces[0].tensor)];
@@ -77,20 +90,20 @@ absl::Status Stage::HeadChunk(int64_t chunk, ConstMatrix all_rows, const Bucket&
     return Matrix(work_->logits[s].data, DType::kF32, n, tensor.SliceRows(slice_of(s)));
   };
 
+  // A maximum is exact in any order.
   float* own_max = work_->row_max_slice;
+  const Matrix most(own_max, DType::kF32, 1, n);
   for (size_t s = 0; s < local; ++s) {
     ops_->Matmul(Transpose::kNo, Transpose::kYes, rows, weight(s), logits(s), false);
     float* slice_max = s == 0 ? own_max : work_->row_total;
     ops_->CrossEntropyMax(logits(s), slice_max);
-    RETURN_IF_ERROR(ops_->Sync());
-    if (s > 0)  // A maximum is exact in any order.
-      for (int64_t r = 0; r < n; ++r) own_max[r] = std::max(own_max[r], slice_max[r]);
+    if (s > 0) ops_->Max(ConstMatrix(slice_max, DType::kF32, 1, n), most);
   }
   if (options_.slot.size > 1) {
     RETURN_IF_ERROR(
         axis_->AllGather(own_max, static_cast<size_t>(n) * sizeof(float), work_->row_max));
     for (int64_t t = 0; t < options_.slot.size; ++t)
-      for (int64_t r = 0; r < n; ++r) own_max[r] = std::max(own_max[r], work_->row_max[t * n + r]);
+      ops_->Max(ConstMatrix(work_->row_max + t * n, DType::kF32, 1, n), most);
   }
 
   std::vector<ConstMatrix> stats;
@@ -102,12 +115,11 @@ absl::Status Stage::HeadChunk(int64_t chunk, ConstMatrix all_rows, const Bucket&
   }
   float* total = work_->row_total;
   ops_->TreeSum(stats, {}, Matrix(total, DType::kF32, 1, 2 * n));
-  RETURN_IF_ERROR(ops_->Sync());
   if (options_.slot.size > 1) RETURN_IF_ERROR(axis_->AllReduceTree(total, 2 * n, total));
-  for (int64_t r = 0; r < n; ++r)
-    *options.loss += std::log(static_cast<double>(total[r])) - static_cast<double>(total[n + r]);
+  ops_->CrossEntropyLoss(total, total + n, n, options.loss);
 
   const bool add = !options.first_of_leaf || chunk > 0;
+  const ProductSum dnorm{.residual = {}, .out = work_->dnorm, .first_row = chunk * n};
   for (size_t s = 0; s < local; ++s) {
     Matrix dlogits = logits(s);
     if (options_.dtype != DType::kF32)
@@ -116,8 +128,7 @@ absl::Status Stage::HeadChunk(int64_t chunk, ConstMatrix all_rows, const Bucket&
                                options.loss_scale, dlogits);
     Matrix dweight(gradients + bucket.pieces[s].offset, DType::kF32, dlogits.cols, h);
     ops_->Matmul(Transpose::kYes, Transpose::kNo, dlogits, rows, dweight, add);
-    ops_->Matmul(Transpose::kNo, Transpose::kNo, dlogits, weight(s),
-                 work_->parts[s].Rows(chunk * n, n), false);
+    AddProduct(dnorm, s, Transpose::kNo, dlogits, weight(s));
   }
   return absl::OkStatus();
 }

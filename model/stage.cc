@@ -58,7 +58,7 @@ void Stage::Work::TakeAll(Bump& bump, const Stage& stage) {
   }
   if (!stage.has_head_) return;
   norm_partials.push_back(bump.TakeFloats(local * h));
-  const int64_t chunk = rows / o.slot.shards;
+  const int64_t chunk = stage.HeadRows();
   const int64_t widest = (o.model.vocab + o.slot.shards - 1) / o.slot.shards;
   final_norm = bump.Take(o.dtype, own, h);
   final_rstd = bump.TakeFloats(own);
@@ -77,15 +77,19 @@ namespace {
 
 // Angles of the rotary embedding, position * theta^(-2i / head_dim), in fp64 (Su et al. 2021, eq.
 // 15).
-void FillRope(int64_t context, int64_t head_dim, double theta, float* cosines, float* sines) {
+void FillRope(int64_t context, int64_t head_dim, double theta, std::vector<float>& cosines,
+              std::vector<float>& sines) {
   const int64_t half = head_dim / 2;
+  cosines.resize(static_cast<size_t>(context * half));
+  sines.resize(cosines.size());
   for (int64_t i = 0; i < half; ++i) {
     const double frequency =
         std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
     for (int64_t p = 0; p < context; ++p) {
       const double angle = static_cast<double>(p) * frequency;
-      cosines[p * half + i] = static_cast<float>(std::cos(angle));
-      sines[p * half + i] = static_cast<float>(std::sin(angle));
+      const auto at = static_cast<size_t>(p * half + i);
+      cosines[at] = static_cast<float>(std::cos(angle));
+      sines[at] = static_cast<float>(std::sin(angle));
     }
   }
 }
@@ -118,8 +122,10 @@ Stage::Stage(const StageOptions& options, std::span<const Bucket> buckets, const
   Bump bump(slab_);
   TakeActivations(bump);
   work_->TakeAll(bump, *this);
-  if (o.model.position == "rope")
-    FillRope(o.context, attention_.head_dim, o.rope_theta, work_->rope_cos, work_->rope_sin);
+  if (o.model.position != "rope") return;
+  FillRope(o.context, attention_.head_dim, o.rope_theta, work_->cos, work_->sin);
+  ops_->Upload(work_->cos.data(), work_->cos.size() * sizeof(float), work_->rope_cos);
+  ops_->Upload(work_->sin.data(), work_->sin.size() * sizeof(float), work_->rope_sin);
 }
 
 void Stage::SetShape() {
@@ -201,7 +207,7 @@ absl::Status Stage::Forward(int slot, const int32_t* tokens) {
     }
     access_->Release(options_.first_bucket + bucket);
   }
-  return ops_->Sync();
+  return absl::OkStatus();
 }
 
 absl::Status Stage::Backward(int slot, const BackwardOptions& options) {
@@ -246,7 +252,7 @@ absl::Status Stage::Backward(int slot, const BackwardOptions& options) {
   } else if (blocks_ == 0) {
     ops_->Copy(dout, options.input_gradient);
   }
-  return ops_->Sync();
+  return absl::OkStatus();
 }
 
 absl::Status Stage::PhantomForward() {
@@ -272,7 +278,6 @@ absl::Status Stage::PhantomBackward(bool last_of_leaf, bool leaf_has_gradient) {
 
 absl::StatusOr<ConstMatrix> Stage::GatherRows(ConstMatrix own, Matrix space) {
   if (options_.slot.size == 1) return own;
-  RETURN_IF_ERROR(ops_->Sync());
   RETURN_IF_ERROR(axis_->AllGather(own.data, own.bytes(), space.data));
   return ConstMatrix(space);
 }
@@ -288,13 +293,35 @@ absl::Status Stage::SumSlices(std::span<const ConstMatrix> parts, ConstMatrix re
     ops_->TreeSum(parts, {}, work_->local_sum);
     local = work_->local_sum;
   }
-  RETURN_IF_ERROR(ops_->Sync());
   RETURN_IF_ERROR(axis_->ReduceScatterTree(static_cast<const float*>(local.data),
                                            out.rows * out.cols,
                                            static_cast<float*>(work_->reduced.data)));
   const ConstMatrix reduced = work_->reduced;
   ops_->TreeSum({&reduced, 1}, residual, out);
   return absl::OkStatus();
+}
+
+void Stage::AddProduct(const ProductSum& sum, size_t slice, Transpose transpose_b, ConstMatrix a,
+                       ConstMatrix b) {
+  const auto rows = [&](const auto& all) { return all.Rows(sum.first_row, a.rows); };
+  // The lowest level of the tree adds neighbours; the matmul may do that.
+  const bool joins = slice % 2 == 1 && ops_->AddsWholeProducts();
+  const Matrix part = rows(work_->parts[joins ? slice - 1 : slice]);
+  if (options_.slot.shards == 1) {  // One part: out needs nothing else.
+    const ConstMatrix residual =
+        sum.residual.data == nullptr ? ConstMatrix() : ConstMatrix(rows(sum.residual));
+    ops_->MatmulAdd(Transpose::kNo, transpose_b, a, b, residual, rows(sum.out), part);
+    return;
+  }
+  ops_->Matmul(Transpose::kNo, transpose_b, a, b, part, joins);
+}
+
+absl::Status Stage::FinishProducts(const ProductSum& sum) {
+  if (options_.slot.shards == 1) return absl::OkStatus();
+  std::vector<ConstMatrix> parts;
+  const size_t step = work_->parts.size() > 1 && ops_->AddsWholeProducts() ? 2 : 1;
+  for (size_t s = 0; s < work_->parts.size(); s += step) parts.push_back(work_->parts[s]);
+  return SumSlices(parts, sum.residual, sum.out);
 }
 
 void Stage::NormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,
@@ -332,10 +359,8 @@ absl::Status Stage::FinishNorms(const Bucket& bucket, const float* partials, int
   for (int64_t s = 0; s < options_.slot.local(); ++s)
     parts.emplace_back(partials + s * width, DType::kF32, 1, width);
   ops_->TreeSum(parts, {}, Matrix(work_->norm_sum, DType::kF32, 1, width));
-  if (options_.slot.size > 1) {
-    RETURN_IF_ERROR(ops_->Sync());
+  if (options_.slot.size > 1)
     RETURN_IF_ERROR(axis_->AllReduceTree(work_->norm_sum, width, work_->norm_sum));
-  }
   for (int64_t n = 0; n < norms; ++n) {
     const Piece& piece = bucket.pieces[bucket.pieces.size() - static_cast<size_t>(norms - n)];
     ops_->Copy(Matrix(work_->norm_sum + n * options_.model.hidden, DType::kF32, 1, piece.size),

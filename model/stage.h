@@ -9,8 +9,9 @@
 // Letters: M = micro_batch * context rows; Mt = M / T own rows; h hidden; per slice: c = (q + 2 kv)
 // head_dim columns of qkv, a = q head_dim of attention, f of the feed-forward.
 //
-// A Stage lives for one phase (its context fixes its memory). One thread. Errors are the tensor
-// axis' or the parameter access'; after one the stage must not be used again.
+// A Stage lives for one phase (its context fixes its memory). One thread. Passes enqueue and
+// return; nothing here touches device memory or waits for it. Errors are the tensor axis' or the
+// parameter access' (the device's come from Ops::Sync); after one the stage must not be used again.
 #pragma once
 
 #include <cstdint>
@@ -70,7 +71,8 @@ class Stage {
     float loss_scale = 1;              // Last stage: 1 / tokens of the step.
     bool first_of_leaf = true;         // Gradients are overwritten instead of added to.
     bool last_of_leaf = true;  // GradientsReady is called for each bucket, last bucket first.
-    double* loss = nullptr;    // Last stage: += sum of the tokens' losses, in row order, fp64.
+    // Last stage: device memory, += sum of the tokens' losses, fp64, rows in order.
+    double* loss = nullptr;
   };
   absl::Status Backward(int slot, const BackwardOptions& options);
 
@@ -111,11 +113,22 @@ class Stage {
                             Matrix dx, const BackwardOptions& options);
   absl::Status HeadChunk(int64_t chunk, ConstMatrix all_rows, const Bucket& bucket,
                          const void* weights, float* gradients, const BackwardOptions& options);
+  int64_t HeadRows() const;  // Of one chunk.
 
   // All rows of an own-rows matrix: itself when T is 1, else gathered into `space`.
   absl::StatusOr<ConstMatrix> GatherRows(ConstMatrix own, Matrix space);
   // out = residual + tree over all V slices of the local parts, own rows.
   absl::Status SumSlices(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out);
+  // The same where the parts are products a_s op(b_s), s over the local slices in order: first
+  // AddProduct for each, then FinishProducts. Rows of out from first_row on.
+  struct ProductSum {
+    ConstMatrix residual;
+    Matrix out;
+    int64_t first_row = 0;
+  };
+  void AddProduct(const ProductSum& sum, size_t slice, Transpose transpose_b, ConstMatrix a,
+                  ConstMatrix b);
+  absl::Status FinishProducts(const ProductSum& sum);
   // One call per sequence slice, so that weight gradients do not depend on T. partials: [V/T],
   // `stride` apart.
   void NormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,

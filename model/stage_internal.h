@@ -47,7 +47,7 @@ struct Stage::Block {
 };
 
 struct Stage::Work {
-  std::vector<float> cos, sin;  // [context, head_dim / 2]; host, copied to rope_*.
+  std::vector<float> cos, sin;  // [context, head_dim / 2]; host: being copied to rope_*.
   float* rope_cos = nullptr;
   float* rope_sin = nullptr;
   Matrix gathered_a, gathered_b;   // [M, h]; only when T > 1.
@@ -68,12 +68,12 @@ struct Stage::Work {
   Matrix final_norm;               // [Mt, h]
   float* final_rstd = nullptr;     // [Mt]
   Matrix final_rows;               // [M, h]: all rows of final_norm.
-  std::vector<Matrix> logits;      // Per local slice [M / V, slice width] fp32.
-  Matrix dlogits;                  // [M / V, widest slice] when the dtype is not fp32.
-  std::vector<float*> row_stats;   // Per local slice [2][M / V]: sum and target logit.
-  float* row_max = nullptr;        // [T][M / V]
-  float* row_max_slice = nullptr;  // [M / V]
-  float* row_total = nullptr;      // [2][M / V]
+  std::vector<Matrix> logits;      // Per local slice [chunk, slice width] fp32; HeadRows() rows.
+  Matrix dlogits;                  // [chunk, widest slice] when the dtype is not fp32.
+  std::vector<float*> row_stats;   // Per local slice [2][chunk]: sum and target logit.
+  float* row_max = nullptr;        // [T][chunk]
+  float* row_max_slice = nullptr;  // [chunk]
+  float* row_total = nullptr;      // [2][chunk]
 
   void TakeAll(Bump& bump, const Stage& stage);
 };

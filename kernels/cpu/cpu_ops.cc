@@ -65,6 +65,15 @@ void CpuOps::Matmul(Transpose transpose_a, Transpose transpose_b, ConstMatrix a,
   matmul_.Multiply(transpose_a, transpose_b, a, b, c, accumulate);
 }
 
+void CpuOps::MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
+                       ConstMatrix residual, Matrix c, Matrix work) {
+  matmul_.Multiply(transpose_a, transpose_b, a, b, work, false);
+  const ConstMatrix product = work;
+  cpu::TreeSum({&product, 1}, residual, c);
+}
+
+bool CpuOps::AddsWholeProducts() const { return false; }
+
 void CpuOps::Add(ConstMatrix x, Matrix acc) { cpu::Add(x, acc); }
 
 void CpuOps::TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out) {

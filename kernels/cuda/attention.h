@@ -1,6 +1,7 @@
 // Attention: cuDNN's fused kernels where they take the shape and dtype (bf16, head dimensions that
-// are multiples of 8, at most 128), the plain kernels of attention_plain.cu for the rest. The
-// choice follows from shape and dtype alone.
+// are multiples of 8, at most 128, more than one position) and the rows begin at multiples of 16
+// bytes, as rows of whole matrices do there; the plain kernels of attention_plain.cu for the rest.
+// Where cuDNN should have a kernel but refuses, that is an error, not another choice.
 #pragma once
 
 #include <memory>
@@ -26,6 +27,9 @@ class Attention {
                 const AttentionShape& shape, Matrix dqkv);
 
  private:
+  // Made at first need: it takes time and memory.
+  CudnnAttention& Cudnn();
+
   const Stream* stream_;
   Workspace work_;
   std::unique_ptr<CudnnAttention> cudnn_;

@@ -1,7 +1,7 @@
 #include "kernels/cuda/cuda_ops.h"
 
 #include <cublasLt.h>
-#include <cudnn_version.h>
+#include <cudnn_graph.h>
 #include <fmt/format.h>
 
 #include <cstring>
@@ -112,8 +112,15 @@ void CudaOps::Copy(ConstMatrix src, Matrix dst) { cuda::Copy(stream_, src, dst);
 
 void CudaOps::Matmul(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
                      Matrix c, bool accumulate) {
-  matmul_.Multiply(transpose_a, transpose_b, a, b, c, accumulate);
+  matmul_.Multiply(transpose_a, transpose_b, a, b, accumulate ? ConstMatrix(c) : ConstMatrix(), c);
 }
+
+void CudaOps::MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
+                        ConstMatrix residual, Matrix c, Matrix) {
+  matmul_.Multiply(transpose_a, transpose_b, a, b, residual, c);
+}
+
+bool CudaOps::AddsWholeProducts() const { return true; }
 
 void CudaOps::Add(ConstMatrix x, Matrix acc) { cuda::Add(stream_, x, acc); }
 
@@ -134,7 +141,7 @@ void CudaOps::EmbeddingForward(const int32_t* tokens, ConstMatrix table, int64_t
 
 void CudaOps::EmbeddingBackward(const int32_t* tokens, ConstMatrix dout, int64_t row_begin,
                                 Matrix dtable) {
-  cuda::EmbeddingBackward(stream_, tokens, dout, row_begin, dtable);
+  cuda::EmbeddingBackward(stream_, work_, tokens, dout, row_begin, dtable);
 }
 
 void CudaOps::RmsNormForward(ConstMatrix x, ConstMatrix weight, float eps, Matrix y, float* rstd) {
@@ -226,7 +233,7 @@ absl::StatusOr<std::string> CudaIsa(int device) {
   const size_t cublas = cublasLtGetVersion();
   return fmt::format("sm_{}{} {} cublas {}.{}.{} cudnn {}", properties.major, properties.minor,
                      properties.multiProcessorCount, cublas / 10000, cublas / 100 % 100,
-                     cublas % 100, CUDNN_VERSION);
+                     cublas % 100, cudnnGetVersion());
 }
 
 }  // namespace perdure

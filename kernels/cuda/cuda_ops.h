@@ -37,6 +37,9 @@ class CudaOps final : public Ops {
   void Copy(ConstMatrix src, Matrix dst) override;
   void Matmul(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b, Matrix c,
               bool accumulate) override;
+  void MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
+                 ConstMatrix residual, Matrix c, Matrix work) override;
+  bool AddsWholeProducts() const override;
   void Add(ConstMatrix x, Matrix acc) override;
   void TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out) override;
   void SumsOfSquares(const float* x, std::span<const ElementRun> runs, double* sums) override;

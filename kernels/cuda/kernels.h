@@ -31,8 +31,8 @@ void SumsOfSquares(const Stream& stream, Workspace& work, const float* x,
 // embedding.cu
 void EmbeddingForward(const Stream& stream, const int32_t* tokens, ConstMatrix table,
                       int64_t row_begin, Matrix out);
-void EmbeddingBackward(const Stream& stream, const int32_t* tokens, ConstMatrix dout,
-                       int64_t row_begin, Matrix dtable);
+void EmbeddingBackward(const Stream& stream, Workspace& work, const int32_t* tokens,
+                       ConstMatrix dout, int64_t row_begin, Matrix dtable);
 
 // rms_norm.cu
 void RmsNormForward(const Stream& stream, ConstMatrix x, ConstMatrix weight, float eps, Matrix y,

@@ -21,9 +21,11 @@ class MatmulLibrary {
   MatmulLibrary(const MatmulLibrary&) = delete;
   MatmulLibrary& operator=(const MatmulLibrary&) = delete;
 
-  // As Ops::Matmul.
+  // c = addend + op(a) op(b). addend: null data (left out), c itself, or a matrix of c's shape,
+  // dtype and stride that does not overlap c. The product is complete before the addition, which
+  // is in fp32, and the result is rounded once.
   void Multiply(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
-                Matrix c, bool accumulate);
+                ConstMatrix addend, Matrix c);
 
  private:
   struct Impl;

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "runtime/base/status.h"
+#include "runtime/train/backend.h"
 #include "runtime/train/trainer.h"
 
 namespace perdure {
@@ -189,10 +190,13 @@ absl::Status Serve(FrameSocket& socket, const std::shared_ptr<LocalHub>& hub,
   options.generation = init.at("generation").get<uint64_t>();
   options.nonce = init.at("nonce").get<uint32_t>();
   options.ranks_per_file = init.at("ranks_per_file").get<int64_t>();
+  options.host_threads = init.at("host_threads").get<int>();
   options.run_id = init.at("run_id").get<std::string>();
   options.until_step = init.at("until_step").get<int64_t>();
   const int rank = init.at("rank").get<int>();
   ASSIGN_OR_RETURN(const StartPoint start, ReadStart(init));
+  ASSIGN_OR_RETURN(std::unique_ptr<Ops> ops,
+                   NewOps(options.config, init.at("local_rank").get<int>()));
 
   const TransportOptions transport_options{.rank = rank,
                                            .size = static_cast<int>(options.config.layout.ranks()),
@@ -211,7 +215,7 @@ absl::Status Serve(FrameSocket& socket, const std::shared_ptr<LocalHub>& hub,
 
   SocketHost host(&socket, rank);
   ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer,
-                   Trainer::Create(options, start, transport.get(), &host));
+                   Trainer::Create(options, start, std::move(ops), transport.get(), &host));
   ASSIGN_OR_RETURN(const bool complete, trainer->Run());
   return socket.Send({{"type", "done"}, {"complete", complete}});
 }

@@ -28,70 +28,65 @@ WriteOptions WriteOptionsOf(const CheckpointConfig& config) {
 
 CheckpointSaver::CheckpointSaver(const Options& options, const AtomTable* table,
                                  const Writers* writers, int rank, std::vector<AtomState> live,
-                                 RankHost* host)
+                                 Ops* ops, RankHost* host)
     : options_(options),
       table_(table),
       writers_(writers),
       place_(writers->ranks[static_cast<size_t>(rank)]),
       live_(std::move(live)),
+      ops_(ops),
       host_(host),
-      frozen_(live_) {
+      freezes_(options.asynchronous || !ops->DeviceIsHost()) {
+  if (freezes_) {
+    memory_ = ops_->AllocateHost(StateCopy::BytesOf(live_, *table_));
+    frozen_.emplace(live_, *table_, memory_);
+  }
   if (!options_.asynchronous) return;
   busy_ = true;  // Until the memory is there.
-  thread_ = std::thread([this] { Work(); });
+  thread_ = std::thread([this, touch = ops_->DeviceIsHost()] {
+    // Once here, so that freezing costs a copy and no page faults. Pinned memory has its pages.
+    if (touch) std::memset(memory_, 0, StateCopy::BytesOf(live_, *table_));
+    Work();
+  });
 }
 
 CheckpointSaver::~CheckpointSaver() {
-  if (!thread_.joinable()) return;
-  {
-    const std::lock_guard lock(mutex_);
-    stop_ = true;
-    changed_.notify_all();
+  if (thread_.joinable()) {
+    {
+      const std::lock_guard lock(mutex_);
+      stop_ = true;
+      changed_.notify_all();
+    }
+    thread_.join();
   }
-  thread_.join();
+  if (memory_ != nullptr) ops_->FreeHost(memory_);
 }
 
-int64_t CheckpointSaver::MemoryOf(const WriteOptions& options, bool asynchronous,
-                                  int64_t elements) {
+int64_t CheckpointSaver::MemoryOf(const WriteOptions& options, bool freezes, int64_t elements) {
   const int64_t bytes = elements * kStatePartCount * static_cast<int64_t>(sizeof(float));
   const auto buffers = static_cast<int64_t>(options.buffers) * static_cast<int64_t>(kBlockBytes);
-  return std::min(buffers, bytes + 2 * static_cast<int64_t>(kBlockBytes)) +
-         (asynchronous ? bytes : 0);
+  return std::min(buffers, bytes + 2 * static_cast<int64_t>(kBlockBytes)) + (freezes ? bytes : 0);
 }
 
-// Touched once here, so that freezing costs a copy and no page faults.
-void CheckpointSaver::Allocate() {
-  size_t floats = 0;
-  const auto count = [this](const AtomState& state) {
-    return static_cast<size_t>(table_->atoms()[static_cast<size_t>(state.atom)].count);
-  };
-  for (const AtomState& state : live_) floats += count(state) * state.parts.size();
-  memory_ = std::make_unique<AlignedBuffer>(floats * sizeof(float));
-  std::memset(memory_->data(), 0, floats * sizeof(float));
-  auto* at = reinterpret_cast<float*>(memory_->data());
-  for (AtomState& state : frozen_)
-    for (float*& part : state.parts) {
-      part = at;
-      at += count(state);
-    }
+// The state as it is where the device's stream stands now.
+absl::Status CheckpointSaver::Freeze() {
+  if (frozen_.has_value()) frozen_->Download(ops_);
+  return ops_->Sync();
 }
 
 absl::Status CheckpointSaver::Save(int64_t step) {
   const Clock::time_point began = Clock::now();
   SavedRun saved{.step = step, .nonce = options_.nonce};
   if (!options_.asynchronous) {
+    RETURN_IF_ERROR(Freeze());
+    saved.freeze_seconds = Since(began);
     const absl::Status status = SaveFrozen(std::move(saved));
     stall_seconds_ += Since(began);
     return status;
   }
   RETURN_IF_ERROR(Wait());
   saved.wait_seconds = Since(began);
-  for (size_t i = 0; i < live_.size(); ++i) {
-    const int64_t count = table_->atoms()[static_cast<size_t>(live_[i].atom)].count;
-    for (size_t part = 0; part < live_[i].parts.size(); ++part)
-      std::memcpy(frozen_[i].parts[part], live_[i].parts[part],
-                  static_cast<size_t>(count) * sizeof(float));
-  }
+  RETURN_IF_ERROR(Freeze());
   saved.freeze_seconds = Since(began) - saved.wait_seconds;
   stall_seconds_ += Since(began);
   const std::lock_guard lock(mutex_);
@@ -108,7 +103,6 @@ absl::Status CheckpointSaver::Wait() {
 }
 
 void CheckpointSaver::Work() {
-  Allocate();
   std::unique_lock lock(mutex_);
   for (;;) {
     busy_ = false;
@@ -154,7 +148,9 @@ absl::Status CheckpointSaver::Write(const SavedRun& saved, RunReport* report) co
       const auto writer,
       RunWriter::Create(directory, *table_, writers_->files[static_cast<size_t>(place_.file)],
                         static_cast<size_t>(place_.run), stamp, options_.write));
-  for (const AtomState& state : frozen_) RETURN_IF_ERROR(writer->Append(state));
+  const std::span<const AtomState> states =
+      frozen_.has_value() ? frozen_->host() : std::span<const AtomState>(live_);
+  for (const AtomState& state : states) RETURN_IF_ERROR(writer->Append(state));
   ASSIGN_OR_RETURN(*report, writer->Finish());
   return absl::OkStatus();
 }

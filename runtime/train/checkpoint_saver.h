@@ -2,21 +2,25 @@
 // training, writes it and reads back files of others, as the host orders.
 //
 // One frozen state at a time: a second one waits until the first is settled (back-pressure),
-// because until then it may have to be written again. Without `asynchronous` nothing is copied and
-// training waits for it all. The thread that trains calls; the saver has one of its own.
+// because until then it may have to be written again. Without `asynchronous` training waits for it
+// all, and nothing is copied where device memory is the host's. The thread that trains calls, and
+// it alone touches the ops; the saver has a thread of its own.
 #pragma once
 
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "ckpt/run_writer.h"
+#include "kernels/ops.h"
 #include "runtime/train/rank_host.h"
+#include "runtime/train/state_copy.h"
 #include "runtime/train/writers.h"
 
 namespace perdure {
@@ -32,10 +36,10 @@ class CheckpointSaver {
     WriteOptions write;
     bool asynchronous = true;
   };
-  // `place`: of this rank in `plan`; `live` is the state of its atoms, in the plan's order.
-  // Pointers outlive the saver.
+  // `place`: of this rank in `plan`; `live` is the state of its atoms in device memory, in the
+  // plan's order. Pointers outlive the saver.
   CheckpointSaver(const Options& options, const AtomTable* table, const Writers* writers, int rank,
-                  std::vector<AtomState> live, RankHost* host);
+                  std::vector<AtomState> live, Ops* ops, RankHost* host);
   ~CheckpointSaver();
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
@@ -48,24 +52,27 @@ class CheckpointSaver {
   // For which training has waited here since the saver was made.
   double stall_seconds() const { return stall_seconds_; }
 
-  // Bytes that an asynchronous saver of atoms with so many elements in all keeps; and any saver.
-  static int64_t MemoryOf(const WriteOptions& options, bool asynchronous, int64_t elements);
+  // Host bytes that a saver of atoms with so many elements in all keeps: what is on its way to
+  // disk, and the frozen state where there is one.
+  static int64_t MemoryOf(const WriteOptions& options, bool freezes, int64_t elements);
 
  private:
   void Work();
+  absl::Status Freeze();
   absl::Status SaveFrozen(SavedRun saved);
   absl::Status Write(const SavedRun& saved, RunReport* report) const;
   absl::Status Verify(int64_t step, const SaveOrder& order) const;
-  void Allocate();
 
   const Options options_;
   const AtomTable* table_;
   const Writers* writers_;
   const Writers::Place place_;
   const std::vector<AtomState> live_;
+  Ops* ops_;
   RankHost* host_;
-  std::unique_ptr<AlignedBuffer> memory_;
-  std::vector<AtomState> frozen_;  // In memory_, or live_ itself.
+  const bool freezes_;
+  void* memory_ = nullptr;           // Of frozen_.
+  std::optional<StateCopy> frozen_;  // None: live_ itself is written.
   double stall_seconds_ = 0;
 
   std::mutex mutex_;  // Guards what follows.

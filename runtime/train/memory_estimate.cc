@@ -62,8 +62,9 @@ MemoryEstimate EstimateRank(const RunConfig& config, const PhaseConfig& phase,
   memory.gradients = most.gradients;
   memory.optimizer = most.optimizer;
   memory.buffers += most.buffers;
-  memory.checkpoint = CheckpointSaver::MemoryOf(WriteOptionsOf(config.checkpoint),
-                                                config.checkpoint.asynchronous, most.owned);
+  memory.checkpoint = CheckpointSaver::MemoryOf(
+      WriteOptionsOf(config.checkpoint),
+      config.checkpoint.asynchronous || config.numerics.backend == "cuda", most.owned);
   return memory;
 }
 

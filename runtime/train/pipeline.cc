@@ -14,6 +14,10 @@ uint32_t Operation(int virtual_stage, bool backward) {
   return static_cast<uint32_t>(2 * virtual_stage + (backward ? 1 : 0));
 }
 
+// Micro-batches whose tokens may wait for the device at once. Enough that the host waits for it a
+// few times a step at most; few enough to be no memory.
+constexpr int kStagedBatches = 64;
+
 }  // namespace
 
 DType DTypeOf(const NumericsConfig& numerics) {
@@ -61,7 +65,7 @@ StageOptions StageOptionsOf(const RunConfig& config, const PhaseConfig& phase, i
 // The tensor axis over a communication group.
 class Pipeline::Axis final : public TensorAxis {
  public:
-  explicit Axis(Group* group) : group_(group) {}
+  explicit Axis(Collectives* group) : group_(group) {}
   absl::Status AllGather(const void* in, size_t bytes, void* out) override {
     return group_->AllGather(in, bytes, out);
   }
@@ -73,7 +77,12 @@ class Pipeline::Axis final : public TensorAxis {
   }
 
  private:
-  Group* group_;
+  Collectives* group_;
+};
+
+struct Pipeline::Message {
+  bool posted = false;
+  std::vector<RequestPtr> requests;
 };
 
 // One virtual stage on this rank with its messages under way.
@@ -81,12 +90,12 @@ struct Pipeline::Chunk {
   std::unique_ptr<Stage> stage;
   int slots = 1;
   Matrix output_gradient[2], input_gradient[2];  // [Mt, h], by micro-batch parity.
-  std::vector<RequestPtr> input, output;         // By slot: activations received, sent.
-  RequestPtr gradient_received[2], gradient_sent[2];
+  std::vector<Message> input, output;            // By slot: activations received, sent.
+  Message gradient_received[2], gradient_sent[2];
 };
 
 Pipeline::Pipeline(const Options& options, const AtomTable* table, Ops* ops, ShardedState* state,
-                   Group* tensor, Group* pipeline, const SampleOrder* samples)
+                   Collectives* tensor, Collectives* pipeline, const SampleOrder* samples)
     : options_(options),
       ops_(ops),
       state_(state),
@@ -121,9 +130,15 @@ Pipeline::Pipeline(const Options& options, const AtomTable* table, Ops* ops, Sha
     first_bucket += static_cast<int>(layers.size());
     chunks_.push_back(std::move(chunk));
   }
-  tokens_ = static_cast<int32_t*>(ops_->Allocate(static_cast<size_t>(rows_) * sizeof(int32_t)));
-  targets_ = static_cast<int32_t*>(ops_->Allocate(static_cast<size_t>(rows_) * sizeof(int32_t)));
+  const size_t token_bytes = static_cast<size_t>(2 * rows_) * sizeof(int32_t);
+  tokens_ = static_cast<int32_t*>(ops_->Allocate(token_bytes));
+  staging_ = static_cast<int32_t*>(ops_->AllocateHost(kStagedBatches * token_bytes));
   sample_.resize(static_cast<size_t>(phase.context) + 1);
+  const int64_t leaves =
+      LeavesOf(config.numerics, std::max(phase.batch.initial, phase.batch.final));
+  const auto rounds = static_cast<size_t>((leaves + config.layout.data - 1) / config.layout.data);
+  round_losses_ = static_cast<double*>(ops_->Allocate(rounds * sizeof(double)));
+  host_losses_ = static_cast<double*>(ops_->AllocateHost(rounds * sizeof(double)));
 }
 
 Pipeline::~Pipeline() {
@@ -131,7 +146,9 @@ Pipeline::~Pipeline() {
     for (Matrix* gradients : {chunk->output_gradient, chunk->input_gradient})
       for (int parity = 0; parity < 2; ++parity) ops_->Free(gradients[parity].data);
   ops_->Free(tokens_);
-  ops_->Free(targets_);
+  ops_->Free(round_losses_);
+  ops_->FreeHost(staging_);
+  ops_->FreeHost(host_losses_);
 }
 
 int Pipeline::VirtualStage(int chunk) const { return chunk * stages_ + options_.at.pipeline; }
@@ -155,21 +172,35 @@ Pipeline::MicroBatch Pipeline::Describe(const StepInfo& step, int64_t micro_batc
   return result;
 }
 
-absl::Status Pipeline::ReadTokens(int64_t first_sample) {
+// Enqueued: passes that are under way still find the tokens before.
+absl::Status Pipeline::UploadTokens(int64_t first_sample) {
+  if (staged_ == kStagedBatches) {
+    RETURN_IF_ERROR(ops_->Sync());
+    staged_ = 0;
+  }
+  int32_t* tokens = staging_ + 2 * rows_ * staged_++;
+  int32_t* targets = tokens + rows_;
   const int64_t context = static_cast<int64_t>(sample_.size()) - 1;
   for (int64_t i = 0; i < options_.config.numerics.micro_batch; ++i) {
     RETURN_IF_ERROR(samples_->Read(samples_->Locate(first_sample + i), sample_));
-    std::copy(sample_.begin(), sample_.end() - 1, tokens_ + i * context);
-    std::copy(sample_.begin() + 1, sample_.end(), targets_ + i * context);
+    std::copy(sample_.begin(), sample_.end() - 1, tokens + i * context);
+    std::copy(sample_.begin() + 1, sample_.end(), targets + i * context);
   }
+  ops_->Upload(tokens, static_cast<size_t>(2 * rows_) * sizeof(int32_t), tokens_);
   return absl::OkStatus();
 }
 
-absl::Status Pipeline::Finish(RequestPtr& request) {
-  if (request == nullptr) return absl::OkStatus();
-  const absl::Status status = pipeline_->WaitAll({&request, 1});
-  request.reset();
+absl::Status Pipeline::Finish(Message& message) {
+  if (!message.posted) return absl::OkStatus();
+  message.posted = false;
+  const absl::Status status = pipeline_->WaitAll(message.requests);
+  message.requests.clear();
   return status;
+}
+
+void Pipeline::Post(Message& message, uint32_t operation, const Transfer& transfer) {
+  message.posted = true;
+  message.requests = pipeline_->Start(operation, {&transfer, 1});
 }
 
 // Posts what `pass` will need, unless its memory is still in use by `running`, the pass before it.
@@ -180,18 +211,24 @@ void Pipeline::PostReceive(const StepInfo& step, const Pass& pass, const Pass* r
   const size_t bytes =
       static_cast<size_t>(own_rows_ * options_.config.model.hidden) * SizeOf(dtype_);
   if (pass.backward) {
-    RequestPtr& request = chunk.gradient_received[pass.micro_batch % 2];
-    if (k == last || request != nullptr) return;
-    request = pipeline_->Recv((k + 1) % stages_, Operation(k, true),
-                              chunk.output_gradient[pass.micro_batch % 2].data, bytes);
+    Message& message = chunk.gradient_received[pass.micro_batch % 2];
+    if (k == last || message.posted) return;
+    Post(message, Operation(k, true),
+         {.kind = Transfer::Kind::kRecv,
+          .member = (k + 1) % stages_,
+          .data = chunk.output_gradient[pass.micro_batch % 2].data,
+          .bytes = bytes});
     return;
   }
   const int slot = SlotOf(pass);
-  RequestPtr& request = chunk.input[static_cast<size_t>(slot)];
-  if (k == 0 || request != nullptr) return;
+  Message& message = chunk.input[static_cast<size_t>(slot)];
+  if (k == 0 || message.posted) return;
   if (running != nullptr && running->chunk == pass.chunk && SlotOf(*running) == slot) return;
-  request =
-      pipeline_->Recv((k - 1) % stages_, Operation(k, false), chunk.stage->Input(slot).data, bytes);
+  Post(message, Operation(k, false),
+       {.kind = Transfer::Kind::kRecv,
+        .member = (k - 1) % stages_,
+        .data = chunk.stage->Input(slot).data,
+        .bytes = bytes});
 }
 
 absl::Status Pipeline::Forward(const StepInfo& step, const Pass& pass) {
@@ -202,18 +239,20 @@ absl::Status Pipeline::Forward(const StepInfo& step, const Pass& pass) {
   const int slot = SlotOf(pass);
   RETURN_IF_ERROR(Finish(chunk.input[static_cast<size_t>(slot)]));
   RETURN_IF_ERROR(Finish(chunk.output[static_cast<size_t>(slot)]));
-  if (k == 0) RETURN_IF_ERROR(ReadTokens(batch.first_sample));
+  if (k == 0) RETURN_IF_ERROR(UploadTokens(batch.first_sample));
   RETURN_IF_ERROR(chunk.stage->Forward(slot, tokens_));
   if (k < last) {
     const Matrix out = chunk.stage->Output(slot);
-    chunk.output[static_cast<size_t>(slot)] =
-        pipeline_->Send((k + 1) % stages_, Operation(k + 1, false), out.data, out.bytes());
+    Post(chunk.output[static_cast<size_t>(slot)], Operation(k + 1, false),
+         {.kind = Transfer::Kind::kSend,
+          .member = (k + 1) % stages_,
+          .data = out.data,
+          .bytes = out.bytes()});
   }
   return absl::OkStatus();
 }
 
-absl::Status Pipeline::Backward(const StepInfo& step, const Pass& pass,
-                                std::vector<double>* losses) {
+absl::Status Pipeline::Backward(const StepInfo& step, const Pass& pass) {
   Chunk& chunk = *chunks_[static_cast<size_t>(pass.chunk)];
   const MicroBatch batch = Describe(step, pass.micro_batch);
   if (!batch.real) return chunk.stage->PhantomBackward(batch.last_of_leaf, batch.leaf_is_real);
@@ -221,28 +260,35 @@ absl::Status Pipeline::Backward(const StepInfo& step, const Pass& pass,
   const auto parity = static_cast<size_t>(pass.micro_batch % 2);
   RETURN_IF_ERROR(Finish(chunk.gradient_received[parity]));
   RETURN_IF_ERROR(Finish(chunk.gradient_sent[parity]));
-  if (k == 0 || k == last) RETURN_IF_ERROR(ReadTokens(batch.first_sample));
+  if (k == 0 || k == last) RETURN_IF_ERROR(UploadTokens(batch.first_sample));
   Stage::BackwardOptions options;
   options.tokens = tokens_;
-  options.targets = targets_;
+  options.targets = tokens_ + rows_;
   options.output_gradient = chunk.output_gradient[parity];
   options.input_gradient = chunk.input_gradient[parity];
   options.loss_scale = static_cast<float>(1.0 / static_cast<double>(step.batch * step.context));
   options.first_of_leaf = batch.first_of_leaf;
   options.last_of_leaf = batch.last_of_leaf;
-  options.loss = &(*losses)[static_cast<size_t>(batch.round)];
+  options.loss = round_losses_ + batch.round;
   RETURN_IF_ERROR(chunk.stage->Backward(SlotOf(pass), options));
   if (k > 0) {
     const Matrix gradient = chunk.input_gradient[parity];
-    chunk.gradient_sent[parity] =
-        pipeline_->Send((k - 1) % stages_, Operation(k - 1, true), gradient.data, gradient.bytes());
+    Post(chunk.gradient_sent[parity], Operation(k - 1, true),
+         {.kind = Transfer::Kind::kSend,
+          .member = (k - 1) % stages_,
+          .data = gradient.data,
+          .bytes = gradient.bytes()});
   }
   return absl::OkStatus();
 }
 
-absl::Status Pipeline::RunStep(const StepInfo& step, std::vector<double>* losses) {
+absl::Status Pipeline::RunStep(const StepInfo& step) {
   state_->BeginStep(LeavesOf(options_.config.numerics, step.batch));
-  losses->assign(static_cast<size_t>(state_->rounds()), 0);
+  const auto rounds = static_cast<size_t>(state_->rounds());
+  losses_ = std::span(host_losses_, rounds);
+  staged_ = 0;  // Whoever took the losses of the step before has synchronised.
+  // As floats: eight zero bytes are 0.0.
+  ops_->Zero(Matrix(round_losses_, DType::kF32, 1, 2 * state_->rounds()));
   const PipelineSchedule schedule =
       MakePipelineSchedule(stages_, chunks_count_, state_->rounds() * options_.config.numerics.leaf,
                            options_.at.pipeline);
@@ -252,12 +298,13 @@ absl::Status Pipeline::RunStep(const StepInfo& step, std::vector<double>* losses
     PostReceive(step, pass, nullptr);
     running = &pass;
     if (i + 1 < schedule.passes.size()) PostReceive(step, schedule.passes[i + 1], running);
-    RETURN_IF_ERROR(pass.backward ? Backward(step, pass, losses) : Forward(step, pass));
+    RETURN_IF_ERROR(pass.backward ? Backward(step, pass) : Forward(step, pass));
   }
   for (const auto& chunk : chunks_) {
-    for (RequestPtr& request : chunk->output) RETURN_IF_ERROR(Finish(request));
-    for (RequestPtr& request : chunk->gradient_sent) RETURN_IF_ERROR(Finish(request));
+    for (Message& message : chunk->output) RETURN_IF_ERROR(Finish(message));
+    for (Message& message : chunk->gradient_sent) RETURN_IF_ERROR(Finish(message));
   }
+  ops_->Download(round_losses_, rounds * sizeof(double), host_losses_);
   return absl::OkStatus();
 }
 

@@ -5,12 +5,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "kernels/ops.h"
 #include "model/stage.h"
-#include "runtime/comm/group.h"
+#include "runtime/comm/collectives.h"
 #include "runtime/data/sample_order.h"
 #include "runtime/train/mesh.h"
 #include "runtime/train/pipeline_schedule.h"
@@ -28,14 +29,20 @@ class Pipeline {
     MeshPoint at;
   };
   Pipeline(const Options& options, const AtomTable* table, Ops* ops, ShardedState* state,
-           Group* tensor, Group* pipeline, const SampleOrder* samples);
+           Collectives* tensor, Collectives* pipeline, const SampleOrder* samples);
   ~Pipeline();
+  Pipeline(const Pipeline&) = delete;
+  Pipeline& operator=(const Pipeline&) = delete;
 
-  // Forward and backward of all the step's leaves that fall to replica at.data. losses[r]: sum of
-  // token losses of the leaf of round r (last pipeline rank; 0 where the replica has none).
-  absl::Status RunStep(const StepInfo& step, std::vector<double>* losses);
+  // Forward and backward of all the step's leaves that fall to replica at.data: enqueued, but for
+  // the waits of messages.
+  absl::Status RunStep(const StepInfo& step);
+  // Of the latest step, by round: sum of token losses of the leaf (last pipeline rank; 0 where the
+  // replica has none). Valid from the first Ops::Sync behind RunStep until the next RunStep.
+  std::span<const double> losses() const { return losses_; }
 
  private:
+  struct Message;
   struct Chunk;
   class Axis;
 
@@ -50,27 +57,32 @@ class Pipeline {
     int64_t first_sample = 0;  // Within the phase.
   };
   MicroBatch Describe(const StepInfo& step, int64_t micro_batch) const;
-  absl::Status ReadTokens(int64_t first_sample);
+  absl::Status UploadTokens(int64_t first_sample);
   void PostReceive(const StepInfo& step, const Pass& pass, const Pass* running);
   absl::Status Forward(const StepInfo& step, const Pass& pass);
-  absl::Status Backward(const StepInfo& step, const Pass& pass, std::vector<double>* losses);
+  absl::Status Backward(const StepInfo& step, const Pass& pass);
   int VirtualStage(int chunk) const;
   int SlotOf(const Pass& pass) const;
-  absl::Status Finish(RequestPtr& request);
+  void Post(Message& message, uint32_t operation, const Transfer& transfer);
+  absl::Status Finish(Message& message);
 
   Options options_;
   Ops* ops_;
   ShardedState* state_;
-  Group* pipeline_;
+  Collectives* pipeline_;
   const SampleOrder* samples_;
   std::unique_ptr<Axis> axis_;
   int stages_ = 1, chunks_count_ = 1;
   DType dtype_;
   int64_t rows_ = 0, own_rows_ = 0;
   std::vector<std::unique_ptr<Chunk>> chunks_;
-  int32_t* tokens_ = nullptr;    // [M], device.
-  int32_t* targets_ = nullptr;   // [M], device.
+  int32_t* tokens_ = nullptr;    // [2][M], device: tokens, then targets.
+  int32_t* staging_ = nullptr;   // [kStagedBatches][2][M], host: on their way to tokens_.
+  int staged_ = 0;               // Of them, perhaps not yet read: since the latest Sync known here.
   std::vector<int32_t> sample_;  // context + 1.
+  double* round_losses_ = nullptr;  // [most rounds], device.
+  double* host_losses_ = nullptr;   // Likewise, host.
+  std::span<const double> losses_;  // Of host_losses_.
 };
 
 // Stage options of one chunk, shared with `plan`'s memory arithmetic.

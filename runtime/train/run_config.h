@@ -65,8 +65,10 @@ struct NumericsConfig {
   int64_t leaf = 1;         // Micro-batches per leaf.
   int64_t atom_elements = 262144;  // The most elements of an atom.
   int64_t threads = 1;             // Per rank, inside matmuls.
-  std::string isa =
-      "auto";  // The matmul library's instruction set; "auto" is replaced at the run's first start.
+  // "cpu" or "cuda"; "auto" is replaced at the run's first start, and so is isa's: the instruction
+  // set of the matmul library, or what CudaIsa says of the GPU.
+  std::string backend = "auto";
+  std::string isa = "auto";
 };
 
 struct LayoutConfig {
@@ -79,6 +81,9 @@ struct LayoutConfig {
   std::string recompute =
       "none";  // "none" or "full": activations kept, or recomputed block by block.
   std::string transport = "ucx";  // "ucx", "libfabric" or "local" (threads of one process).
+  // How device memory gets from rank to rank: "nccl", "staged" (through the host), or "auto": nccl
+  // where every rank has a GPU to itself. Says nothing where ranks compute in host memory.
+  std::string device_transport = "auto";
   std::string
       network;  // Passed to the transport: UCX_TLS or a libfabric provider; empty: its choice.
 

@@ -4,6 +4,7 @@
 
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
+#include "runtime/comm/sync_watching.h"
 
 namespace perdure {
 namespace {
@@ -15,6 +16,9 @@ constexpr uint32_t kGather = 1U << 18;
 // Exchanges that may be under way at once. Enough that a bucket's messages travel behind the
 // compute of several others, few enough that receiving takes a fraction of the gradient.
 constexpr int kReceivePlaces = 4;
+
+// Host memory through which state is filled and read where the device's is not the host's.
+constexpr size_t kStagingBytes = size_t{256} << 20;
 
 // Elements of each place where other replicas' gradients arrive: its widest run times D - 1.
 std::vector<int64_t> ReceiveSizes(std::span<const int64_t> own_sizes, int replicas) {
@@ -59,7 +63,7 @@ std::vector<OwnedRun> CutBucket(const Bucket& bucket, int replicas, int64_t rota
 }
 
 ShardedState::ShardedState(const Options& options, std::vector<Bucket> buckets,
-                           const AtomTable* table, Ops* ops, Group* data)
+                           const AtomTable* table, Ops* ops, Collectives* data)
     : options_(options),
       buckets_(std::move(buckets)),
       states_(buckets_.size()),
@@ -108,17 +112,20 @@ ShardedState::ShardedState(const Options& options, std::vector<Bucket> buckets,
   if (options_.zero == 3 || options_.dtype != DType::kF32) master_ = AllocateFloats(kept_size_);
   exp_avg_ = AllocateFloats(kept_size_);
   exp_avg_sq_ = AllocateFloats(kept_size_);
+  PlanUpdates();
+  PlanSquares();
 }
 
 ShardedState::~ShardedState() {
   // Something is under way only after an error. No peer may write into memory that is given back.
   const bool under_way = std::any_of(states_.begin(), states_.end(), [](const BucketState& state) {
-    return !state.exchange.empty() || !state.gather.empty();
+    return !state.exchange.empty() || state.gathering;
   });
   Transport* transport = data_->transport();
   for (int peer = 0; under_way && peer < transport->size(); ++peer)
     if (peer != transport->rank()) transport->FailPeer(peer, "its state was dropped");
   for (void* memory : allocations_) ops_->Free(memory);
+  ops_->FreeHost(host_squares_);
 }
 
 float* ShardedState::AllocateFloats(int64_t count) {
@@ -126,17 +133,53 @@ float* ShardedState::AllocateFloats(int64_t count) {
   return static_cast<float*>(allocations_.back());
 }
 
+// AdamW goes element by element, so atoms that neighbour each other in every array may go together:
+// a few large runs instead of thousands of atoms.
+void ShardedState::PlanUpdates() {
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
+    const OwnedRun& kept = states_[static_cast<size_t>(b)].kept;
+    for (int64_t a = kept.first_atom; a < kept.last_atom; ++a) {
+      const PlacedAtom& placed = buckets_[static_cast<size_t>(b)].atoms[static_cast<size_t>(a)];
+      const Atom& atom = table_->atoms()[static_cast<size_t>(placed.atom)];
+      const bool decays = table_->tensors()[static_cast<size_t>(atom.tensor)].decays;
+      const bool joins = !updates_.empty() && updates_.back().bucket == b &&
+                         updates_.back().decays == decays &&
+                         updates_.back().begin + updates_.back().count == placed.offset;
+      if (joins)
+        updates_.back().count += placed.count;
+      else
+        updates_.push_back({b, placed.offset, placed.count, decays});
+    }
+  }
+}
+
+void ShardedState::PlanSquares() {
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
+    const OwnedRun& own = Own(b);
+    const int64_t offset = states_[static_cast<size_t>(b)].own_offset;
+    for (int64_t a = own.first_atom; a < own.last_atom; ++a) {
+      const PlacedAtom& atom = buckets_[static_cast<size_t>(b)].atoms[static_cast<size_t>(a)];
+      squares_runs_.push_back({offset + (atom.offset - own.begin), atom.count});
+    }
+  }
+  const size_t bytes = squares_runs_.size() * sizeof(double);
+  allocations_.push_back(ops_->Allocate(bytes));
+  squares_ = static_cast<double*>(allocations_.back());
+  host_squares_ = static_cast<double*>(ops_->AllocateHost(bytes));
+}
+
 ShardedState::Memory ShardedState::MemoryOf(const Options& options, std::span<const Bucket> buckets,
                                             int replicas, int replica) {
-  int64_t arena = 0, owned = 0, widest = 0;
+  int64_t arena = 0, owned = 0, owned_atoms = 0, widest = 0;
   std::vector<int64_t> own_sizes;
   for (size_t b = 0; b < buckets.size(); ++b) {
     arena += buckets[b].size;
     widest = std::max(widest, buckets[b].size);
-    own_sizes.push_back(
-        CutBucket(buckets[b], replicas, static_cast<int64_t>(b))[static_cast<size_t>(replica)]
-            .size());
-    owned += own_sizes.back();
+    const OwnedRun own =
+        CutBucket(buckets[b], replicas, static_cast<int64_t>(b))[static_cast<size_t>(replica)];
+    own_sizes.push_back(own.size());
+    owned += own.size();
+    owned_atoms += own.last_atom - own.first_atom;
   }
   const int64_t kept = options.zero == 0 ? arena : owned;
   const auto width = static_cast<int64_t>(SizeOf(options.dtype));
@@ -147,6 +190,7 @@ ShardedState::Memory ShardedState::MemoryOf(const Options& options, std::span<co
   memory.gradients = 4 * (arena * (options.zero <= 1 && replicas > 1 ? 2 : 1) + owned);
   memory.optimizer = 4 * kept * (options.zero == 3 || bf16 ? 3 : 2);
   for (const int64_t size : ReceiveSizes(own_sizes, replicas)) memory.buffers += 4 * size;
+  memory.buffers += owned_atoms * static_cast<int64_t>(sizeof(double));
   return memory;
 }
 
@@ -234,6 +278,59 @@ std::vector<int64_t> ShardedState::OwnedAtomIndices(int d) const {
   return indices;
 }
 
+absl::Status ShardedState::FillOwned(
+    const std::function<absl::Status(std::span<AtomState> atoms)>& fill) {
+  if (ops_->DeviceIsHost()) {
+    RETURN_IF_ERROR(ops_->Sync());
+    std::vector<AtomState> owned = OwnedAtoms();
+    return fill(owned);
+  }
+  return ForBatches([&](StateCopy& batch) -> absl::Status {
+    RETURN_IF_ERROR(fill(batch.host()));
+    batch.Upload(ops_);
+    return ops_->Sync();
+  });
+}
+
+absl::Status ShardedState::ReadOwned(
+    const std::function<absl::Status(std::span<const AtomState> atoms)>& read) {
+  if (ops_->DeviceIsHost()) {
+    RETURN_IF_ERROR(ops_->Sync());
+    return read(OwnedAtoms());
+  }
+  return ForBatches([&](StateCopy& batch) -> absl::Status {
+    batch.Download(ops_);
+    RETURN_IF_ERROR(ops_->Sync());
+    return read(batch.host());
+  });
+}
+
+// The owned atoms in batches that share one piece of host memory.
+absl::Status ShardedState::ForBatches(const std::function<absl::Status(StateCopy& batch)>& what) {
+  const std::vector<AtomState> owned = OwnedAtoms();
+  std::vector<std::span<const AtomState>> batches;
+  size_t largest = 0;
+  for (size_t first = 0, last = 0; first < owned.size(); first = last) {
+    size_t bytes = 0;
+    while (last < owned.size()) {
+      const size_t more = StateCopy::BytesOf({&owned[last], 1}, *table_);
+      if (last > first && bytes + more > kStagingBytes) break;
+      bytes += more;
+      ++last;
+    }
+    batches.emplace_back(&owned[first], last - first);
+    largest = std::max(largest, bytes);
+  }
+  void* staging = ops_->AllocateHost(largest);
+  absl::Status status;
+  for (size_t i = 0; i < batches.size() && status.ok(); ++i) {
+    StateCopy batch(batches[i], *table_, staging);
+    status = what(batch);
+  }
+  ops_->FreeHost(staging);
+  return status;
+}
+
 absl::Status ShardedState::ShareState() {
   if (options_.zero != 0) return absl::OkStatus();
   for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
@@ -253,7 +350,6 @@ absl::Status ShardedState::PublishParameters() {
       if (parameter.data != master.data) ops_->Copy(master, parameter);
     }
   }
-  RETURN_IF_ERROR(ops_->Sync());
   for (GatherSlot& slot : slots_) slot.bucket = -1;
   if (options_.zero == 1 || options_.zero == 2)
     for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) RETURN_IF_ERROR(StartGather(b));
@@ -266,27 +362,28 @@ absl::Status ShardedState::PublishParameters() {
 // first needs them.
 absl::Status ShardedState::StartGather(int bucket) {
   BucketState& state = states_[static_cast<size_t>(bucket)];
-  PERDURE_CHECK(state.gather.empty());
-  const auto at = [&](const OwnedRun& run) { return ParameterOf(bucket, run.begin, run.size()); };
-  for (int d = 0; d < data_->size(); ++d) {
-    const OwnedRun& run = state.runs[static_cast<size_t>(d)];
-    if (d == data_->index() || run.size() == 0) continue;
-    state.gather.push_back(
-        data_->Recv(d, Operation(kGather, bucket), at(run).data, at(run).bytes()));
-  }
-  for (int step = 1; step < data_->size(); ++step) {
-    const int d = (data_->index() + step) % data_->size();
-    const Matrix own = at(Own(bucket));
-    if (Own(bucket).size() > 0)
-      state.gather.push_back(data_->Send(d, Operation(kGather, bucket), own.data, own.bytes()));
-  }
+  PERDURE_CHECK(!state.gathering);
+  std::vector<Transfer> transfers;
+  const auto add = [&](Transfer::Kind kind, int d, const OwnedRun& run) {
+    if (run.size() == 0) return;
+    const Matrix at = ParameterOf(bucket, run.begin, run.size());
+    transfers.push_back({kind, d, at.data, at.bytes()});
+  };
+  for (int d = 0; d < data_->size(); ++d)
+    if (d != data_->index()) add(Transfer::Kind::kRecv, d, state.runs[static_cast<size_t>(d)]);
+  for (int step = 1; step < data_->size(); ++step)
+    add(Transfer::Kind::kSend, (data_->index() + step) % data_->size(), Own(bucket));
+  if (transfers.empty()) return absl::OkStatus();
+  state.gathering = true;
+  state.gather = data_->Start(Operation(kGather, bucket), transfers);
   return absl::OkStatus();
 }
 
 absl::Status ShardedState::FinishGather(int bucket) {
   BucketState& state = states_[static_cast<size_t>(bucket)];
-  if (state.gather.empty()) return absl::OkStatus();
+  if (!state.gathering) return absl::OkStatus();
   const absl::Status status = data_->WaitAll(state.gather);
+  state.gathering = false;
   state.gather.clear();
   return status;
 }
@@ -309,7 +406,6 @@ absl::StatusOr<const void*> ShardedState::Weights(int bucket) {
   if (own.size() > 0) {
     Matrix place(static_cast<char*>(slot->data) + own.begin * width, options_.dtype, 1, own.size());
     ops_->Copy(ParameterOf(bucket, own.begin, own.size()), place);
-    RETURN_IF_ERROR(ops_->Sync());
   }
   RETURN_IF_ERROR(data_->AllGatherV(slot->data, RunExtents(bucket, static_cast<size_t>(width))));
   return static_cast<const void*>(slot->data);
@@ -343,26 +439,24 @@ absl::Status ShardedState::GradientsReady(int bucket) {
     if (place.bucket >= 0) RETURN_IF_ERROR(FinishRound(place.bucket));
     place.bucket = bucket;
   }
-  RETURN_IF_ERROR(ops_->Sync());
   BucketState& state = states_[static_cast<size_t>(bucket)];
   const int64_t first_leaf = state.round * data_->size();
   const auto has_leaf = [&](int d) { return first_leaf + d < leaves_; };
-  const float* leaf = Leaf(bucket, state.round);
-  const OwnedRun& own = Own(bucket);
+  float* leaf = Leaf(bucket, state.round);
   const int self = data_->index();
-  const uint32_t operation = Operation(kExchange, bucket);
-  for (int d = 0; d < data_->size(); ++d) {
-    if (d == self || !has_leaf(d) || own.size() == 0) continue;
-    state.exchange.push_back(data_->Recv(d, operation, Receive(bucket, d),
-                                         static_cast<size_t>(own.size()) * sizeof(float)));
-  }
+  std::vector<Transfer> transfers;
+  const auto add = [&](Transfer::Kind kind, int d, const OwnedRun& run, float* at) {
+    if (run.size() > 0)
+      transfers.push_back({kind, d, at, static_cast<size_t>(run.size()) * sizeof(float)});
+  };
+  for (int d = 0; d < data_->size(); ++d)
+    if (d != self && has_leaf(d)) add(Transfer::Kind::kRecv, d, Own(bucket), Receive(bucket, d));
   for (int step = 1; step < data_->size() && has_leaf(self); ++step) {
     const int d = (self + step) % data_->size();
     const OwnedRun& run = state.runs[static_cast<size_t>(d)];
-    if (run.size() == 0) continue;
-    state.exchange.push_back(data_->Send(d, operation, leaf + run.begin,
-                                         static_cast<size_t>(run.size()) * sizeof(float)));
+    add(Transfer::Kind::kSend, d, run, leaf + run.begin);
   }
+  if (!transfers.empty()) state.exchange = data_->Start(Operation(kExchange, bucket), transfers);
   state.exchanging = true;
   ++state.round;
   data_->transport()->Progress();
@@ -387,25 +481,15 @@ absl::Status ShardedState::FinishRound(int bucket) {
     const float* leaf = d == data_->index() ? Leaf(bucket, round) + own.begin : Receive(bucket, d);
     ops_->Add(ConstMatrix(leaf, DType::kF32, 1, own.size()), sum);
   }
-  return ops_->Sync();
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<double>> ShardedState::FinishGradients() {
-  std::vector<double> squares;
-  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
-    RETURN_IF_ERROR(FinishRound(b));
-    const OwnedRun& own = Own(b);
-    for (int64_t a = own.first_atom; a < own.last_atom; ++a) {
-      const PlacedAtom& atom = buckets_[static_cast<size_t>(b)].atoms[static_cast<size_t>(a)];
-      double square = 0;
-      ops_->SumOfSquares(
-          sums_ + states_[static_cast<size_t>(b)].own_offset + (atom.offset - own.begin),
-          atom.count, &square);
-      squares.push_back(square);
-    }
-  }
-  RETURN_IF_ERROR(ops_->Sync());
-  return squares;
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) RETURN_IF_ERROR(FinishRound(b));
+  ops_->SumsOfSquares(sums_, squares_runs_, squares_);
+  ops_->Download(squares_, squares_runs_.size() * sizeof(double), host_squares_);
+  RETURN_IF_ERROR(SyncWatching(ops_, options_.watched));
+  return std::vector<double>(host_squares_, host_squares_ + squares_runs_.size());
 }
 
 // ---- update
@@ -419,7 +503,6 @@ absl::Status ShardedState::GatherSums() {
     if (own.size() > 0)
       ops_->Copy(ConstMatrix(sums_ + state.own_offset, DType::kF32, 1, own.size()),
                  Matrix(all + own.begin, DType::kF32, 1, own.size()));
-    RETURN_IF_ERROR(ops_->Sync());
     RETURN_IF_ERROR(data_->AllGatherV(all, RunExtents(b, sizeof(float))));
   }
   return absl::OkStatus();
@@ -429,28 +512,22 @@ absl::Status ShardedState::Update(int64_t optimizer_step, double rate, double gr
   RETURN_IF_ERROR(Quiesce());
   if (options_.zero == 0) RETURN_IF_ERROR(GatherSums());
   const OptimizerConfig& o = options_.optimizer;
-  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
-    const BucketState& state = states_[static_cast<size_t>(b)];
-    const Bucket& bucket = buckets_[static_cast<size_t>(b)];
-    for (int64_t a = state.kept.first_atom; a < state.kept.last_atom; ++a) {
-      const PlacedAtom& placed = bucket.atoms[static_cast<size_t>(a)];
-      const Atom& atom = table_->atoms()[static_cast<size_t>(placed.atom)];
-      const bool decays = table_->tensors()[static_cast<size_t>(atom.tensor)].decays;
-      const AdamWStep step{.step = optimizer_step,
-                           .rate = rate,
-                           .beta1 = o.beta1,
-                           .beta2 = o.beta2,
-                           .eps = o.eps,
-                           .weight_decay = decays ? o.weight_decay : 0,
-                           .gradient_scale = gradient_scale};
-      const float* gradient = options_.zero == 0
-                                  ? Leaf(b, 0) + placed.offset
-                                  : sums_ + state.own_offset + (placed.offset - Own(b).begin);
-      ops_->AdamW(step, gradient, MasterOf(b, placed.offset), Kept(exp_avg_, b, placed.offset),
-                  Kept(exp_avg_sq_, b, placed.offset), ParameterOf(b, placed.offset, placed.count));
-    }
+  for (const UpdateRun& run : updates_) {
+    const int b = run.bucket;
+    const AdamWStep step{.step = optimizer_step,
+                         .rate = rate,
+                         .beta1 = o.beta1,
+                         .beta2 = o.beta2,
+                         .eps = o.eps,
+                         .weight_decay = run.decays ? o.weight_decay : 0,
+                         .gradient_scale = gradient_scale};
+    const float* gradient =
+        options_.zero == 0
+            ? Leaf(b, 0) + run.begin
+            : sums_ + states_[static_cast<size_t>(b)].own_offset + (run.begin - Own(b).begin);
+    ops_->AdamW(step, gradient, MasterOf(b, run.begin), Kept(exp_avg_, b, run.begin),
+                Kept(exp_avg_sq_, b, run.begin), ParameterOf(b, run.begin, run.count));
   }
-  RETURN_IF_ERROR(ops_->Sync());
   for (GatherSlot& slot : slots_) slot.bucket = -1;
   if (options_.zero == 1 || options_.zero == 2)
     for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) RETURN_IF_ERROR(StartGather(b));

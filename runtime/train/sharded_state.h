@@ -13,7 +13,9 @@
 //   3  as 2, and parameters stay sharded: a bucket is gathered before use and dropped afterwards.
 // Nothing here changes a bit of the result.
 //
-// One thread. Errors are the group's.
+// One thread. A step enqueues and waits for messages; the host waits for the device once, in
+// FinishGradients. State and gradients are device memory: the host fills and reads them through
+// FillOwned and ReadOwned. Errors are the data axis' and the device's.
 #pragma once
 
 #include <array>
@@ -28,8 +30,9 @@
 #include "model/access.h"
 #include "model/arena.h"
 #include "runtime/base/atoms.h"
-#include "runtime/comm/group.h"
+#include "runtime/comm/collectives.h"
 #include "runtime/train/run_config.h"
+#include "runtime/train/state_copy.h"
 
 namespace perdure {
 
@@ -52,10 +55,12 @@ class ShardedState final : public ParameterAccess {
     DType dtype = DType::kF32;
     int zero = 1;
     OptimizerConfig optimizer;
+    // Groups whose messages the step's wait for the device depends on.
+    std::vector<Collectives*> watched;
   };
   // `data`: the D ranks that hold the same (p, t). Pointers must outlive this.
   ShardedState(const Options& options, std::vector<Bucket> buckets, const AtomTable* table,
-               Ops* ops, Group* data);
+               Ops* ops, Collectives* data);
   ~ShardedState() override;
   ShardedState(const ShardedState&) = delete;
   ShardedState& operator=(const ShardedState&) = delete;
@@ -64,12 +69,20 @@ class ShardedState final : public ParameterAccess {
 
   // --- state: fill, read
   // -------------------------------------------------------------------------------------------
-  // Atoms whose state this rank keeps (all for ZeRO 0, else the owned ones), with pointers to it.
+  // Atoms whose state this rank keeps (all for ZeRO 0, else the owned ones), with pointers to it in
+  // device memory.
   std::vector<AtomState> KeptAtoms();
   // The owned ones alone: what this rank is responsible for in a checkpoint and in norms.
   std::vector<AtomState> OwnedAtoms();
   // Atoms that replica `d` of this group owns, in bucket order.
   std::vector<int64_t> OwnedAtomIndices(int d) const;
+  // Lets `fill` write the state of the owned atoms: it is called with all of them, or with one
+  // batch behind the other where their memory is not the host's, and writes every part of each. Its
+  // error ends it.
+  absl::Status FillOwned(const std::function<absl::Status(std::span<AtomState> atoms)>& fill);
+  // Lets `read` see the state of the owned atoms, as it stands in device memory; likewise in order
+  // and in batches.
+  absl::Status ReadOwned(const std::function<absl::Status(std::span<const AtomState> atoms)>& read);
   // After the owned atoms' state was filled: the other kept ones get theirs from their owners, so
   // that nobody reads from disk what another replica reads.
   absl::Status ShareState();
@@ -111,12 +124,20 @@ class ShardedState final : public ParameterAccess {
     int64_t round = 0;           // Of the leaf whose gradient is being summed.
     bool exchanging = false;     // Round `round - 1` is under way.
     std::vector<RequestPtr> exchange;
+    bool gathering = false;
     std::vector<RequestPtr> gather;  // Of parameters.
   };
   // Room for (D - 1) runs of one bucket; buckets take turns.
   struct ReceivePlace {
     int64_t offset = 0;  // In receive_.
     int bucket = -1;     // Whose exchange it serves now.
+  };
+  // Neighbouring kept atoms that AdamW treats alike.
+  struct UpdateRun {
+    int bucket = 0;
+    int64_t begin = 0;  // Within the bucket.
+    int64_t count = 0;
+    bool decays = true;
   };
   struct GatherSlot {  // ZeRO 3: one gathered bucket.
     void* data = nullptr;
@@ -133,6 +154,9 @@ class ShardedState final : public ParameterAccess {
   float* Kept(float* array, int bucket, int64_t element) const;
   float* MasterOf(int bucket, int64_t element);
   Matrix ParameterOf(int bucket, int64_t element, int64_t count);
+  void PlanUpdates();
+  void PlanSquares();
+  absl::Status ForBatches(const std::function<absl::Status(StateCopy& batch)>& what);
   absl::Status FinishRound(int bucket);
   absl::Status StartGather(int bucket);
   absl::Status FinishGather(int bucket);
@@ -145,7 +169,7 @@ class ShardedState final : public ParameterAccess {
   std::vector<BucketState> states_;
   const AtomTable* table_;
   Ops* ops_;
-  Group* data_;
+  Collectives* data_;
   int64_t arena_size_ = 0, kept_size_ = 0, owned_size_ = 0;
   int64_t leaves_ = 0, rounds_ = 0;
 
@@ -160,6 +184,10 @@ class ShardedState final : public ParameterAccess {
   float* exp_avg_sq_ = nullptr;  // [kept]
   std::array<GatherSlot, 2> slots_;
   uint64_t clock_ = 0;
+  std::vector<UpdateRun> updates_;
+  std::vector<ElementRun> squares_runs_;  // Of the owned atoms, in sums_.
+  double* squares_ = nullptr;             // Theirs, device,
+  double* host_squares_ = nullptr;        // and host.
   std::vector<void*> allocations_;
 };
 

@@ -7,7 +7,10 @@
 
 #include "model/init.h"
 #include "model/parameters.h"
+#include "runtime/base/parallel.h"
 #include "runtime/base/status.h"
+#include "runtime/comm/group.h"
+#include "runtime/comm/make_collectives.h"
 #include "runtime/train/checkpoint_saver.h"
 #include "runtime/train/pipeline.h"
 #include "runtime/train/sharded_state.h"
@@ -18,7 +21,14 @@ namespace perdure {
 namespace {
 
 // Channels of the groups: any two ranks share at most one group of each kind.
-enum Channel : uint32_t { kTensorChannel = 1, kDataChannel = 2, kPipelineChannel = 3 };
+enum Channel : uint32_t {
+  kTensorChannel = 1,
+  kDataChannel = 2,
+  kPipelineChannel = 3,
+  kHostTensorChannel = 4,
+  kHostDataChannel = 5,
+  kHostPipelineChannel = 6
+};
 
 // max_norm / (norm + 1e-6), at most 1: as torch.nn.utils.clip_grad_norm_.
 double ClipScale(double clip, double norm) {
@@ -28,30 +38,31 @@ double ClipScale(double clip, double norm) {
 }  // namespace
 
 struct Trainer::Impl {
-  Impl(const TrainerOptions& trainer_options, const StartPoint& start_point, Transport* transport,
-       RankHost* rank_host)
+  Impl(const TrainerOptions& trainer_options, const StartPoint& start_point,
+       std::unique_ptr<Ops> rank_ops, Transport* rank_transport, RankHost* rank_host)
       : options(trainer_options),
         config(options.config),
         start(start_point),
         host(rank_host),
+        transport(rank_transport),
         rank(transport->rank()),
         mesh(config.layout),
         at(mesh.At(rank)),
         schedule(config),
         table(ModelTensors(config.model, config.numerics.tensor_shards),
               config.numerics.atom_elements),
-        ops(NewCpuOps(static_cast<int>(config.numerics.threads))),
-        tensor_group(transport, mesh.TensorGroup(at), kTensorChannel),
-        data_group(transport, mesh.DataGroup(at), kDataChannel),
-        pipeline_group(transport, mesh.PipelineGroup(at), kPipelineChannel) {}
+        ops(std::move(rank_ops)),
+        host_tensor_group(transport, mesh.TensorGroup(at), kHostTensorChannel),
+        host_data_group(transport, mesh.DataGroup(at), kHostDataChannel),
+        host_pipeline_group(transport, mesh.PipelineGroup(at), kHostPipelineChannel) {}
   // After an error messages may be under way: no peer may write into memory that is given back.
   ~Impl() {
-    Transport* transport = data_group.transport();
     for (int peer = 0; !clean && peer < mesh.ranks(); ++peer)
       if (peer != rank) transport->FailPeer(peer, "this rank gave up");
   }
 
   absl::Status Prepare();
+  absl::Status MakeGroups();
   absl::Status FillState();
   absl::StatusOr<bool> Run();
   absl::Status EnterPhase(int phase);
@@ -61,20 +72,25 @@ struct Trainer::Impl {
   // Norms are replicated along the tensor axis: only its first rank answers for them.
   std::vector<AtomState> AtomsToWrite();
   double WaitSeconds() const {
-    return tensor_group.wait_seconds() + data_group.wait_seconds() + pipeline_group.wait_seconds();
+    return tensor_group->wait_seconds() + data_group->wait_seconds() +
+           pipeline_group->wait_seconds() + host_tensor_group.wait_seconds() +
+           host_data_group.wait_seconds() + host_pipeline_group.wait_seconds();
   }
 
   TrainerOptions options;
   RunConfig config;
   StartPoint start;
   RankHost* host;
+  Transport* transport;
   int rank;
   Mesh mesh;
   MeshPoint at;
   StepSchedule schedule;
   AtomTable table;
   std::unique_ptr<Ops> ops;
-  Group tensor_group, data_group, pipeline_group;
+  // Of device memory, and of the host's: statistics.
+  std::unique_ptr<Collectives> tensor_group, data_group, pipeline_group;
+  Group host_tensor_group, host_data_group, host_pipeline_group;
   std::unique_ptr<ShardedState> state;
   Writers writers;
   std::unique_ptr<CheckpointSaver> saver;
@@ -87,43 +103,74 @@ struct Trainer::Impl {
   bool clean = false;  // Nothing is under way any more.
 };
 
+absl::Status Trainer::Impl::MakeGroups() {
+  const std::string& how = config.layout.device_transport;
+  ASSIGN_OR_RETURN(tensor_group, MakeCollectives(transport, mesh.TensorGroup(at), kTensorChannel,
+                                                 ops.get(), how));
+  ASSIGN_OR_RETURN(data_group, MakeCollectives(transport, mesh.DataGroup(at), kDataChannel,
+                                               ops.get(), how));
+  // Neighbours of a pipeline start sends and receives in different orders.
+  ASSIGN_OR_RETURN(pipeline_group,
+                   MakeCollectives(transport, mesh.PipelineGroup(at), kPipelineChannel, ops.get(),
+                                   how, StartOrder::kNeighbours));
+  return absl::OkStatus();
+}
+
 absl::Status Trainer::Impl::Prepare() {
+  RETURN_IF_ERROR(MakeGroups());
   const std::vector<int64_t> layers = LayersOfRank(config.model.layers, config.layout, at.pipeline);
   const TensorSlot slot{
       .shards = config.numerics.tensor_shards, .size = config.layout.tensor, .index = at.tensor};
   ShardedState::Options state_options{.dtype = DTypeOf(config.numerics),
                                       .zero = static_cast<int>(config.layout.zero),
-                                      .optimizer = config.optimizer};
+                                      .optimizer = config.optimizer,
+                                      .watched = {tensor_group.get(), data_group.get(),
+                                                  pipeline_group.get()}};
   state =
       std::make_unique<ShardedState>(state_options, MakeBuckets(table, config.model, slot, layers),
-                                     &table, ops.get(), &data_group);
+                                     &table, ops.get(), data_group.get());
   std::vector<std::vector<int64_t>> owned;
   for (int d = 0; d < mesh.data(); ++d) owned.push_back(state->OwnedAtomIndices(d));
-  ASSIGN_OR_RETURN(statistics,
-                   StatisticsGather::Create(mesh, at, static_cast<int64_t>(table.atoms().size()),
-                                            &tensor_group, &data_group, &pipeline_group, owned));
+  ASSIGN_OR_RETURN(
+      statistics,
+      StatisticsGather::Create(mesh, at, static_cast<int64_t>(table.atoms().size()),
+                               &host_tensor_group, &host_data_group, &host_pipeline_group, owned));
   chain = start.sample_chain;
   return FillState();
 }
 
 absl::Status Trainer::Impl::FillState() {
-  if (start.manifest.has_value()) {
-    std::vector<AtomState> owned = state->OwnedAtoms();
-    RETURN_IF_ERROR(ReadAtoms(start.checkpoint, *start.manifest, table, owned));
-    RETURN_IF_ERROR(state->ShareState());
-  } else {
-    for (const AtomState& atom : state->KeptAtoms()) {
+  RETURN_IF_ERROR(state->FillOwned([&](std::span<AtomState> atoms) -> absl::Status {
+    if (start.manifest.has_value())
+      return ReadAtoms(start.checkpoint, *start.manifest, table, atoms);
+    const auto fill = [&](size_t i) {
+      const AtomState& atom = atoms[i];
       const Atom& place = table.atoms()[static_cast<size_t>(atom.atom)];
       InitializeAtom(table, place, config.seed, {atom.parts[0], static_cast<size_t>(place.count)});
-    }
-  }
-  std::vector<int64_t> atoms;
+      for (float* moment : {atom.parts[1], atom.parts[2]}) std::fill_n(moment, place.count, 0.0F);
+      return absl::OkStatus();
+    };
+    return ForEachInParallel(atoms.size(), fill, static_cast<size_t>(options.host_threads));
+  }));
+  RETURN_IF_ERROR(state->ShareState());
+  std::vector<int64_t> loaded;
   std::vector<Digest> digests;
-  for (const AtomState& atom : AtomsToWrite()) {
-    atoms.push_back(atom.atom);
-    digests.push_back(AtomDigest(atom, table.atoms()[static_cast<size_t>(atom.atom)].count));
-  }
-  RETURN_IF_ERROR(host->Loaded(atoms, digests));
+  RETURN_IF_ERROR(state->ReadOwned([&](std::span<const AtomState> atoms) {
+    std::vector<AtomState> mine(atoms.begin(), atoms.end());
+    std::erase_if(mine, [&](const AtomState& atom) {
+      return !AnswersFor(table, atom.atom, at.tensor);
+    });
+    const size_t first = digests.size();
+    digests.resize(first + mine.size());
+    for (const AtomState& atom : mine) loaded.push_back(atom.atom);
+    const auto digest = [&](size_t i) {
+      const int64_t count = table.atoms()[static_cast<size_t>(mine[i].atom)].count;
+      digests[first + i] = AtomDigest(mine[i], count);
+      return absl::OkStatus();
+    };
+    return ForEachInParallel(mine.size(), digest, static_cast<size_t>(options.host_threads));
+  }));
+  RETURN_IF_ERROR(host->Loaded(loaded, digests));
   MakeSaver();
   return state->PublishParameters();
 }
@@ -138,7 +185,7 @@ void Trainer::Impl::MakeSaver() {
   saver_options.write = WriteOptionsOf(config.checkpoint);
   saver_options.asynchronous = config.checkpoint.asynchronous;
   saver = std::make_unique<CheckpointSaver>(saver_options, &table, &writers, rank, AtomsToWrite(),
-                                            host);
+                                            ops.get(), host);
 }
 
 std::vector<AtomState> Trainer::Impl::AtomsToWrite() {
@@ -161,19 +208,18 @@ absl::Status Trainer::Impl::EnterPhase(int next) {
   RETURN_IF_ERROR(state->Quiesce());
   pipeline.reset();
   pipeline = std::make_unique<Pipeline>(pipeline_options, &table, ops.get(), state.get(),
-                                        &tensor_group, &pipeline_group, samples.get());
+                                        tensor_group.get(), pipeline_group.get(), samples.get());
   return absl::OkStatus();
 }
 
 absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared_command) {
   const auto began = std::chrono::steady_clock::now();
   const double waited = WaitSeconds();
-  std::vector<double> losses;
-  RETURN_IF_ERROR(pipeline->RunStep(info, &losses));
+  RETURN_IF_ERROR(pipeline->RunStep(info));
   ASSIGN_OR_RETURN(const std::vector<double> squares, state->FinishGradients());
   ASSIGN_OR_RETURN(const StepStatistics totals,
-                   statistics->Gather(LeavesOf(config.numerics, info.batch), losses, squares,
-                                      static_cast<int>(command)));
+                   statistics->Gather(LeavesOf(config.numerics, info.batch), pipeline->losses(),
+                                      squares, static_cast<int>(command)));
   *shared_command = totals.command;
   StepReport report;
   report.step = info.step + 1;
@@ -244,6 +290,7 @@ absl::StatusOr<bool> Trainer::Impl::Run() {
   if (saved != done) RETURN_IF_ERROR(Checkpoint(done));
   RETURN_IF_ERROR(saver->Wait());
   RETURN_IF_ERROR(state->Quiesce());
+  RETURN_IF_ERROR(ops->Sync());  // The last that the device has to say.
   clean = true;
   return done == schedule.steps();
 }
@@ -253,8 +300,9 @@ Trainer::~Trainer() = default;
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& options,
                                                          const StartPoint& start,
+                                                         std::unique_ptr<Ops> ops,
                                                          Transport* transport, RankHost* host) {
-  auto impl = std::make_unique<Impl>(options, start, transport, host);
+  auto impl = std::make_unique<Impl>(options, start, std::move(ops), transport, host);
   RETURN_IF_ERROR(impl->Prepare());
   return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
 }

@@ -15,7 +15,7 @@
 #include "ckpt/checkpoint.h"
 #include "kernels/ops.h"
 #include "runtime/base/digest.h"
-#include "runtime/comm/group.h"
+#include "runtime/comm/transport.h"
 #include "runtime/data/sample_order.h"
 #include "runtime/train/mesh.h"
 #include "runtime/train/rank_host.h"
@@ -39,16 +39,18 @@ struct TrainerOptions {
   uint64_t generation = 1;
   uint32_t nonce = 0;          // Of this job's checkpoints.
   int64_t ranks_per_file = 1;  // Of a checkpoint.
+  int host_threads = 1;        // For filling and digesting the state.
   std::string run_id;
   int64_t until_step = -1;  // Stop after that step, with a checkpoint; negative: go to the end.
 };
 
 class Trainer {
  public:
-  // Allocates and fills the state; Run opens the data, phase by phase. `transport` and `host` must
-  // outlive the trainer.
+  // Allocates and fills the state; Run opens the data, phase by phase. `ops` are of the calling
+  // thread, as NewOps makes them. `transport` and `host` must outlive the trainer.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerOptions& options,
                                                          const StartPoint& start,
+                                                         std::unique_ptr<Ops> ops,
                                                          Transport* transport, RankHost* host);
   ~Trainer();
 

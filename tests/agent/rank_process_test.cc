@@ -55,6 +55,7 @@ class RankProcessTest : public testing::Test {
     return {{"type", "init"},
             {"config", kConfigText},
             {"rank", 0},
+            {"local_rank", 0},
             {"data_directory", directory_},
             {"run_directory", directory_ + "/run"},
             {"generation", 1},

@@ -118,12 +118,14 @@ void TreeSum(benchmark::State& state, DType dtype) {
   Rate(state, "GB/s", static_cast<double>(4 * parts[0].bytes() + 2 * out.bytes()));
 }
 
-void SumOfSquares(benchmark::State& state) {
+void SumsOfSquares(benchmark::State& state) {
   Bench bench;
   const int64_t count = 16 << 20;
   const float* x = bench.NewFloats(count);
-  double sum = 0;
-  for (auto _ : state) bench.ops().SumOfSquares(x, count, &sum);
+  std::vector<ElementRun> runs;  // Of whole atoms.
+  for (int64_t begin = 0; begin < count; begin += 262144) runs.push_back({begin, 262144});
+  std::vector<double> sums(runs.size());
+  for (auto _ : state) bench.ops().SumsOfSquares(x, runs, sums.data());
   Rate(state, "GB/s", 4.0 * static_cast<double>(count));
 }
 
@@ -300,7 +302,7 @@ void RegisterAttention() {
 
 void RegisterOthers() {
   Register("Add", Add);
-  Register("SumOfSquares", SumOfSquares);
+  Register("SumsOfSquares", SumsOfSquares);
   Register("Copy/fp32-bf16", Copy, DType::kF32, DType::kBF16);
   Register("Copy/bf16-fp32", Copy, DType::kBF16, DType::kF32);
   for (const char* pass : {"max", "sum", "gradient"}) {

@@ -36,7 +36,7 @@ INSTANTIATE_TEST_SUITE_P(Sizes, StagedGroupTest, testing::Values(1, 2, 3, 4, 5))
 TEST_P(StagedGroupTest, GivesTheBitsOfTheGroup) {
   const int size = GetParam();
   RunRanks(kThreads, size, [size](std::unique_ptr<Transport>& transport) {
-    const std::unique_ptr<Ops> ops = NewDeviceOps();
+    const std::unique_ptr<Ops> ops = std::make_unique<DeviceOps>();
     Group reference(transport.get(), Everybody(size), 1);
     StagedGroup group(transport.get(), Everybody(size), 2, ops.get());
     EXPECT_EQ(group.size(), size);
@@ -53,7 +53,7 @@ TEST_P(StagedGroupTest, GivesTheBitsOfTheGroup) {
 
 TEST(StagedGroupOfOneTest, WaitsForNothing) {
   RunRanks(kThreads, 1, [](std::unique_ptr<Transport>& transport) {
-    const std::unique_ptr<Ops> ops = NewDeviceOps();
+    const std::unique_ptr<Ops> ops = std::make_unique<DeviceOps>();
     StagedGroup group(transport.get(), {0}, 1, ops.get());
     OnDevice<float> in(ops.get(), Partial(0, 100)), out(ops.get(), Partial(1, 100));
     const Extent whole{0, in.bytes()};
@@ -78,7 +78,7 @@ TEST(StagedGroupOfOneTest, WaitsForNothing) {
 // A long run needs no more memory than its busiest step.
 TEST(StagingPoolTest, UsesItsMemoryAgain) {
   RunRanks(kThreads, 2, [](std::unique_ptr<Transport>& transport) {
-    const std::unique_ptr<Ops> ops = NewDeviceOps();
+    const std::unique_ptr<Ops> ops = std::make_unique<DeviceOps>();
     StagedGroup group(transport.get(), {0, 1}, 1, ops.get());
     const int peer = 1 - group.index();
     constexpr size_t kBytes = 100000;
@@ -102,7 +102,7 @@ TEST(StagedGroupErrorTest, ALostMemberFailsEveryKindOfCall) {
         absl::SleepFor(absl::Milliseconds(30));
         return transport.reset();
       }
-      const std::unique_ptr<Ops> ops = NewDeviceOps();
+      const std::unique_ptr<Ops> ops = std::make_unique<DeviceOps>();
       StagedGroup group(transport.get(), {0, 1, 2}, 1, ops.get());
       OnDevice<float> values(ops.get(), Partial(0, 30000));
       const std::vector<Extent> extents(3, {0, 4000});
@@ -133,7 +133,7 @@ TEST(StagedGroupErrorTest, ALostMemberFailsEveryKindOfCall) {
 // A request that is dropped while its message is under way must not have its memory used again.
 TEST(StagedGroupErrorTest, ADroppedRequestKeepsItsMemory) {
   RunRanks(kThreads, 2, [](std::unique_ptr<Transport>& transport) {
-    const std::unique_ptr<Ops> ops = NewDeviceOps();
+    const std::unique_ptr<Ops> ops = std::make_unique<DeviceOps>();
     StagedGroup group(transport.get(), {0, 1}, 1, ops.get());
     OnDevice<char> values(ops.get(), std::vector<char>(60000));
     if (group.index() == 0) {
@@ -152,7 +152,7 @@ TEST(StagedGroupErrorTest, ADroppedRequestKeepsItsMemory) {
 
 TEST(MakeCollectivesTest, ChoosesByMemoryAndWord) {
   RunRanks(kThreads, 2, [](std::unique_ptr<Transport>& transport) {
-    const std::unique_ptr<Ops> host = NewCpuOps(1), device = NewDeviceOps();
+    const std::unique_ptr<Ops> host = NewCpuOps(1), device = std::make_unique<DeviceOps>();
     const auto make = [&](Ops* ops, const std::string& word) {
       return MakeCollectives(transport.get(), {0, 1}, 1, ops, word);
     };
@@ -193,7 +193,7 @@ class StuckCollectives final : public Collectives {
 };
 
 TEST(SyncWatchingTest, GivesUpWhenAMemberIsLost) {
-  const std::unique_ptr<Ops> ops = NewDeviceOps();
+  const std::unique_ptr<Ops> ops = std::make_unique<DeviceOps>();
   OnDevice<float> values(ops.get(), {1, 2, 3});  // Never runs unless it is waited for.
   StuckCollectives first, second;
   Collectives* const groups[] = {&first, nullptr, &second};

@@ -9,11 +9,12 @@ constexpr float kEps = 1e-5f;
 // fp32 results of a few operations, or one rounding to bf16.
 double Tolerance(DType dtype) { return dtype == DType::kF32 ? 2e-6 : 1.01 * Epsilon(dtype); }
 
-class ActivationsTest : public testing::TestWithParam<DType> {
- protected:
-  const std::unique_ptr<Ops> ops_ = NewCpuOps(1);
-};
-INSTANTIATE_TEST_SUITE_P(All, ActivationsTest, testing::Values(DType::kF32, DType::kBF16));
+class ActivationsTest : public TypedOpsTest {};
+INSTANTIATE_TEST_SUITE_P(Ops, ActivationsTest, EveryBackendAndType(), BackendAndTypeName);
+class ActivationsF32Test : public OpsTest {};
+INSTANTIATE_TEST_SUITE_P(Ops, ActivationsF32Test, EveryBackend(), BackendName);
+class ActivationsDeathTest : public OpsTest {};
+INSTANTIATE_TEST_SUITE_P(Ops, ActivationsDeathTest, EveryBackend(), BackendName);
 
 struct Norm {
   Norm(DType dtype, int64_t rows, int64_t cols, Placement placement = {})
@@ -40,8 +41,14 @@ struct Norm {
 };
 
 TEST_P(ActivationsTest, RmsNormAgreesWithTheFormula) {
-  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1}, {3, 16}, {7, 37}, {2, 512}}) {
-    Norm norm(GetParam(), rows, cols, {.row_gap = 3, .offset = 1});
+  for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{1, 1},
+                                   {3, 16},
+                                   {7, 37},
+                                   {2, 512},
+                                   {70, 24},
+                                   {3, 1030},
+                                   {0, 16}}) {
+    Norm norm(dtype(), rows, cols, {.row_gap = 3, .offset = 1});
     std::vector<double> y, rstd, dx, dweight = norm.dweight.Values();
     for (int64_t r = 0; r < rows; ++r) {
       double squares = 0;
@@ -61,10 +68,10 @@ TEST_P(ActivationsTest, RmsNormAgreesWithTheFormula) {
       }
     }
     norm.Forward(*ops_);
-    ExpectNear(norm.y, y, Tolerance(GetParam()), 1e-3, "y");
+    ExpectNear(norm.y, y, Tolerance(dtype()), 1e-3, "y");
     ExpectNear(norm.rstd, rstd, 1e-6, 0, "rstd");
     norm.Backward(*ops_, norm.dresidual, norm.dx);
-    ExpectNear(norm.dx, dx, Tolerance(GetParam()), 1, "dx");
+    ExpectNear(norm.dx, dx, Tolerance(dtype()), 1, "dx");
     ExpectNear(norm.dweight, dweight, 2e-6, 1, "dweight");
     norm.y.ExpectEdgesIntact();
     norm.dx.ExpectEdgesIntact();
@@ -73,12 +80,12 @@ TEST_P(ActivationsTest, RmsNormAgreesWithTheFormula) {
 }
 
 TEST_P(ActivationsTest, RmsNormBackwardInPlaceAndWithoutResidual) {
-  Norm norm(GetParam(), 5, 37);
+  Norm norm(dtype(), 5, 37);
   norm.Forward(*ops_);
   norm.Backward(*ops_, norm.dresidual, norm.dx);
   const std::string separate = norm.dx.Bits();
   norm.Backward(*ops_, norm.dresidual, norm.dresidual);
-  EXPECT_EQ(norm.dresidual.Bits(), separate);
+  EXPECT_TRUE(SameBits(norm.dresidual.Bits(), separate));
 
   norm.dresidual.Randomize(1, 0.0);
   norm.Backward(*ops_, norm.dresidual, norm.dx);
@@ -87,22 +94,21 @@ TEST_P(ActivationsTest, RmsNormBackwardInPlaceAndWithoutResidual) {
   EXPECT_EQ(norm.dx.Values(), of_zero);
 }
 
-TEST(RmsNormTest, BackwardIsTheSlopeOfForward) {
-  const auto ops = NewCpuOps(1);
+TEST_P(ActivationsF32Test, RmsNormBackwardIsTheSlopeOfForward) {
   Norm norm(DType::kF32, 3, 21);
-  norm.Forward(*ops);
+  norm.Forward(*ops_);
   norm.dweight.Randomize(1, 0.0);
-  norm.Backward(*ops, ConstMatrix(), norm.dx);
+  norm.Backward(*ops_, ConstMatrix(), norm.dx);
   const auto loss = [&] {
-    norm.Forward(*ops);
+    norm.Forward(*ops_);
     return WeightedSum(norm.y, norm.dy);
   };
   ExpectGradient(loss, norm.x, norm.dx, 4e-3, 3e-4, "dx");
   ExpectGradient(loss, norm.weight, norm.dweight, 1e-2, 1e-4, "dweight");
 }
 
-// dweight is summed over rows in order: one call equals two calls on halves.
-TEST(RmsNormTest, WeightGradientIsSummedInRowOrder) {
+// On the CPU dweight is summed over rows in order: one call equals two calls on halves.
+TEST(CpuRmsNormTest, WeightGradientIsSummedInRowOrder) {
   const auto ops = NewCpuOps(1);
   Norm norm(DType::kF32, 8, 37), halves(DType::kF32, 8, 37);
   norm.Forward(*ops);
@@ -112,8 +118,21 @@ TEST(RmsNormTest, WeightGradientIsSummedInRowOrder) {
                          halves.weight, norm.rstd.floats() + begin, ConstMatrix(),
                          halves.dx.view().Rows(begin, 4), halves.dweight);
   }
-  EXPECT_EQ(halves.dweight.Bits(), norm.dweight.Bits());
-  EXPECT_EQ(halves.dx.Bits(), norm.dx.Bits());
+  EXPECT_TRUE(SameBits(halves.dweight, norm.dweight));
+  EXPECT_TRUE(SameBits(halves.dx, norm.dx));
+}
+
+TEST_P(ActivationsF32Test, RowsOfZerosHaveNoNorm) {
+  Norm norm(DType::kF32, 3, 37);
+  norm.x.Randomize(1, 0.0);
+  norm.Forward(*ops_);
+  norm.Backward(*ops_, norm.dresidual, norm.dx);
+  for (int64_t i = 0; i < norm.y.size(); ++i) EXPECT_EQ(norm.y.Get(i), 0);
+  for (int64_t r = 0; r < 3; ++r) EXPECT_NEAR(norm.rstd.Get(r), 1 / std::sqrt(kEps), 1e-4);
+  for (int64_t i = 0; i < norm.dx.size(); ++i) {
+    const double slope = norm.dy.Get(i) * norm.weight.Get(i % 37) / std::sqrt(double{kEps});
+    ASSERT_NEAR(norm.dx.Get(i), norm.dresidual.Get(i) + slope, 1e-4);
+  }
 }
 
 struct Rotation {
@@ -139,7 +158,7 @@ TEST_P(ActivationsTest, RopeAgreesWithTheFormula) {
     for (bool inverse : {false, true}) {
       const AttentionShape shape{
           .batch = 2, .sequence = 5, .q_heads = 3, .kv_heads = 1, .head_dim = head_dim};
-      Rotation x(GetParam(), shape, {.row_gap = 5, .offset = 3});
+      Rotation x(dtype(), shape, {.row_gap = 5, .offset = 3});
       std::vector<double> want = x.qkv.Values();
       const int64_t half = head_dim / 2;
       for (int64_t r = 0; r < shape.rows(); ++r) {
@@ -155,28 +174,27 @@ TEST_P(ActivationsTest, RopeAgreesWithTheFormula) {
         }
       }
       x.Run(*ops_, inverse);
-      ExpectNear(x.qkv, want, Tolerance(GetParam()), 0.1, "rope");
+      ExpectNear(x.qkv, want, Tolerance(dtype()), 0.1, "rope");
       x.qkv.ExpectEdgesIntact();
     }
   }
 }
 
-TEST(RopeTest, InverseUndoesAndIsTheTranspose) {
-  const auto ops = NewCpuOps(1);
+TEST_P(ActivationsF32Test, InverseRopeUndoesAndIsTheTranspose) {
   const AttentionShape shape{
       .batch = 1, .sequence = 6, .q_heads = 2, .kv_heads = 2, .head_dim = 16};
   Rotation x(DType::kF32, shape), grad(DType::kF32, shape);
   const std::vector<double> before = x.qkv.Values();
-  x.Run(*ops, false);
+  x.Run(*ops_, false);
   Tensor weights(DType::kF32, shape.rows(), shape.qkv_cols());
   weights.Randomize(7);
   grad.qkv.CopyFrom(weights);
-  grad.Run(*ops, true);
+  grad.Run(*ops_, true);
   // <R x, w> = <x, R^T w>.
   double transposed = 0;
   for (int64_t i = 0; i < grad.qkv.size(); ++i) transposed += before[i] * grad.qkv.Get(i);
   EXPECT_NEAR(WeightedSum(x.qkv, weights), transposed, 1e-5);
-  x.Run(*ops, true);
+  x.Run(*ops_, true);
   ExpectNear(x.qkv, before, 1e-6, 1, "there and back");
 }
 
@@ -194,7 +212,7 @@ struct SwiGlu {
 
 TEST_P(ActivationsTest, SwiGluAgreesWithTheFormula) {
   for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{1, 1}, {3, 16}, {5, 37}}) {
-    SwiGlu x(GetParam(), rows, width, {.row_gap = 2, .offset = 7});
+    SwiGlu x(dtype(), rows, width, {.row_gap = 2, .offset = 7});
     std::vector<double> out(rows * width), dgate_up(2 * rows * width);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < width; ++c) {
@@ -206,39 +224,37 @@ TEST_P(ActivationsTest, SwiGluAgreesWithTheFormula) {
       }
     }
     ops_->SwiGluForward(x.gate_up, x.out);
-    ExpectNear(x.out, out, Tolerance(GetParam()), 1e-2, "out");
+    ExpectNear(x.out, out, Tolerance(dtype()), 1e-2, "out");
     const std::string forward = x.out.Bits();
     x.out.Randomize(3);
     ops_->SwiGluBackward(x.dout, x.gate_up, x.dgate_up, x.out);
-    EXPECT_EQ(x.out.Bits(), forward);
-    ExpectNear(x.dgate_up, dgate_up, Tolerance(GetParam()), 0.5, "dgate_up");
+    EXPECT_TRUE(SameBits(x.out.Bits(), forward));
+    ExpectNear(x.dgate_up, dgate_up, Tolerance(dtype()), 0.5, "dgate_up");
     x.out.ExpectEdgesIntact();
     x.dgate_up.ExpectEdgesIntact();
     const std::string separate = x.dgate_up.Bits();
     ops_->SwiGluBackward(x.dout, x.gate_up, x.gate_up, x.out);
-    EXPECT_EQ(x.gate_up.Bits(), separate) << "in place";
+    EXPECT_TRUE(SameBits(x.gate_up.Bits(), separate)) << "in place";
   }
 }
 
-TEST(SwiGluTest, BackwardIsTheSlopeOfForward) {
-  const auto ops = NewCpuOps(1);
+TEST_P(ActivationsF32Test, SwiGluBackwardIsTheSlopeOfForward) {
   SwiGlu x(DType::kF32, 3, 19);
-  ops->SwiGluBackward(x.dout, x.gate_up, x.dgate_up, x.out);
+  ops_->SwiGluBackward(x.dout, x.gate_up, x.dgate_up, x.out);
   const auto loss = [&] {
-    ops->SwiGluForward(x.gate_up, x.out);
+    ops_->SwiGluForward(x.gate_up, x.out);
     return WeightedSum(x.out, x.dout);
   };
   ExpectGradient(loss, x.gate_up, x.dgate_up, 1e-2, 3e-4, "dgate_up");
 }
 
-TEST(SwiGluTest, ExtremeGatesAreFinite) {
-  const auto ops = NewCpuOps(1);
+TEST_P(ActivationsF32Test, ExtremeGatesOfSwiGluAreFinite) {
   SwiGlu x(DType::kF32, 1, 4);
   for (int64_t i = 0; i < 4; ++i) {
     x.gate_up.Set(i, std::vector<double>{-1e30, -100, 100, 1e30}[i]);
     x.gate_up.Set(4 + i, 1);
   }
-  ops->SwiGluForward(x.gate_up, x.out);
+  ops_->SwiGluForward(x.gate_up, x.out);
   EXPECT_EQ(x.out.Get(0), 0);
   EXPECT_NEAR(x.out.Get(1), 0, 1e-37);
   EXPECT_EQ(x.out.Get(2), 100);
@@ -249,35 +265,35 @@ TEST(SwiGluTest, ExtremeGatesAreFinite) {
 TEST_P(ActivationsTest, BitsDoNotDependOnAddresses) {
   std::string first;
   for (const Placement placement : {Placement{}, {0, 1}, {3, 7}, {16, 15}}) {
-    Norm norm(GetParam(), 4, 53, placement);
+    Norm norm(dtype(), 4, 53, placement);
     norm.Forward(*ops_);
     norm.Backward(*ops_, norm.dresidual, norm.dx);
-    SwiGlu glu(GetParam(), 4, 53, placement);
+    SwiGlu glu(dtype(), 4, 53, placement);
     ops_->SwiGluBackward(glu.dout, glu.gate_up, glu.dgate_up, glu.out);
-    Rotation rope(GetParam(),
-                  {.batch = 1, .sequence = 4, .q_heads = 1, .kv_heads = 1, .head_dim = 22},
+    Rotation rope(dtype(), {.batch = 1, .sequence = 4, .q_heads = 1, .kv_heads = 1, .head_dim = 22},
                   placement);
     rope.Run(*ops_, false);
     const std::string bits = norm.y.Bits() + norm.rstd.Bits() + norm.dx.Bits() +
                              norm.dweight.Bits() + glu.out.Bits() + glu.dgate_up.Bits() +
                              rope.qkv.Bits();
     if (first.empty()) first = bits;
-    EXPECT_EQ(bits, first);
+    EXPECT_TRUE(SameBits(bits, first)) << "offset " << placement.offset;
   }
 }
 
-TEST(ActivationsDeathTest, WrongShapesEndTheProcess) {
-  const auto ops = NewCpuOps(1);
+TEST_P(ActivationsDeathTest, WrongShapesEndTheProcess) {
   Norm norm(DType::kF32, 3, 5);
   const Tensor other(DType::kF32, 3, 6), half(DType::kBF16, 3, 5);
-  EXPECT_DEATH(ops->RmsNormForward(other, norm.weight, kEps, other, norm.rstd.floats()), "weight");
-  EXPECT_DEATH(ops->RmsNormForward(norm.x, norm.weight, kEps, half, norm.rstd.floats()), "dtype");
-  EXPECT_DEATH(norm.Backward(*ops, other, norm.dx), "dresidual");
-  EXPECT_DEATH(ops->SwiGluForward(other, other), "cols");
+  EXPECT_DEATH(ops_->RmsNormForward(other, norm.weight, kEps, other, norm.rstd.floats()),
+               Failed("weight"));
+  EXPECT_DEATH(ops_->RmsNormForward(norm.x, norm.weight, kEps, half, norm.rstd.floats()),
+               Failed("dtype"));
+  EXPECT_DEATH(norm.Backward(*ops_, other, norm.dx), Failed("dresidual"));
+  EXPECT_DEATH(ops_->SwiGluForward(other, other), Failed("cols"));
   Rotation rope(DType::kF32,
                 {.batch = 1, .sequence = 2, .q_heads = 1, .kv_heads = 1, .head_dim = 8});
   rope.shape.head_dim = 7;
-  EXPECT_DEATH(rope.Run(*ops, false), "cols");
+  EXPECT_DEATH(rope.Run(*ops_, false), Failed("cols"));
 }
 
 }  // namespace

@@ -41,6 +41,25 @@ TEST(CpuOpsTest, DescribesItself) {
   EXPECT_EQ(NewCpuOps(2)->Describe(), "cpu, " + CpuIsa() + ", 2 threads");
 }
 
+TEST(CpuOpsTest, UploadsAndDownloads) {
+  const auto ops = NewCpuOps(1);
+  EXPECT_TRUE(ops->DeviceIsHost());
+  auto* host = static_cast<float*>(ops->AllocateHost(400));
+  auto* device = static_cast<float*>(ops->Allocate(400));
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(host) % 64, 0u);
+  for (int i = 0; i < 100; ++i) EXPECT_EQ(host[i], 0);
+  for (int i = 0; i < 100; ++i) host[i] = static_cast<float>(i);
+  ops->Upload(host, 400, device);
+  ops->Upload(nullptr, 0, nullptr);
+  std::vector<float> back(50, -1);
+  ops->Download(device + 50, 200, back.data());
+  ops->Download(nullptr, 0, nullptr);
+  EXPECT_TRUE(ops->Sync().ok());
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(back[i], static_cast<float>(i + 50));
+  ops->FreeHost(host);
+  ops->FreeHost(nullptr);
+}
+
 TEST(CpuOpsTest, SyncIsOk) { EXPECT_TRUE(NewCpuOps(1)->Sync().ok()); }
 
 TEST(CpuOpsDeathTest, FreeingWhatIsNotOursEndsTheProcess) {

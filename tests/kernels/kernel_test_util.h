@@ -7,11 +7,14 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <memory_resource>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernels/cpu/vector_math.h"
 #include "kernels/ops.h"
+#include "tests/backends.h"
 
 namespace perdure {
 
@@ -22,8 +25,8 @@ struct Placement {
   int64_t offset = 0;
 };
 
-// An owning matrix, read and written as doubles. What surrounds its elements is filled with a
-// pattern that ExpectEdgesIntact looks for.
+// An owning matrix, read and written as doubles, which every backend reaches (tests/backends.h).
+// What surrounds its elements is filled with a pattern that ExpectEdgesIntact looks for.
 class Tensor {
  public:
   Tensor(DType dtype, int64_t rows, int64_t cols, Placement placement = {});  // All zero.
@@ -79,16 +82,25 @@ class Tensor {
   static constexpr char kPattern = 0x5a;
   int64_t Index(int64_t r, int64_t c) const { return r * view_.stride + c; }
 
-  std::vector<char> storage_;
+  std::pmr::vector<char> storage_;
   Matrix view_;
 };
+
+// Token ids where every backend reaches them.
+using Tokens = std::pmr::vector<int32_t>;
 
 // The relative rounding error of one number of a type.
 inline double Epsilon(DType dtype) { return dtype == DType::kF32 ? 0x1p-24 : 0x1p-8; }
 
-// |got - want| <= tolerance * (|want| + scale), element by element; NaN never passes.
+// |got - want| <= tolerance * (|want| + scale), element by element; NaN never passes. A failure
+// tells how many elements are off, the first and the worst.
 void ExpectNear(const Tensor& got, const std::vector<double>& want, double tolerance, double scale,
                 const std::string& what);
+
+// For EXPECT_TRUE: whether two Tensor::Bits() are equal, else how much of them is not.
+testing::AssertionResult SameBits(std::string_view got, std::string_view want);
+// Of two tensors; tells elements and their values.
+testing::AssertionResult SameBits(const Tensor& got, const Tensor& want);
 
 // Central differences of `loss` in every `every`-th element of x (fp32) against `gradient`.
 void ExpectGradient(const std::function<double()>& loss, Tensor& x, const Tensor& gradient,

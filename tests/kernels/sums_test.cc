@@ -1,4 +1,4 @@
-// Zero, Copy, Add, TreeSum, SumOfSquares and the embedding's lookups and scatter-add.
+// Zero, Copy, Add, Max, TreeSum, SumsOfSquares and the embedding's lookups and scatter-add.
 #include <algorithm>
 #include <limits>
 #include <memory>
@@ -10,23 +10,28 @@ namespace {
 
 constexpr DType kF32 = DType::kF32;
 constexpr DType kBF16 = DType::kBF16;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-TEST(ZeroTest, ZeroesTheElementsAndNoGap) {
-  const auto ops = NewCpuOps(1);
+class SumsTest : public OpsTest {};
+INSTANTIATE_TEST_SUITE_P(Ops, SumsTest, EveryBackend(), BackendName);
+class SumsDeathTest : public OpsTest {};
+INSTANTIATE_TEST_SUITE_P(Ops, SumsDeathTest, EveryBackend(), BackendName);
+
+TEST_P(SumsTest, ZeroZeroesTheElementsAndNoGap) {
   for (DType dtype : {kF32, kBF16}) {
     for (const Placement placement : {Placement{}, {3, 5}}) {
       Tensor x(dtype, 4, 19, placement);
       x.Randomize(1);
-      ops->Zero(x);
+      ops_->Zero(x);
       EXPECT_EQ(x.Values(), std::vector<double>(x.size(), 0.0));
       x.ExpectEdgesIntact();
     }
   }
-  ops->Zero(Matrix());
+  ops_->Zero(Matrix());
 }
 
-TEST(CopyTest, RoundsOnceToNearestEven) {
-  const auto ops = NewCpuOps(1);
+TEST_P(SumsTest, CopyRoundsOnceToNearestEven) {
   for (DType from : {kF32, kBF16}) {
     for (DType to : {kF32, kBF16}) {
       for (int64_t cols : {1, 16, 37}) {
@@ -37,7 +42,7 @@ TEST(CopyTest, RoundsOnceToNearestEven) {
           const auto value = static_cast<float>(src.Get(i));
           want.push_back(to == kF32 ? value : cpu::ToFloat(cpu::ToBFloat16(value)));
         }
-        ops->Copy(src, dst);
+        ops_->Copy(src, dst);
         EXPECT_EQ(dst.Values(), want);
         dst.ExpectEdgesIntact();
       }
@@ -45,8 +50,41 @@ TEST(CopyTest, RoundsOnceToNearestEven) {
   }
 }
 
-TEST(AddTest, AddsInPlace) {
-  const auto ops = NewCpuOps(1);
+TEST_P(SumsTest, CopyKeepsWhatIsNoOrdinaryNumber) {
+  Tensor src(kF32, 1, 9), half(kBF16, 1, 9), back(kF32, 1, 9);
+  const std::vector<double> values = {0.0,         -0.0,  kInfinity, -kInfinity, kNaN,
+                                      0x1.fffp127, 1e-40, 0x1.01p0,  0x1.03p0};
+  for (int64_t i = 0; i < src.size(); ++i) src.Set(i, values[i]);
+  ops_->Copy(src, half);
+  ops_->Copy(half, back);
+  for (int64_t i = 0; i < src.size(); ++i) {
+    const auto want = cpu::ToFloat(cpu::ToBFloat16(static_cast<float>(values[i])));
+    if (std::isnan(want)) {
+      EXPECT_TRUE(std::isnan(half.Get(i)) && std::isnan(back.Get(i))) << i;
+    } else {
+      EXPECT_EQ(half.Get(i), want) << i;
+      EXPECT_EQ(back.Get(i), want) << i;
+      EXPECT_EQ(std::signbit(back.Get(i)), std::signbit(want)) << i;
+    }
+  }
+}
+
+TEST_P(SumsTest, MaxKeepsTheLargerInPlace) {
+  for (int64_t cols : {1, 16, 37, 300}) {
+    Tensor x(kF32, 3, cols, {2, 1}), acc(kF32, 3, cols, {5, 7});
+    x.Randomize(1);
+    acc.Randomize(2);
+    x.Set(0, kInfinity);
+    acc.Set(cols, -kInfinity);
+    std::vector<double> want;
+    for (int64_t i = 0; i < x.size(); ++i) want.push_back(std::max(acc.Get(i), x.Get(i)));
+    ops_->Max(x, acc);
+    EXPECT_EQ(acc.Values(), want);
+    acc.ExpectEdgesIntact();
+  }
+}
+
+TEST_P(SumsTest, AddAddsInPlace) {
   for (int64_t cols : {1, 16, 37}) {
     Tensor x(kF32, 3, cols, {2, 1}), acc(kF32, 3, cols, {5, 7});
     x.Randomize(1);
@@ -55,7 +93,7 @@ TEST(AddTest, AddsInPlace) {
     for (int64_t i = 0; i < x.size(); ++i) {
       want.push_back(static_cast<float>(acc.Get(i)) + static_cast<float>(x.Get(i)));
     }
-    ops->Add(x, acc);
+    ops_->Add(x, acc);
     EXPECT_EQ(acc.Values(), want);
     acc.ExpectEdgesIntact();
   }
@@ -68,8 +106,7 @@ float Tree(std::span<const float> parts) {
   return Tree(parts.first(half)) + Tree(parts.subspan(half));
 }
 
-TEST(TreeSumTest, EqualsTheTreeBitForBit) {
-  const auto ops = NewCpuOps(1);
+TEST_P(SumsTest, TreeSumEqualsTheTreeBitForBit) {
   for (int count : {1, 2, 4, 8, 16, 32, 64}) {
     for (const auto& [residual_type, out_type] :
          {std::pair{kF32, kF32}, {kBF16, kBF16}, {kBF16, kF32}}) {
@@ -91,7 +128,7 @@ TEST(TreeSumTest, EqualsTheTreeBitForBit) {
           if (has_residual) sum = static_cast<float>(residual.Get(i)) + sum;
           want.push_back(out_type == kF32 ? sum : cpu::ToFloat(cpu::ToBFloat16(sum)));
         }
-        ops->TreeSum(parts, has_residual ? ConstMatrix(residual) : ConstMatrix(), out);
+        ops_->TreeSum(parts, has_residual ? ConstMatrix(residual) : ConstMatrix(), out);
         EXPECT_EQ(out.Values(), want) << count << " parts";
         out.ExpectEdgesIntact();
       }
@@ -100,8 +137,7 @@ TEST(TreeSumTest, EqualsTheTreeBitForBit) {
 }
 
 // The tree of parts is the tree of its halves' trees: what lets ranks share it.
-TEST(TreeSumTest, SubtreesFirstChangesNothing) {
-  const auto ops = NewCpuOps(1);
+TEST_P(SumsTest, SubtreesFirstChangeNothing) {
   std::vector<std::unique_ptr<Tensor>> tensors;
   std::vector<ConstMatrix> parts;
   for (int p = 0; p < 8; ++p) {
@@ -109,26 +145,68 @@ TEST(TreeSumTest, SubtreesFirstChangesNothing) {
     parts.push_back(tensors.back()->Randomize(p, 1e3));
   }
   Tensor whole(kF32, 2, 33), left(kF32, 2, 33), right(kF32, 2, 33), joined(kF32, 2, 33);
-  ops->TreeSum(parts, ConstMatrix(), whole);
-  ops->TreeSum(std::span(parts).first(4), ConstMatrix(), left);
-  ops->TreeSum(std::span(parts).subspan(4), ConstMatrix(), right);
+  ops_->TreeSum(parts, ConstMatrix(), whole);
+  ops_->TreeSum(std::span(parts).first(4), ConstMatrix(), left);
+  ops_->TreeSum(std::span(parts).subspan(4), ConstMatrix(), right);
   const std::vector<ConstMatrix> halves = {left, right};
-  ops->TreeSum(halves, ConstMatrix(), joined);
-  EXPECT_EQ(joined.Bits(), whole.Bits());
+  ops_->TreeSum(halves, ConstMatrix(), joined);
+  EXPECT_TRUE(SameBits(joined, whole));
 }
 
-TEST(TreeSumTest, ResidualMayBeTheResult) {
-  const auto ops = NewCpuOps(1);
+TEST_P(SumsTest, ResidualMayBeTheResult) {
   Tensor part(kF32, 2, 21), residual(kF32, 2, 21), out(kF32, 2, 21);
   const std::vector<ConstMatrix> parts = {part.Randomize(1), part};
   residual.Randomize(2);
-  ops->TreeSum(parts, residual, out);
-  ops->TreeSum(parts, residual, residual);
-  EXPECT_EQ(residual.Bits(), out.Bits());
+  ops_->TreeSum(parts, residual, out);
+  ops_->TreeSum(parts, residual, residual);
+  EXPECT_TRUE(SameBits(residual, out));
 }
 
-TEST(SumOfSquaresTest, SumsSixteenLanesInDoubleBitForBit) {
-  const auto ops = NewCpuOps(1);
+double SumOfSquares(Ops& ops, const Tensor& x, ElementRun run) {
+  std::pmr::vector<double> sum = {-1};
+  ops.SumsOfSquares(x.floats(), {&run, 1}, sum.data());
+  return sum[0];
+}
+
+TEST_P(SumsTest, SumsOfSquaresAgreeWithTheFormula) {
+  for (int64_t count : {0, 1, 15, 16, 17, 1000, 16383, 16384, 16385, 70000}) {
+    Tensor x(kF32, 1, count, {.row_gap = 0, .offset = 1});
+    x.Randomize(1, 1e15);
+    double want = 0;
+    for (int64_t i = 0; i < count; ++i) want += x.Get(i) * x.Get(i);
+    // No term is negative: every addition costs half an fp64 ulp at most.
+    EXPECT_NEAR(SumOfSquares(*ops_, x, {0, count}), want,
+                0x1p-53 * want * static_cast<double>(count + 1))
+        << count;
+  }
+}
+
+// What lets every layout sum its pieces of a tensor.
+TEST_P(SumsTest, SumsOfSquaresDependOnTheRunAlone) {
+  Tensor x(kF32, 1, 60000, {.row_gap = 0, .offset = 3});
+  x.Randomize(1, 1e3);
+  std::vector<ElementRun> runs;
+  int64_t begin = 0;
+  for (int64_t count : {16384, 0, 1, 15, 16, 17, 16385, 16383, 1, 10000}) {
+    runs.push_back({begin, count});
+    begin += count;
+  }
+  runs.push_back({5, 300});  // They may overlap.
+  std::swap(runs[0], runs[5]);
+  std::pmr::vector<double> sums(runs.size() + 1, -1);
+  ops_->SumsOfSquares(x.floats(), runs, sums.data());
+  EXPECT_EQ(sums.back(), -1) << "written outside";
+  for (size_t k = 0; k < runs.size(); ++k) {
+    EXPECT_EQ(sums[k], SumOfSquares(*ops_, x, runs[k])) << "alone: run " << k;
+    for (int64_t offset : {0, 1, 6}) {
+      Tensor moved(kF32, 1, runs[k].count, {.row_gap = 0, .offset = offset});
+      for (int64_t i = 0; i < runs[k].count; ++i) moved.Set(i, x.Get(runs[k].begin + i));
+      EXPECT_EQ(sums[k], SumOfSquares(*ops_, moved, {0, runs[k].count})) << "moved: run " << k;
+    }
+  }
+}
+
+TEST(CpuSumsOfSquaresTest, AreSixteenLanesInDoubleBitForBit) {
   for (int64_t count : {0, 1, 15, 16, 17, 1000}) {
     for (int64_t offset : {0, 1, 7}) {
       Tensor x(kF32, 1, count, {.row_gap = 0, .offset = offset});
@@ -138,23 +216,20 @@ TEST(SumOfSquaresTest, SumsSixteenLanesInDoubleBitForBit) {
       for (int half : {8, 4, 2, 1}) {
         for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
       }
-      double sum = -1;
-      ops->SumOfSquares(x.floats(), count, &sum);
-      EXPECT_EQ(sum, lanes[0]) << count;
+      EXPECT_EQ(SumOfSquares(*NewCpuOps(1), x, {0, count}), lanes[0]) << count;
     }
   }
 }
 
-class EmbeddingTest : public testing::TestWithParam<DType> {
+class EmbeddingTest : public TypedOpsTest {
  protected:
-  const std::unique_ptr<Ops> ops_ = NewCpuOps(1);
-  const std::vector<int32_t> tokens_ = {5, 2, 9, 5, 4, 0, 5};  // 0, 2 and 9 are not in rows [3, 9).
+  const Tokens tokens_ = {5, 2, 9, 5, 4, 0, 5};  // 0, 2 and 9 are not in rows [3, 9).
 };
-INSTANTIATE_TEST_SUITE_P(All, EmbeddingTest, testing::Values(kF32, kBF16));
+INSTANTIATE_TEST_SUITE_P(Ops, EmbeddingTest, EveryBackendAndType(), BackendAndTypeName);
 
 TEST_P(EmbeddingTest, LooksUpItsRowsAndZeroesTheOthers) {
   for (int64_t hidden : {1, 16, 37}) {
-    Tensor table(GetParam(), 6, hidden, {2, 1}), out(GetParam(), 7, hidden, {3, 5});
+    Tensor table(dtype(), 6, hidden, {2, 1}), out(dtype(), 7, hidden, {3, 5});
     table.Randomize(1);
     table.Set(5 - 3, 0, -0.0);
     out.Randomize(2);
@@ -172,7 +247,7 @@ TEST_P(EmbeddingTest, LooksUpItsRowsAndZeroesTheOthers) {
 
 TEST_P(EmbeddingTest, AddsGradientsInTokenOrder) {
   for (int64_t hidden : {1, 16, 37}) {
-    Tensor dout(GetParam(), 7, hidden, {3, 5}), dtable(kF32, 6, hidden, {2, 1});
+    Tensor dout(dtype(), 7, hidden, {3, 5}), dtable(kF32, 6, hidden, {2, 1});
     dout.Randomize(1);
     dtable.Randomize(2, 100.0);
     std::vector<double> want = dtable.Values();
@@ -190,22 +265,21 @@ TEST_P(EmbeddingTest, AddsGradientsInTokenOrder) {
   }
 }
 
-TEST(SumsDeathTest, WrongOperandsEndTheProcess) {
-  const auto ops = NewCpuOps(1);
+TEST_P(SumsDeathTest, WrongOperandsEndTheProcess) {
   const Tensor x(kF32, 2, 3), wide(kF32, 2, 4), half(kBF16, 2, 3);
-  EXPECT_DEATH(ops->Copy(x, wide), "SameShape");
-  EXPECT_DEATH(ops->Add(x, wide), "SameShape");
-  EXPECT_DEATH(ops->Add(half, x), "dtype");
+  EXPECT_DEATH(ops_->Copy(x, wide), Failed("SameShape"));
+  EXPECT_DEATH(ops_->Add(x, wide), Failed("SameShape"));
+  EXPECT_DEATH(ops_->Add(half, x), Failed("dtype"));
   const std::vector<ConstMatrix> three(3, x), one(1, x), odd(1, half);
-  EXPECT_DEATH(ops->TreeSum(three, ConstMatrix(), x), "power of two");
-  EXPECT_DEATH(ops->TreeSum({}, ConstMatrix(), x), "power of two");
-  EXPECT_DEATH(ops->TreeSum(one, wide, x), "SameShape");
-  EXPECT_DEATH(ops->TreeSum(one, x, half), "dtype");
-  EXPECT_DEATH(ops->TreeSum(odd, ConstMatrix(), x), "dtype");
-  const int32_t tokens[] = {0, 1};
-  EXPECT_DEATH(ops->EmbeddingForward(tokens, x, 0, wide), "cols");
-  EXPECT_DEATH(ops->EmbeddingForward(tokens, x, 0, half), "dtype");
-  EXPECT_DEATH(ops->EmbeddingBackward(tokens, half, 0, half), "dtype");
+  EXPECT_DEATH(ops_->TreeSum(three, ConstMatrix(), x), Failed("power of two"));
+  EXPECT_DEATH(ops_->TreeSum({}, ConstMatrix(), x), Failed("power of two"));
+  EXPECT_DEATH(ops_->TreeSum(one, wide, x), Failed("SameShape"));
+  EXPECT_DEATH(ops_->TreeSum(one, x, half), Failed("dtype"));
+  EXPECT_DEATH(ops_->TreeSum(odd, ConstMatrix(), x), Failed("dtype"));
+  const Tokens tokens = {0, 1};
+  EXPECT_DEATH(ops_->EmbeddingForward(tokens.data(), x, 0, wide), Failed("cols"));
+  EXPECT_DEATH(ops_->EmbeddingForward(tokens.data(), x, 0, half), Failed("dtype"));
+  EXPECT_DEATH(ops_->EmbeddingBackward(tokens.data(), half, 0, half), Failed("dtype"));
 }
 
 }  // namespace

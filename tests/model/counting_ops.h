@@ -27,6 +27,15 @@ class CountingOps final : public Ops {
     sizes_.erase(found);
     ops_->Free(memory);
   }
+  void* AllocateHost(size_t bytes) override { return ops_->AllocateHost(bytes); }
+  void FreeHost(void* memory) override { ops_->FreeHost(memory); }
+  bool DeviceIsHost() const override { return ops_->DeviceIsHost(); }
+  void Upload(const void* host, size_t bytes, void* device) override {
+    ops_->Upload(host, bytes, device);
+  }
+  void Download(const void* device, size_t bytes, void* host) override {
+    ops_->Download(device, bytes, host);
+  }
   absl::Status Sync() override { return ops_->Sync(); }
   std::string Describe() const override { return "counting " + ops_->Describe(); }
   void Zero(Matrix x) override { ops_->Zero(x); }
@@ -35,13 +44,19 @@ class CountingOps final : public Ops {
               bool accumulate) override {
     ops_->Matmul(transpose_a, transpose_b, a, b, c, accumulate);
   }
+  void MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
+                 ConstMatrix residual, Matrix c, Matrix work) override {
+    ops_->MatmulAdd(transpose_a, transpose_b, a, b, residual, c, work);
+  }
+  bool AddsWholeProducts() const override { return ops_->AddsWholeProducts(); }
   void Add(ConstMatrix x, Matrix acc) override { ops_->Add(x, acc); }
   void TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out) override {
     ops_->TreeSum(parts, residual, out);
   }
-  void SumOfSquares(const float* x, int64_t count, double* sum) override {
-    ops_->SumOfSquares(x, count, sum);
+  void SumsOfSquares(const float* x, std::span<const ElementRun> runs, double* sums) override {
+    ops_->SumsOfSquares(x, runs, sums);
   }
+  void Max(ConstMatrix x, Matrix acc) override { ops_->Max(x, acc); }
   void EmbeddingForward(const int32_t* tokens, ConstMatrix table, int64_t row_begin,
                         Matrix out) override {
     ops_->EmbeddingForward(tokens, table, row_begin, out);
@@ -82,6 +97,10 @@ class CountingOps final : public Ops {
   void CrossEntropySum(Matrix logits, const float* row_max, const int32_t* targets,
                        int64_t column_begin, float* row_sum, float* target_logit) override {
     ops_->CrossEntropySum(logits, row_max, targets, column_begin, row_sum, target_logit);
+  }
+  void CrossEntropyLoss(const float* row_sum, const float* target_logit, int64_t rows,
+                        double* loss) override {
+    ops_->CrossEntropyLoss(row_sum, target_logit, rows, loss);
   }
   void CrossEntropyGradient(ConstMatrix exp_logits, const float* row_sum, const int32_t* targets,
                             int64_t column_begin, float scale, Matrix dlogits) override {

@@ -83,19 +83,29 @@ void ExpectGolden(const ModelRun& run, const Tolerance& tolerance) {
 
 // Measured at the worst: 3.8e-7 of the norm in fp32, 1.5e-2 in bf16 (whose unit roundoff is 4e-3).
 constexpr Tolerance kF32 = {1e-6, 1e-6};
+constexpr Tolerance kCudaF32 = {1e-6, 3e-6};
 constexpr Tolerance kBF16 = {1e-2 / 5.4, 0.04};
 
 struct Cut {
   const char* name;
   std::vector<std::vector<int64_t>> stages;
 };
+class LlamaGoldenTest : public testing::TestWithParam<Backend> {
+ protected:
+  static Tolerance F32() { return GetParam() == Backend::kCpu ? kF32 : kCudaF32; }
+  void SetUp() override {
+    if (const std::string why = WhyMissing(GetParam()); !why.empty()) GTEST_SKIP() << why;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Ops, LlamaGoldenTest, EveryBackend(), BackendName);
+
 const Cut kCuts[] = {{"one", {}},
                      {"two", {{-1, 0}, {1, 2, 3}}},
                      {"three", {{-1, 0}, {1}, {2, 3}}},
                      // Ends of the pipeline without a block.
                      {"bare", {{-1}, {0, 1, 2}, {3}}}};
 
-TEST(LlamaGolden, EveryCutAgreesWithTransformers) {
+TEST_P(LlamaGoldenTest, EveryCutAgreesWithTransformers) {
   for (const int64_t shards : {1, 2, 4})
     for (const int64_t micro_batch : {1, 2})
       for (const bool recompute : {false, true})
@@ -103,38 +113,42 @@ TEST(LlamaGolden, EveryCutAgreesWithTransformers) {
           SCOPED_TRACE(testing::Message()
                        << "V " << shards << ", micro-batch " << micro_batch << ", recompute "
                        << recompute << ", stages " << cut.name);
-          ExpectGolden({.shards = shards,
+          ExpectGolden({.backend = GetParam(),
+                        .shards = shards,
                         .stages = cut.stages,
                         .micro_batch = micro_batch,
                         .recompute = recompute},
-                       kF32);
+                       F32());
         }
 }
 
-TEST(LlamaGolden, TensorRanksAgreeWithTransformers) {
+TEST_P(LlamaGoldenTest, TensorRanksAgreeWithTransformers) {
   for (const int64_t ranks : {2, 4}) {
     SCOPED_TRACE(ranks);
-    ExpectGolden({.shards = 4, .tensor_ranks = ranks, .stages = kCuts[2].stages}, kF32);
+    ExpectGolden(
+        {.backend = GetParam(), .shards = 4, .tensor_ranks = ranks, .stages = kCuts[2].stages},
+        F32());
   }
 }
 
-TEST(LlamaGolden, BF16IsClose) {
+TEST_P(LlamaGoldenTest, BF16IsClose) {
   for (const int64_t shards : {1, 4}) {
     SCOPED_TRACE(shards);
-    ExpectGolden({.dtype = DType::kBF16, .shards = shards}, kBF16);
+    ExpectGolden({.backend = GetParam(), .dtype = DType::kBF16, .shards = shards}, kBF16);
   }
 }
 
 // What must not change a bit of one (V, micro-batch): stages and recomputation.
-TEST(LlamaGolden, StagesAndRecomputationKeepTheBits) {
+TEST_P(LlamaGoldenTest, StagesAndRecomputationKeepTheBits) {
   for (const DType dtype : {DType::kF32, DType::kBF16})
     for (const int64_t micro_batch : {1, 2}) {
-      const ModelGradients whole =
-          RunModel({.dtype = dtype, .shards = 2, .micro_batch = micro_batch});
+      const ModelGradients whole = RunModel(
+          {.backend = GetParam(), .dtype = dtype, .shards = 2, .micro_batch = micro_batch});
       for (const Cut& cut : kCuts)
         for (const bool recompute : {false, true}) {
           SCOPED_TRACE(testing::Message() << cut.name << ", recompute " << recompute);
-          ExpectSame(RunModel({.dtype = dtype,
+          ExpectSame(RunModel({.backend = GetParam(),
+                               .dtype = dtype,
                                .shards = 2,
                                .stages = cut.stages,
                                .micro_batch = micro_batch,
@@ -142,6 +156,33 @@ TEST(LlamaGolden, StagesAndRecomputationKeepTheBits) {
                      whole);
         }
     }
+}
+
+// Of the golden model and of one whose attention has the head dimension of large ones. In bf16
+// tensor cores round the attention's probabilities, too, and what differs there is carried through
+// the blocks.
+TEST(LlamaCudaTest, AgreesWithTheCpu) {
+  if (const std::string why = WhyMissing(Backend::kCuda); !why.empty()) GTEST_SKIP() << why;
+  for (const DType dtype : {DType::kF32, DType::kBF16})
+    for (const int64_t head_dim : {16, 128}) {
+      SCOPED_TRACE(testing::Message() << NameOf(dtype) << ", head dimension " << head_dim);
+      ModelRun run{.dtype = dtype, .shards = 2, .context = 40, .micro_batch = 2};
+      run.model.head_dim = head_dim;
+      const ModelGradients cpu = RunModel(run);
+      run.backend = Backend::kCuda;
+      const bool exact = dtype == DType::kF32;
+      ExpectClose(RunModel(run), cpu, exact ? 1e-6 : 5e-3, exact ? 1e-5 : 2e-2);
+    }
+}
+
+TEST(LlamaCudaTest, RepeatsItsBits) {
+  if (const std::string why = WhyMissing(Backend::kCuda); !why.empty()) GTEST_SKIP() << why;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const ModelRun run{
+        .backend = Backend::kCuda, .dtype = dtype, .shards = 2, .context = 40, .micro_batch = 2};
+    const ModelGradients first = RunModel(run);
+    for (int i = 0; i < 5; ++i) ExpectSame(RunModel(run), first);
+  }
 }
 
 }  // namespace

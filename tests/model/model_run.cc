@@ -3,11 +3,13 @@
 #include <barrier>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
+#include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include "model/parameters.h"
 #include "model/stage.h"
@@ -25,7 +27,39 @@ uint16_t ToBF16(float value) {  // Round to nearest even; no NaN comes here.
   return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-// A tensor axis of threads.
+// An array in device memory.
+template <typename T>
+class DeviceArray {
+ public:
+  DeviceArray(Ops* ops, int64_t count)
+      : ops_(ops), count_(count), data_(static_cast<T*>(ops->Allocate(bytes()))) {}
+  DeviceArray(Ops* ops, std::span<const T> host)
+      : DeviceArray(ops, static_cast<int64_t>(host.size())) {
+    ops_->Upload(host.data(), bytes(), data_);
+    EXPECT_TRUE(ops_->Sync().ok());
+  }
+  ~DeviceArray() { ops_->Free(data_); }
+  DeviceArray(const DeviceArray&) = delete;
+  DeviceArray& operator=(const DeviceArray&) = delete;
+
+  T* data() const { return data_; }
+  std::vector<T> Read() const {
+    std::vector<T> host(static_cast<size_t>(count_));
+    ops_->Download(data_, bytes(), host.data());
+    const absl::Status status = ops_->Sync();
+    EXPECT_TRUE(status.ok()) << status;
+    return host;
+  }
+
+ private:
+  size_t bytes() const { return static_cast<size_t>(count_) * sizeof(T); }
+
+  Ops* ops_;
+  int64_t count_;
+  T* data_;
+};
+
+// A tensor axis of threads. It takes its place in the ops' stream by waiting for it.
 class ThreadAxis {
  public:
   explicit ThreadAxis(int64_t size)
@@ -33,53 +67,66 @@ class ThreadAxis {
 
   class Member final : public TensorAxis {
    public:
-    Member(ThreadAxis* axis, int64_t index) : axis_(axis), index_(index) {}
+    Member(ThreadAxis* axis, int64_t index, Ops* ops) : axis_(axis), index_(index), ops_(ops) {}
 
     absl::Status AllGather(const void* in, size_t bytes, void* out) override {
-      axis_->Give(index_, in);
+      RETURN_IF_ERROR(Give(in, bytes));
       std::vector<char> all;
-      for (const void* block : axis_->given_)
-        all.insert(all.end(), static_cast<const char*>(block),
-                   static_cast<const char*>(block) + bytes);
+      for (const std::vector<char>& block : axis_->given_)
+        all.insert(all.end(), block.begin(), block.end());
       axis_->barrier_.arrive_and_wait();
-      std::memcpy(out, all.data(), all.size());
-      return absl::OkStatus();
+      return Take(all.data(), all.size(), out);
     }
     absl::Status ReduceScatterTree(const float* partial, int64_t count, float* out) override {
-      return Reduce(partial, index_ * count, count, out);
+      return Reduce(partial, axis_->size_ * count, index_ * count, count, out);
     }
     absl::Status AllReduceTree(const float* partial, int64_t count, float* out) override {
-      return Reduce(partial, 0, count, out);
+      return Reduce(partial, count, 0, count, out);
     }
 
    private:
-    absl::Status Reduce(const float* partial, int64_t begin, int64_t count, float* out) {
-      axis_->Give(index_, partial);
+    absl::Status Give(const void* device, size_t bytes) {
+      std::vector<char>& given = axis_->given_[static_cast<size_t>(index_)];
+      given.resize(bytes);
+      ops_->Download(device, bytes, given.data());
+      RETURN_IF_ERROR(SyncOrLeave());
+      axis_->barrier_.arrive_and_wait();
+      return absl::OkStatus();
+    }
+    absl::Status Take(const void* host, size_t bytes, void* device) {
+      ops_->Upload(host, bytes, device);
+      return SyncOrLeave();
+    }
+    // After an error this rank calls no more: the others must not wait for it.
+    absl::Status SyncOrLeave() {
+      absl::Status status = ops_->Sync();
+      if (!status.ok()) axis_->barrier_.arrive_and_drop();
+      return status;
+    }
+    absl::Status Reduce(const float* partial, int64_t all, int64_t begin, int64_t count,
+                        float* out) {
+      RETURN_IF_ERROR(Give(partial, static_cast<size_t>(all) * sizeof(float)));
       std::vector<float> sum(static_cast<size_t>(count));
       for (int64_t i = 0; i < count; ++i)
         sum[static_cast<size_t>(i)] = Tree(0, axis_->size_, begin + i);
       axis_->barrier_.arrive_and_wait();
-      std::memcpy(out, sum.data(), sum.size() * sizeof(float));
-      return absl::OkStatus();
+      return Take(sum.data(), sum.size() * sizeof(float), out);
     }
     float Tree(int64_t first, int64_t last, int64_t i) const {
       if (last - first == 1)
-        return static_cast<const float*>(axis_->given_[static_cast<size_t>(first)])[i];
+        return reinterpret_cast<const float*>(axis_->given_[static_cast<size_t>(first)].data())[i];
       const int64_t middle = (first + last) / 2;
       return Tree(first, middle, i) + Tree(middle, last, i);
     }
     ThreadAxis* axis_;
     int64_t index_;
+    Ops* ops_;
   };
 
  private:
-  void Give(int64_t index, const void* data) {
-    given_[static_cast<size_t>(index)] = data;
-    barrier_.arrive_and_wait();
-  }
   int64_t size_;
   std::barrier<> barrier_;
-  std::vector<const void*> given_;
+  std::vector<std::vector<char>> given_;  // By member; read between two barriers.
 };
 
 // One rank's arena. Gradients start as NaN: what a leaf does not overwrite shows.
@@ -88,36 +135,32 @@ class MemoryAccess final : public ParameterAccess {
   MemoryAccess(const ModelRun& run, const AtomTable& table, std::vector<Bucket> buckets, Ops* ops)
       : table_(table),
         buckets_(std::move(buckets)),
-        ops_(ops),
         dtype_(run.dtype),
         held_(buckets_.size()),
         ready_(buckets_.size()) {
     const int64_t size = buckets_.back().offset + buckets_.back().size;
-    weights_ = ops_->Allocate(static_cast<size_t>(size) * SizeOf(dtype_));
-    gradients_ = static_cast<float*>(ops_->Allocate(static_cast<size_t>(size) * sizeof(float)));
-    std::fill_n(gradients_, size, kPoison);
+    std::vector<char> weights(static_cast<size_t>(size) * SizeOf(dtype_));
     ForEach([&](int64_t at, const TensorSpec& spec, int32_t tensor, int64_t element) {
       const float value =
           run.weight ? run.weight(spec, tensor, element) : GoldenWeight(spec, tensor, element);
       if (dtype_ == DType::kF32)
-        static_cast<float*>(weights_)[at] = value;
+        reinterpret_cast<float*>(weights.data())[at] = value;
       else
-        static_cast<uint16_t*>(weights_)[at] = ToBF16(value);
+        reinterpret_cast<uint16_t*>(weights.data())[at] = ToBF16(value);
     });
-  }
-  ~MemoryAccess() override {
-    ops_->Free(weights_);
-    ops_->Free(gradients_);
+    weights_.emplace(ops, std::span<const char>(weights));
+    const std::vector<float> poison(static_cast<size_t>(size), kPoison);
+    gradients_.emplace(ops, std::span<const float>(poison));
   }
 
   absl::StatusOr<const void*> Weights(int bucket) override {
     ++held_.at(static_cast<size_t>(bucket));
-    return static_cast<const char*>(weights_) + At(bucket) * static_cast<int64_t>(SizeOf(dtype_));
+    return weights_->data() + At(bucket) * static_cast<int64_t>(SizeOf(dtype_));
   }
   void Release(int bucket) override { --held_.at(static_cast<size_t>(bucket)); }
   absl::StatusOr<float*> Gradients(int bucket) override {
     EXPECT_EQ(ready_.at(static_cast<size_t>(bucket)), 0) << "gradient of a finished leaf";
-    return gradients_ + At(bucket);
+    return gradients_->data() + At(bucket);
   }
   absl::Status GradientsReady(int bucket) override {
     ++ready_.at(static_cast<size_t>(bucket));
@@ -135,10 +178,11 @@ class MemoryAccess final : public ParameterAccess {
 
   // Copies this rank's gradients to their logical places; shared ones must agree.
   void Export(ModelGradients& out) const {
+    const std::vector<float> gradients = gradients_->Read();
     size_t missing = 0, different = 0;
     ForEach([&](int64_t at, const TensorSpec&, int32_t tensor, int64_t element) {
       float& place = out.values[static_cast<size_t>(tensor)][static_cast<size_t>(element)];
-      const float value = gradients_[at];
+      const float value = gradients[static_cast<size_t>(at)];
       missing += std::isnan(value);
       different +=
           !std::isnan(place) && std::bit_cast<uint32_t>(place) != std::bit_cast<uint32_t>(value);
@@ -167,23 +211,42 @@ class MemoryAccess final : public ParameterAccess {
 
   const AtomTable& table_;
   std::vector<Bucket> buckets_;
-  Ops* ops_;
   DType dtype_;
-  void* weights_ = nullptr;
-  float* gradients_ = nullptr;
+  std::optional<DeviceArray<char>> weights_;
+  std::optional<DeviceArray<float>> gradients_;
   std::vector<int> held_, ready_;
 };
+
+// The ops of a tensor rank, kept from run to run: a CUDA backend's plans take longer to make than
+// this model to run. Never destroyed: at the end of the process the driver may be gone.
+Ops* RankOps(Backend backend, int64_t rank) {
+  static auto* const all = new std::map<std::pair<Backend, int64_t>, std::unique_ptr<Ops>>;
+  std::unique_ptr<Ops>& ops = (*all)[{backend, rank}];
+  if (ops == nullptr && backend == Backend::kCpu) ops = NewCpuOps(1);
+  if (ops == nullptr) {
+    absl::StatusOr<std::unique_ptr<Ops>> cuda = NewCudaOps(0);
+    EXPECT_TRUE(cuda.ok()) << cuda.status();
+    ops = *std::move(cuda);
+  }
+  return ops.get();
+}
 
 // One tensor rank with all its pipeline stages.
 class RankRun {
  public:
-  RankRun(const ModelRun& run, const AtomTable& table, int64_t index, TensorAxis* axis)
-      : run_(run), ops_(NewCpuOps(1)) {
+  RankRun(const ModelRun& run, const AtomTable& table, int64_t index, ThreadAxis* axis,
+          std::span<const int32_t> tokens, std::span<const int32_t> targets)
+      : run_(run),
+        ops_(RankOps(run.backend, index)),
+        axis_(axis, index, ops_),
+        tokens_(ops_, tokens),
+        targets_(ops_, targets),
+        loss_(ops_, 1) {
     std::vector<int64_t> layers(static_cast<size_t>(run.model.layers) + 2);
     std::iota(layers.begin(), layers.end(), -1);
     const TensorSlot slot{.shards = run.shards, .size = run.tensor_ranks, .index = index};
-    access_ = std::make_unique<MemoryAccess>(
-        run, table, MakeBuckets(table, run.model, slot, layers), ops_.get());
+    access_ = std::make_unique<MemoryAccess>(run, table,
+                                             MakeBuckets(table, run.model, slot, layers), ops_);
     StageOptions options{.model = run.model,
                          .dtype = run.dtype,
                          .slot = slot,
@@ -198,8 +261,8 @@ class RankRun {
       options.first_bucket = static_cast<int>(cut.front() + 1);
       const std::span<const Bucket> all = access_->buckets();
       stages_.push_back(std::make_unique<Stage>(
-          options, all.subspan(static_cast<size_t>(cut.front() + 1), cut.size()), &table,
-          ops_.get(), axis, access_.get()));
+          options, all.subspan(static_cast<size_t>(cut.front() + 1), cut.size()), &table, ops_,
+          &axis_, access_.get()));
     }
     const int64_t own = run.micro_batch * run.context / run.tensor_ranks;
     for (Matrix& d : between_) {
@@ -212,26 +275,26 @@ class RankRun {
   }
 
   // Two micro-batches in flight, as a pipeline has them.
-  absl::Status Run(std::span<const int32_t> tokens, std::span<const int32_t> targets) {
+  absl::Status Run() {
     const int64_t count = run_.samples / run_.micro_batch;
-    const auto rows = static_cast<size_t>(run_.micro_batch * run_.context);
+    const int64_t rows = run_.micro_batch * run_.context;
     for (int64_t m = 0; m < count + 1; ++m) {
-      if (m < count) RETURN_IF_ERROR(Forward(m % 2, tokens.data() + static_cast<size_t>(m) * rows));
+      if (m < count) RETURN_IF_ERROR(Forward(m % 2, tokens_.data() + m * rows));
       if (m == 0) continue;
       Stage::BackwardOptions options{
-          .tokens = tokens.data() + static_cast<size_t>(m - 1) * rows,
-          .targets = targets.data() + static_cast<size_t>(m - 1) * rows,
+          .tokens = tokens_.data() + (m - 1) * rows,
+          .targets = targets_.data() + (m - 1) * rows,
           .loss_scale = 1.0F / static_cast<float>(run_.samples * run_.context),
           .first_of_leaf = m == 1,
           .last_of_leaf = m == count,
-          .loss = &loss_};
+          .loss = loss_.data()};
       RETURN_IF_ERROR(Backward((m - 1) % 2, options));
     }
     access_->ExpectLeafFinished();
-    return absl::OkStatus();
+    return ops_->Sync();
   }
 
-  double loss() const { return loss_ / static_cast<double>(run_.samples * run_.context); }
+  double loss() const { return loss_.Read()[0] / static_cast<double>(run_.samples * run_.context); }
   const MemoryAccess& access() const { return *access_; }
 
  private:
@@ -262,11 +325,13 @@ class RankRun {
   }
 
   const ModelRun& run_;
-  std::unique_ptr<Ops> ops_;
+  Ops* ops_;
+  ThreadAxis::Member axis_;
+  DeviceArray<int32_t> tokens_, targets_;
+  DeviceArray<double> loss_;  // Sum over tokens.
   std::unique_ptr<MemoryAccess> access_;
   std::vector<std::unique_ptr<Stage>> stages_;
   Matrix between_[2];  // [Mt, h]: of stage s's input, at s % 2.
-  double loss_ = 0;
 };
 
 }  // namespace
@@ -312,16 +377,13 @@ ModelGradients RunModel(const ModelRun& run) {
     if (i % (run.context + 1) > 0) targets.push_back(token);
   }
   ThreadAxis axis(run.tensor_ranks);
-  std::vector<std::unique_ptr<ThreadAxis::Member>> members;
   std::vector<std::unique_ptr<RankRun>> ranks;
   std::vector<std::thread> threads;
-  for (int64_t t = 0; t < run.tensor_ranks; ++t) {
-    members.push_back(std::make_unique<ThreadAxis::Member>(&axis, t));
-    ranks.push_back(std::make_unique<RankRun>(run, table, t, members.back().get()));
-  }
+  for (int64_t t = 0; t < run.tensor_ranks; ++t)
+    ranks.push_back(std::make_unique<RankRun>(run, table, t, &axis, tokens, targets));
   for (const auto& rank : ranks)
-    threads.emplace_back([&, one = rank.get()] {
-      const absl::Status status = one->Run(tokens, targets);
+    threads.emplace_back([one = rank.get()] {
+      const absl::Status status = one->Run();
       EXPECT_TRUE(status.ok()) << status;
     });
   for (std::thread& thread : threads) thread.join();
@@ -353,6 +415,23 @@ void ExpectSame(const ModelGradients& got, const ModelGradients& expected) {
     for (size_t i = 0; i < a.size(); ++i)
       differ += std::bit_cast<uint32_t>(a[i]) != std::bit_cast<uint32_t>(b[i]);
     EXPECT_EQ(differ, 0) << expected.tensors[t].name << ": elements of " << a.size();
+  }
+}
+
+void ExpectClose(const ModelGradients& got, const ModelGradients& expected, double loss,
+                 double gradient) {
+  EXPECT_NEAR(got.loss, expected.loss, loss * expected.loss);
+  ASSERT_EQ(got.values.size(), expected.values.size());
+  for (size_t t = 0; t < got.values.size(); ++t) {
+    const auto &a = got.values[t], &b = expected.values[t];
+    ASSERT_EQ(a.size(), b.size());
+    double error = 0, size = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+      error += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+      size += std::pow(static_cast<double>(b[i]), 2);
+    }
+    EXPECT_LE(std::sqrt(error), gradient * std::sqrt(size))
+        << expected.tensors[t].name << ": relative error " << std::sqrt(error / size);
   }
 }
 

@@ -13,6 +13,7 @@
 #include "kernels/ops.h"
 #include "model/config.h"
 #include "runtime/base/atoms.h"
+#include "tests/backends.h"
 
 namespace perdure {
 
@@ -25,6 +26,7 @@ float Value(int64_t tensor, int64_t element);
 ModelConfig GoldenModel();
 
 struct ModelRun {
+  Backend backend = Backend::kCpu;  // Tensor ranks share its one device.
   ModelConfig model = GoldenModel();
   DType dtype = DType::kF32;
   int64_t shards = 1;
@@ -53,5 +55,10 @@ ModelGradients RunModel(const ModelRun& run);
 
 // Expects the same bits.
 void ExpectSame(const ModelGradients& got, const ModelGradients& expected);
+
+// Expects the loss within `loss`, and of each tensor's gradient the error's norm within `gradient`
+// of the expected norm, both relative.
+void ExpectClose(const ModelGradients& got, const ModelGradients& expected, double loss,
+                 double gradient);
 
 }  // namespace perdure

@@ -14,11 +14,20 @@ float WithNegativeZeros(const TensorSpec& spec, int64_t tensor, int64_t element)
   return GoldenWeight(spec, tensor, element);
 }
 
-TEST(TensorAxis, RanksKeepTheBits) {
+class TensorAxisTest : public testing::TestWithParam<Backend> {
+ protected:
+  void SetUp() override {
+    if (const std::string why = WhyMissing(GetParam()); !why.empty()) GTEST_SKIP() << why;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Ops, TensorAxisTest, EveryBackend(), BackendName);
+
+TEST_P(TensorAxisTest, RanksKeepTheBits) {
   for (const DType dtype : {DType::kF32, DType::kBF16})
     for (const int64_t vocab : {101, 104, 97})  // V = 4: slices of 26, 26, 26, 23; 26; 25 and 22.
       for (const bool recompute : {false, true}) {
-        ModelRun run{.dtype = dtype,
+        ModelRun run{.backend = GetParam(),
+                     .dtype = dtype,
                      .shards = 4,
                      .tensor_ranks = 1,
                      .recompute = recompute,
@@ -34,8 +43,8 @@ TEST(TensorAxis, RanksKeepTheBits) {
       }
 }
 
-TEST(TensorAxis, RanksKeepTheBitsInAPipelineOfLargerMicroBatches) {
-  ModelRun run{.shards = 4, .samples = 6, .context = 16, .micro_batch = 2};
+TEST_P(TensorAxisTest, RanksKeepTheBitsInAPipelineOfLargerMicroBatches) {
+  ModelRun run{.backend = GetParam(), .shards = 4, .samples = 6, .context = 16, .micro_batch = 2};
   const ModelGradients one = RunModel(run);
   run.stages = {{-1}, {0, 1}, {2, 3}};
   for (const int64_t ranks : {1, 2, 4}) {
@@ -45,8 +54,8 @@ TEST(TensorAxis, RanksKeepTheBitsInAPipelineOfLargerMicroBatches) {
   }
 }
 
-TEST(TensorAxis, WithoutPositionsTheBitsAreKeptToo) {
-  ModelRun run{.shards = 4};
+TEST_P(TensorAxisTest, WithoutPositionsTheBitsAreKeptToo) {
+  ModelRun run{.backend = GetParam(), .shards = 4};
   run.model.position = "none";
   const ModelGradients one = RunModel(run);
   run.tensor_ranks = 4;
@@ -54,8 +63,9 @@ TEST(TensorAxis, WithoutPositionsTheBitsAreKeptToo) {
 }
 
 // V is part of the numbers: were this not so, the tests above could not fail.
-TEST(TensorAxis, ShardsAreNotRanks) {
-  const ModelGradients one = RunModel({.shards = 1}), four = RunModel({.shards = 4});
+TEST_P(TensorAxisTest, ShardsAreNotRanks) {
+  const ModelGradients one = RunModel({.backend = GetParam(), .shards = 1});
+  const ModelGradients four = RunModel({.backend = GetParam(), .shards = 4});
   EXPECT_NEAR(one.loss, four.loss, 1e-6 * one.loss);
   size_t differ = 0;
   for (size_t t = 0; t < one.values.size(); ++t)

@@ -11,6 +11,7 @@
 
 #include "runtime/base/status.h"
 #include "tests/ckpt/test_state.h"
+#include "tests/kernels/device_ops.h"
 
 namespace perdure {
 namespace {
@@ -122,7 +123,7 @@ class CheckpointSaverTest : public testing::Test {
                                  .nonce = 7,
                                  .write = {.threads = 1, .buffers = 8},
                                  .asynchronous = asynchronous},
-        &table_, &writers_, rank, Live(rank), host);
+        &table_, &writers_, rank, Live(rank), ops_.get(), host);
   }
   std::string PathOf(int64_t step, uint32_t nonce) const {
     return directory_.path() + "/ckpt/" + CheckpointName(step, 2, nonce);
@@ -150,6 +151,7 @@ class CheckpointSaverTest : public testing::Test {
   const AtomTable table_{OddTensors(), 16};
   TestState live_{table_, 5};
   Writers writers_;
+  const std::unique_ptr<Ops> ops_ = NewCpuOps(1);
   TestDirectory directory_;
   ScriptedHost host_;
 };
@@ -273,6 +275,36 @@ TEST_F(CheckpointSaverTest, SynchronousModeGivesTheSameBytes) {
     fs::remove_all(PathOf(step, 7));
   }
   EXPECT_TRUE(bytes[0] == bytes[1]);
+}
+
+// Of device memory there is a frozen copy in both modes, and it is of the moment of Save.
+TEST_F(CheckpointSaverTest, FreezesWhatStandsOnADevice) {
+  for (const bool asynchronous : {true, false}) {
+    DeviceOps ops;
+    ScriptedHost host;
+    std::vector<AtomState> device = Live(1);
+    for (AtomState& state : device)
+      for (float*& part : state.parts) {
+        const auto count =
+            static_cast<size_t>(table_.atoms()[static_cast<size_t>(state.atom)].count);
+        auto* memory = static_cast<float*>(ops.Allocate(count * sizeof(float)));
+        ops.Upload(part, count * sizeof(float), memory);
+        part = memory;
+      }
+    CheckpointSaver saver({.run_directory = directory_.path(),
+                           .stamp = {.step = 0, .generation = 2, .run_id = "run"},
+                           .nonce = asynchronous ? 1U : 2U,
+                           .write = {.threads = 1, .buffers = 8},
+                           .asynchronous = asynchronous},
+                          &table_, &writers_, 1, device, &ops, &host);
+    host.Settle();
+    ASSERT_OK(saver.Save(10));
+    for (const AtomState& state : device)
+      for (float* part : state.parts) ops.Zero(Matrix(part, DType::kF32, 1, 1));
+    ASSERT_OK(ops.Sync());
+    EXPECT_OK(saver.Wait());
+    EXPECT_EQ(host.AwaitSaved(0).run->atom_digests, Digests(1));
+  }
 }
 
 TEST_F(CheckpointSaverTest, ARankWithoutAtomsTakesPart) {

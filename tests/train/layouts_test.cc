@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "runtime/base/status.h"
+#include "tests/kernels/device_ops.h"
 #include "tests/train/trainer_harness.h"
 
 namespace perdure {
@@ -113,6 +114,34 @@ TEST_F(LayoutsTest, StoppedAndResumedAtOtherLayouts) {
   EXPECT_EQ(loss_bits, reference.loss_bits);
   EXPECT_EQ(last.certificate.Hex(), reference.certificate.Hex());
   EXPECT_TRUE(last.complete);
+}
+
+// Where the host cannot touch the memory that operations work on, nor rely on what it enqueued.
+TEST_F(LayoutsTest, TheSameInDeviceMemory) {
+  const OpsFactory device = [] { return std::make_unique<DeviceOps>(); };
+  for (const char* dtype : {"fp32", "bf16"}) {
+    const RunConfig config = TinyConfig(dtype);
+    const TrainingResult reference = Train(config, directory_, Fresh(dtype), "", -1);
+    ASSERT_TRUE(reference.status.ok()) << reference.status;
+    for (Layout layout : std::initializer_list<Layout>{
+             {1, 1, 1, 0}, {1, 1, 1, 1}, {1, 1, 1, 2}, {1, 1, 1, 3}, {1, 1, 1, 1, 1, "full"}})
+      for (const bool asynchronous : {true, false}) {
+        SCOPED_TRACE(Name(layout) + dtype + (asynchronous ? "" : " synchronous"));
+        RunConfig here = At(config, layout);
+        here.checkpoint.asynchronous = asynchronous;
+        here.checkpoint.every_steps = 2;
+        const std::string run = Fresh(fmt::format("{}{}{}", Name(layout), dtype, asynchronous));
+        // Two jobs: what the first saves is loaded by the second.
+        const TrainingResult first = Train(here, directory_, run, "", 3, device);
+        ASSERT_TRUE(first.status.ok()) << first.status;
+        const TrainingResult second = Train(here, directory_, run, first.checkpoint, -1, device);
+        ASSERT_TRUE(second.status.ok()) << second.status;
+        std::vector<uint64_t> loss_bits = first.loss_bits;
+        loss_bits.insert(loss_bits.end(), second.loss_bits.begin(), second.loss_bits.end());
+        EXPECT_EQ(loss_bits, reference.loss_bits);
+        EXPECT_EQ(second.certificate.Hex(), reference.certificate.Hex());
+      }
+  }
 }
 
 TEST_F(LayoutsTest, TheLossFallsAndTheSeedMatters) {

@@ -31,6 +31,13 @@ RunConfig Tiny() {
   return config;
 }
 
+int64_t CountAtoms(const RunConfig& config) {
+  const ModelConfig model = ResolveModel(config.model);
+  const NumericsConfig& numerics = config.numerics;
+  const AtomTable table(ModelTensors(model, numerics.tensor_shards), numerics.atom_elements);
+  return static_cast<int64_t>(table.atoms().size());
+}
+
 RunConfig Deep(int64_t tensor, int64_t pipeline, int64_t data) {
   RunConfig config = Tiny();
   config.model.layers = 32;
@@ -177,7 +184,9 @@ TEST(EstimateMemory, ZeroShardsWhatItSays) {
   EXPECT_EQ(at(3).optimizer, 12 * owned);  // The masters are the only whole values.
   // The gradients of the other two replicas are received.
   const int64_t alone = EstimateMemory(config, Layout(config, 1, 1), config.phases[0]).buffers;
-  EXPECT_EQ(at(1).buffers - alone, 2 * owned * 4);
+  const int64_t squares = 8 * CountAtoms(config);  // A double per owned atom: fewer than alone.
+  EXPECT_LE(at(1).buffers - alone, 2 * owned * 4);
+  EXPECT_GT(at(1).buffers - alone, 2 * owned * 4 - squares);
 }
 
 TEST(EstimateMemory, ReceivesAFewBucketsAtATime) {
@@ -187,7 +196,11 @@ TEST(EstimateMemory, ReceivesAFewBucketsAtATime) {
     return EstimateMemory(config, Layout(config, 3, 1), config.phases[0]).buffers -
            EstimateMemory(config, Layout(config, 1, 1), config.phases[0]).buffers;
   };
-  EXPECT_EQ(received(48), received(12));  // Cuts come round every 3 blocks, places every 4.
+  // Cuts come round every 3 blocks, places every 4. An owned atom has a double besides.
+  RunConfig deep = Tiny();
+  deep.model.layers = 48;
+  EXPECT_LE(received(48), received(12));
+  EXPECT_GT(received(48), received(12) - 8 * CountAtoms(deep));
 }
 
 TEST(EstimateMemory, Bf16HalvesWeightsAndAddsMasters) {

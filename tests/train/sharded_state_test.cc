@@ -14,7 +14,10 @@
 
 #include "model/parameters.h"
 #include "runtime/base/random.h"
+#include "runtime/base/status.h"
+#include "runtime/comm/group.h"
 #include "tests/model/counting_ops.h"
+#include "tests/kernels/device_ops.h"
 #include "tests/train/transport_threads.h"
 
 namespace perdure {
@@ -102,7 +105,8 @@ class Reference {
   double SquareOf(int64_t atom) const {
     const std::vector<float>& sum = atoms_[static_cast<size_t>(atom)].sum;
     double square = 0;
-    ops_->SumOfSquares(sum.data(), static_cast<int64_t>(sum.size()), &square);
+    const ElementRun run{.begin = 0, .count = static_cast<int64_t>(sum.size())};
+    ops_->SumsOfSquares(sum.data(), {&run, 1}, &square);
     return square;
   }
   void Update(int64_t step, double rate, double scale) {
@@ -138,27 +142,33 @@ class Reference {
   std::vector<AtomArrays> atoms_;
 };
 
-bool SameBytes(const void* a, const std::vector<float>& b) {
-  return std::memcmp(a, b.data(), b.size() * sizeof(float)) == 0;
-}
-
-// One replica's thread. Counts what is wrong rather than stopping: its peers wait for it.
+// One replica's thread, on any ops. Counts what is wrong rather than stopping: its peers wait for
+// it.
 class Replica {
  public:
-  Replica(const Layout& setup, const AtomTable& table, Transport* transport)
+  Replica(const Layout& setup, const AtomTable& table, Transport* transport, Ops* ops)
       : setup_(setup),
         table_(table),
         group_(transport, Members(setup), 5),
+        ops_(ops),
         reference_(setup, table) {
     state_ =
-        std::make_unique<ShardedState>(OptionsOf(setup), BucketsOf(table), &table, &ops_, &group_);
+        std::make_unique<ShardedState>(OptionsOf(setup), BucketsOf(table), &table, ops_, &group_);
   }
 
+  const ShardedState& state() const { return *state_; }
+
   absl::Status Train(const std::vector<int64_t>& leaves_of_steps) {
-    CheckMemory();
-    for (const AtomState& atom : state_->KeptAtoms())
-      std::memcpy(atom.parts[0], reference_.At(atom.atom).master.data(),
-                  reference_.At(atom.atom).parameter.size() / SizeOf(setup_.dtype) * sizeof(float));
+    RETURN_IF_ERROR(state_->FillOwned([&](std::span<AtomState> atoms) {
+      for (const AtomState& atom : atoms) {
+        const std::vector<float>& master = reference_.At(atom.atom).master;
+        std::copy(master.begin(), master.end(), atom.parts[0]);
+        for (float* moment : {atom.parts[1], atom.parts[2]})
+          std::fill_n(moment, master.size(), 0.0F);
+      }
+      return absl::OkStatus();
+    }));
+    RETURN_IF_ERROR(state_->ShareState());
     if (const absl::Status status = state_->PublishParameters(); !status.ok()) return status;
     int64_t step = 0;
     for (const int64_t leaves : leaves_of_steps)
@@ -203,9 +213,13 @@ class Replica {
       if (leaf < leaves) {
         const absl::StatusOr<float*> gradients = state_->Gradients(b);
         if (!gradients.ok()) return gradients.status();
-        for (const PlacedAtom& atom : state_->buckets()[static_cast<size_t>(b)].atoms)
+        const Bucket& bucket = state_->buckets()[static_cast<size_t>(b)];
+        std::vector<float> host(static_cast<size_t>(bucket.size));
+        for (const PlacedAtom& atom : bucket.atoms)
           for (int64_t i = 0; i < atom.count; ++i)
-            (*gradients)[atom.offset + i] = Wild(LeafStream(step, leaf), atom.atom, i);
+            host[static_cast<size_t>(atom.offset + i)] = Wild(LeafStream(step, leaf), atom.atom, i);
+        ops_->Upload(host.data(), host.size() * sizeof(float), *gradients);
+        RETURN_IF_ERROR(ops_->Sync());
       }
       if (const absl::Status status = state_->GradientsReady(b); !status.ok()) return status;
     }
@@ -216,11 +230,14 @@ class Replica {
     const absl::StatusOr<const void*> weights = state_->Weights(b);
     if (!weights.ok()) return weights.status();
     int different = 0;
-    for (const PlacedAtom& atom : state_->buckets()[static_cast<size_t>(b)].atoms) {
+    const Bucket& bucket = state_->buckets()[static_cast<size_t>(b)];
+    const std::vector<char> host =
+        Read(*weights, static_cast<size_t>(bucket.size) * SizeOf(setup_.dtype));
+    for (const PlacedAtom& atom : bucket.atoms) {
       const std::vector<char>& expected = reference_.At(atom.atom).parameter;
-      different += std::memcmp(static_cast<const char*>(*weights) +
-                                   atom.offset * static_cast<int64_t>(SizeOf(setup_.dtype)),
-                               expected.data(), expected.size()) != 0;
+      different +=
+          std::memcmp(host.data() + static_cast<size_t>(atom.offset) * SizeOf(setup_.dtype),
+                      expected.data(), expected.size()) != 0;
     }
     EXPECT_EQ(different, 0) << "atoms' weights in bucket " << b << " of replica " << group_.index();
     state_->Release(b);
@@ -248,17 +265,21 @@ class Replica {
       }
   }
 
-  void CheckMemory() {
-    const ShardedState::Memory memory = ShardedState::MemoryOf(OptionsOf(setup_), state_->buckets(),
-                                                               setup_.replicas, group_.index());
-    EXPECT_EQ(static_cast<int64_t>(ops_.bytes()),
-              memory.parameters + memory.gradients + memory.optimizer + memory.buffers);
+  std::vector<char> Read(const void* device, size_t bytes) {
+    std::vector<char> host(bytes);
+    ops_->Download(device, bytes, host.data());
+    EXPECT_TRUE(ops_->Sync().ok());
+    return host;
+  }
+  bool SameBytes(const void* device, const std::vector<float>& expected) {
+    const size_t bytes = expected.size() * sizeof(float);
+    return std::memcmp(Read(device, bytes).data(), expected.data(), bytes) == 0;
   }
 
   Layout setup_;
   const AtomTable& table_;
   Group group_;
-  CountingOps ops_;
+  Ops* ops_;
   Reference reference_;
   std::unique_ptr<ShardedState> state_;
 };
@@ -268,7 +289,12 @@ void TrainEverywhere(const Layout& setup, const std::vector<int64_t>& leaves_of_
                                   << ", atoms of " << setup.atom_elements);
   const AtomTable table = TableOf(setup);
   RunTransportThreads(setup.replicas, [&](Transport* transport) {
-    Replica replica(setup, table, transport);
+    CountingOps ops;
+    Replica replica(setup, table, transport, &ops);
+    const ShardedState::Memory memory = ShardedState::MemoryOf(
+        OptionsOf(setup), replica.state().buckets(), setup.replicas, transport->rank());
+    EXPECT_EQ(static_cast<int64_t>(ops.bytes()),
+              memory.parameters + memory.gradients + memory.optimizer + memory.buffers);
     const absl::Status status = replica.Train(leaves_of_steps);
     EXPECT_TRUE(status.ok()) << status;
   });
@@ -309,6 +335,49 @@ TEST(ShardedState, TheLeavesTellOrdersApart) {
   EXPECT_GT(differ, 30);
 }
 
+TEST(ShardedState, ComputesTheSameInDeviceMemory) {
+  for (const int zero : {0, 1, 2, 3})
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      const Layout setup{.zero = zero, .dtype = dtype};
+      const AtomTable table = TableOf(setup);
+      RunTransportThreads(1, [&](Transport* transport) {
+        DeviceOps ops;
+        Replica replica(setup, table, transport, &ops);
+        const absl::Status status = replica.Train({3, 1, 2});
+        EXPECT_TRUE(status.ok()) << status;
+      });
+    }
+}
+
+// The host stands still once a step: for the squares.
+TEST(ShardedState, WaitsForTheDeviceOnce) {
+  for (const int zero : {0, 1, 2, 3}) {
+    const Layout setup{.zero = zero};
+    const AtomTable table = TableOf(setup);
+    RunTransportThreads(1, [&](Transport* transport) {
+      Group group(transport, {0}, 5);
+      DeviceOps ops;
+      ShardedState state(OptionsOf(setup), BucketsOf(table), &table, &ops, &group);
+      const auto buckets = static_cast<int>(state.buckets().size());
+      for (int64_t step = 1; step < 4; ++step) {
+        const int before = ops.syncs();
+        state.BeginStep(2);
+        for (int round = 0; round < 2; ++round)
+          for (int b = buckets - 1; b >= 0; --b) {
+            EXPECT_TRUE(state.Weights(b).ok());
+            EXPECT_TRUE(state.Gradients(b).ok());
+            EXPECT_TRUE(state.GradientsReady(b).ok());
+          }
+        EXPECT_TRUE(state.FinishGradients().ok());
+        EXPECT_TRUE(state.Update(step, 0.1, 1).ok());
+        EXPECT_EQ(ops.syncs() - before, 1);
+        // Atoms that neighbour each other are updated together.
+        EXPECT_LT(4 * ops.queued(), table.atoms().size());
+      }
+    });
+  }
+}
+
 TEST(ShardedState, OwnersShareTheAtoms) {
   for (const int replicas : {1, 2, 3, 5}) {
     const Layout setup{.replicas = replicas, .zero = 2};
@@ -338,7 +407,8 @@ TEST(ShardedState, ALostReplicaIsAnError) {
     const AtomTable table = TableOf(setup);
     RunTransportThreads(2, [&](Transport* transport) {
       if (transport->rank() == 1) return;  // And so it is gone.
-      Replica replica(setup, table, transport);
+      CountingOps ops;
+      Replica replica(setup, table, transport, &ops);
       EXPECT_EQ(replica.Train({2, 2}).code(), absl::StatusCode::kUnavailable) << "ZeRO " << zero;
     });
   }

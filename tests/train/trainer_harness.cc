@@ -118,6 +118,7 @@ RunConfig TinyConfig(const std::string& dtype) {
   config.phases = {pretrain, extension};
   config.numerics = {
       .dtype = dtype, .tensor_shards = 4, .micro_batch = 1, .leaf = 2, .atom_elements = 200};
+  config.numerics.backend = "cpu";
   config.layout = {.tensor = 1, .pipeline = 1, .data = 1, .zero = 1, .transport = "local"};
   config.checkpoint.every = absl::ZeroDuration();
   return config;
@@ -147,7 +148,7 @@ void WriteTinyData(const std::string& directory) {
 
 TrainingResult Train(const RunConfig& config, const std::string& data_directory,
                      const std::string& run_directory, const std::string& start_checkpoint,
-                     int64_t until_step) {
+                     int64_t until_step, const OpsFactory& make_ops) {
   TrainingResult result;
   StartPoint start;
   if (!start_checkpoint.empty()) {
@@ -184,7 +185,7 @@ TrainingResult Train(const RunConfig& config, const std::string& data_directory,
                              .ranks_per_file = 2,
                              .run_id = "tiny",
                              .until_step = until_step};
-      auto trainer = Trainer::Create(options, start, transport.get(), &host);
+      auto trainer = Trainer::Create(options, start, make_ops(), transport.get(), &host);
       status = trainer.status();
       if (!status.ok()) return;
       const absl::StatusOr<bool> ran = (*trainer)->Run();

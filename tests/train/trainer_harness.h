@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -27,10 +29,14 @@ struct TrainingResult {
   bool complete = false;
 };
 
+// Makes the Ops of a rank, in its thread.
+using OpsFactory = std::function<std::unique_ptr<Ops>()>;
+
 // Trains from `start_checkpoint` (empty: from the beginning) until `until_step` (negative: the
 // end).
-TrainingResult Train(const RunConfig& config, const std::string& data_directory,
-                     const std::string& run_directory, const std::string& start_checkpoint,
-                     int64_t until_step);
+TrainingResult Train(
+    const RunConfig& config, const std::string& data_directory, const std::string& run_directory,
+    const std::string& start_checkpoint, int64_t until_step,
+    const OpsFactory& make_ops = [] { return NewCpuOps(1); });
 
 }  // namespace perdure

@@ -1,4 +1,4 @@
-// The same work on many pieces by a few threads. Private to ckpt/.
+// The same work on many pieces by a few threads.
 #pragma once
 
 #include <cstddef>

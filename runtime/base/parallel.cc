@@ -1,4 +1,4 @@
-#include "ckpt/parallel.h"
+#include "runtime/base/parallel.h"
 
 #include <algorithm>
 #include <atomic>
