@@ -198,6 +198,8 @@ const std::map<std::string_view, Words>& Libraries() {
       {"xxhash.h", {"runtime/base/digest.cc"}},
       {"sodium.h", {"runtime/agent/run_key.cc", "runtime/agent/run_log_format.cc"}},
       {"dnnl", {"kernels/cpu/matmul", "tests/bench/"}},
+      {"nccl.h", {"runtime/comm/nccl_"}},
+      {"cuda_runtime_api.h", {"kernels/cuda/", "runtime/comm/nccl_"}},
       {"omp.h", {"kernels/cpu/matmul", "tests/kernels/matmul_test.cc"}},
       {"immintrin.h", {"kernels/cpu/vector_math.h"}},
       {"arm_neon.h", {"kernels/cpu/vector_math.h"}},

@@ -22,16 +22,18 @@ absl::Status SyncWatching(Ops* ops, std::span<Collectives* const> groups, absl::
     absl::SleepFor(sleep);
     sleep = std::min(2 * sleep, kSleepMax);
     const absl::Time now = absl::Now();
-    if (now >= deadline) {
-      for (Collectives* group : groups)
-        if (group != nullptr) group->Abort();
-      return fault;
-    }
-    if (now < watch || !fault.ok()) continue;
+    if (now < watch) continue;
     watch = now + kWatchEvery;
+    // Asked again to the end: who is lost may show after that something is.
+    absl::Status found;
     for (Collectives* group : groups)
-      if (group != nullptr) fault.Update(group->Watch());
-    if (!fault.ok()) deadline = now + patience;
+      if (group != nullptr) found.Update(group->Watch());
+    if (!found.ok()) fault = found;
+    if (!fault.ok()) deadline = std::min(deadline, now + patience);
+    if (now < deadline) continue;
+    for (Collectives* group : groups)
+      if (group != nullptr) group->Abort();
+    return fault;
   }
   return ops->Sync();
 }

@@ -94,7 +94,7 @@ void CheckCollectives(Collectives& group, Group& reference, Ops* ops) {
   for (const size_t bytes : {size_t{0}, size_t{2}, size_t{300}, size_t{70000}})
     CheckAllGather(group, reference, ops, bytes);
   for (const bool even : {false, true}) CheckAllGatherV(group, reference, ops, even);
-  for (const int64_t count : {0, 1, 7, 1025, 8192, 20011})
+  for (const int64_t count : {0, 1, 7, 1025, 8192, 20011, 70003})
     CheckAllReduce(group, reference, ops, count);
   if ((group.size() & (group.size() - 1)) == 0)
     for (const int64_t count : {0, 1, 1025, 5000}) CheckReduceScatter(group, reference, ops, count);

@@ -21,6 +21,7 @@ class OnDevice {
       : ops_(ops),
         size_(values.size()),
         host_(ops->AllocateHost(bytes())),
+        back_(ops->AllocateHost(bytes())),
         device_(ops->Allocate(bytes())) {
     if (bytes() > 0) std::memcpy(host_, values.data(), bytes());
     ops_->Upload(host_, bytes(), device_);
@@ -28,6 +29,7 @@ class OnDevice {
   ~OnDevice() {
     (void)ops_->Sync();
     ops_->FreeHost(host_);
+    ops_->FreeHost(back_);
     ops_->Free(device_);
   }
   OnDevice(const OnDevice&) = delete;
@@ -36,17 +38,18 @@ class OnDevice {
   T* data() { return static_cast<T*>(device_); }
   size_t bytes() const { return size_ * sizeof(T); }
   std::vector<T> Values() {
-    ops_->Download(device_, bytes(), host_);
+    ops_->Download(device_, bytes(), back_);
     EXPECT_TRUE(ops_->Sync().ok());
     std::vector<T> values(size_);
-    if (bytes() > 0) std::memcpy(values.data(), host_, bytes());
+    if (bytes() > 0) std::memcpy(values.data(), back_, bytes());
     return values;
   }
 
  private:
   Ops* ops_;
   size_t size_;
-  void* host_;
+  void* host_;  // What was uploaded, perhaps not yet.
+  void* back_;  // What was downloaded.
   void* device_;
 };
 

@@ -201,7 +201,7 @@ TEST(SyncWatchingTest, GivesUpWhenAMemberIsLost) {
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;
   EXPECT_THAT(Message(status), HasSubstr("rank 7"));
   EXPECT_TRUE(first.aborted && second.aborted);
-  EXPECT_EQ(first.watched, 3);
+  EXPECT_GE(first.watched, 3);
 }
 
 TEST(SyncWatchingTest, IsSyncWhereNothingIsUnderWay) {

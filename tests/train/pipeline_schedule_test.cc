@@ -5,6 +5,8 @@
 #include <map>
 #include <set>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 namespace perdure {
 namespace {
@@ -74,6 +76,33 @@ TEST(PipelineScheduleTest, EveryShapeRunsEveryPassOnceInOrderWithoutDeadlock) {
         EXPECT_TRUE(CanExecute(c, schedules));
       }
     }
+}
+
+// What neighbours send each other has no tags everywhere (runtime/comm/nccl_group.h): one side
+// sends in the order in which the other takes.
+TEST(PipelineScheduleTest, NeighboursAgreeOnTheOrderOfMessages) {
+  for (int stages = 2; stages <= 8; ++stages)
+    for (int chunks = 1; chunks <= 4; ++chunks)
+      for (int64_t micro_batches = 1; micro_batches <= 24; ++micro_batches) {
+        const auto schedules = AllStages({stages, chunks, micro_batches});
+        // (Receiving virtual stage, micro-batch), in the order of the passes of stage p.
+        const auto messages = [&](int p, bool backward, bool sends) {
+          std::vector<std::pair<int, int64_t>> order;
+          const int last = stages * chunks - 1;
+          for (const Pass& pass : schedules[static_cast<size_t>(p)].passes) {
+            const int k = pass.chunk * stages + p, step = backward ? -1 : 1;
+            const int end = sends == backward ? 0 : last;
+            if (pass.backward == backward && k != end)
+              order.emplace_back(sends ? k + step : k, pass.micro_batch);
+          }
+          return order;
+        };
+        for (int p = 0; p < stages; ++p) {
+          const int next = (p + 1) % stages;
+          EXPECT_EQ(messages(p, false, true), messages(next, false, false));
+          EXPECT_EQ(messages(next, true, true), messages(p, true, false));
+        }
+      }
 }
 
 TEST(PipelineScheduleTest, OneForwardOneBackward) {
