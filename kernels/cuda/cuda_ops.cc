@@ -230,10 +230,10 @@ absl::StatusOr<std::string> CudaIsa(int device) {
     return Unavailable("CUDA device {} was asked for, but this process sees {}; see nvidia-smi and "
                        "CUDA_VISIBLE_DEVICES",
                        device, count);
-  const size_t cublas = cublasLtGetVersion();
-  return fmt::format("sm_{}{} {} cublas {}.{}.{} cudnn {}", properties.major, properties.minor,
+  const size_t cublas = cublasLtGetVersion(), cudnn = cudnnGetVersion();
+  return fmt::format("sm_{}{} {} cublas {}.{}.{} cudnn {}.{}.{}", properties.major, properties.minor,
                      properties.multiProcessorCount, cublas / 10000, cublas / 100 % 100,
-                     cublas % 100, cudnnGetVersion());
+                     cublas % 100, cudnn / 10000, cudnn / 100 % 100, cudnn % 100);
 }
 
 }  // namespace perdure

@@ -7,7 +7,9 @@
 namespace perdure::cuda {
 
 void ErrorLatch::Note(cudaError_t error, const char* what) {
-  if (error == cudaSuccess || !ok()) return;
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // The thread's own note of it: the next launch is not to find it.
+  if (!ok()) return;
   message_ = fmt::format("{}: {} ({})", what, cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
