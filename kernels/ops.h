@@ -68,8 +68,8 @@ class Ops {
   virtual void Matmul(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
                       Matrix c, bool accumulate) = 0;
 
-  // c = residual + op(a) op(b): the product complete in fp32, then the sum, rounded to c's dtype
-  // once. c: fp32 or the dtype of a; residual: of c's dtype, or null data (left out). work: fp32
+  // c = residual + op(a) op(b): the product complete in fp32, then the sum, rounded to c's dtype;
+  // a backend's library may round the product to that dtype, too, as the shape decides. c: fp32 or the dtype of a; residual: of c's dtype, or null data (left out). work: fp32
   // [c.rows, c.cols], what it holds is lost.
   virtual void MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
                          ConstMatrix residual, Matrix c, Matrix work) = 0;

@@ -63,6 +63,13 @@ absl::Status DeviceOps::Sync() {
   return absl::OkStatus();
 }
 
+bool DeviceOps::Idle() {
+  CheckThread();
+  const bool idle = queue_.empty();
+  Run();
+  return idle;
+}
+
 void DeviceOps::CheckThread() {
   if (thread_ == std::thread::id()) thread_ = std::this_thread::get_id();
   PERDURE_CHECK(thread_ == std::this_thread::get_id());

@@ -117,10 +117,13 @@ TEST_P(MatmulTest, AgreesWithTheNaiveSum) {
         x.Run(*ops_, accumulate);
         // fp32 sums of k products of size <= 1, then one rounding to the result's type. Tensor
         // cores cut sums off where others round them.
-        const double rounding = 1.01 * Epsilon(types_.result);
+        // CUDA's library may round the product before it adds to it, too.
+        const bool twice = accumulate && backend_ == Backend::kCuda;
+        const double rounding = (twice ? 2.02 : 1.01) * Epsilon(types_.result);
         const double summing =
             static_cast<double>(k + 1) * Epsilon(DType::kF32) * (backend_ == Backend::kCpu ? 1 : 4);
-        ExpectNear(x.c, want, rounding, summing / rounding, "matmul");
+        const double product = twice && types_.result == DType::kBF16 ? static_cast<double>(k) : 0;
+        ExpectNear(x.c, want, rounding, summing / rounding + product / 4, "matmul");
         x.c.ExpectEdgesIntact();
       }
     }
