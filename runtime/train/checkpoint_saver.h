@@ -58,7 +58,6 @@ class CheckpointSaver {
 
  private:
   void Work();
-  absl::Status Freeze();
   absl::Status SaveFrozen(SavedRun saved);
   absl::Status Write(const SavedRun& saved, RunReport* report) const;
   absl::Status Verify(int64_t step, const SaveOrder& order) const;
