@@ -44,7 +44,8 @@ class CheckpointSaver {
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
 
-  // Freezes the state as it is now; the rest happens behind. An error is the host's (it is gone): a
+  // Freezes the state as it is now; the rest happens behind, the copy from a device too: whoever
+  // changes the state calls Ops::AwaitDownloads first. An error is the host's (it is gone): a
   // failed write is the host's business and no error here.
   absl::Status Save(int64_t step);
   // Until the latest save is settled.
