@@ -47,6 +47,12 @@ class Ops {
   // until Sync().
   virtual void Upload(const void* host, size_t bytes, void* device) = 0;
   virtual void Download(const void* device, size_t bytes, void* host) = 0;
+  // A Download that what is enqueued after it does not wait for: a copy behind the compute.
+  virtual void DownloadBehind(const void* device, size_t bytes, void* host) = 0;
+  // What is enqueued from here on comes after the downloads behind: it may overwrite their sources.
+  virtual void AwaitDownloads() = 0;
+  // Waits for the downloads behind. The only call that another thread may make meanwhile.
+  virtual absl::Status SyncDownloads() = 0;
   virtual absl::Status Sync() = 0;
   // Whether Sync() would return at once. For who must not wait without end.
   virtual bool Idle() { return true; }

@@ -52,6 +52,7 @@ absl::Status LocalCheckpoint::OnSaved(int rank, const Json& frame) {
     seconds = std::max(seconds, frame.at(key).get<double>());
   };
   longest(now_.freeze_seconds, "freeze_seconds");
+  longest(now_.copy_seconds, "copy_seconds");
   longest(now_.wait_seconds, "wait_seconds");
   longest(now_.write_seconds, "write_seconds");
   absl::Status status;

@@ -367,6 +367,7 @@ void LocalJob::OnSettled(const LocalCheckpoint::Settled& settled) {
                                 {"bytes", settled.bytes},
                                 {"wait_seconds", settled.wait_seconds},
                                 {"freeze_seconds", settled.freeze_seconds},
+                                {"copy_seconds", settled.copy_seconds},
                                 {"write_seconds", settled.write_seconds}});
 }
 

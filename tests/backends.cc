@@ -38,6 +38,11 @@ class SyncedOps final : public Ops {
   void Download(const void* device, size_t bytes, void* host) override {
     Do("Download", [&] { ops_->Download(device, bytes, host); });
   }
+  void DownloadBehind(const void* device, size_t bytes, void* host) override {
+    Do("DownloadBehind", [&] { ops_->DownloadBehind(device, bytes, host); });
+  }
+  void AwaitDownloads() override { ops_->AwaitDownloads(); }
+  absl::Status SyncDownloads() override { return ops_->SyncDownloads(); }
   absl::Status Sync() override { return ops_->Sync(); }
   std::string Describe() const override { return ops_->Describe(); }
 

@@ -50,6 +50,14 @@ void CpuOps::Download(const void* device, size_t bytes, void* host) {
   if (bytes > 0) std::memmove(host, device, bytes);
 }
 
+void CpuOps::DownloadBehind(const void* device, size_t bytes, void* host) {
+  Download(device, bytes, host);
+}
+
+void CpuOps::AwaitDownloads() {}
+
+absl::Status CpuOps::SyncDownloads() { return absl::OkStatus(); }
+
 absl::Status CpuOps::Sync() { return absl::OkStatus(); }
 
 std::string CpuOps::Describe() const {

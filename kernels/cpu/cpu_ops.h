@@ -28,6 +28,9 @@ class CpuOps final : public Ops {
   bool DeviceIsHost() const override;
   void Upload(const void* host, size_t bytes, void* device) override;
   void Download(const void* device, size_t bytes, void* host) override;
+  void DownloadBehind(const void* device, size_t bytes, void* host) override;
+  void AwaitDownloads() override;
+  absl::Status SyncDownloads() override;
   absl::Status Sync() override;
   std::string Describe() const override;
 

@@ -32,9 +32,17 @@ CudaOps::CudaOps(int device)
       stream_(MakeStream(device, &errors_)),
       work_(&stream_),
       matmul_(&stream_),
-      attention_(&stream_) {}
+      attention_(&stream_) {
+  errors_.Note(cudaStreamCreateWithFlags(&behind_, cudaStreamNonBlocking), "cudaStreamCreate");
+  for (cudaEvent_t* event : {&reached_, &downloaded_})
+    errors_.Note(cudaEventCreateWithFlags(event, cudaEventDisableTiming | cudaEventBlockingSync),
+                 "cudaEventCreate");
+}
 
 CudaOps::~CudaOps() {
+  (void)cudaStreamSynchronize(behind_);
+  for (cudaEvent_t event : {reached_, downloaded_}) (void)cudaEventDestroy(event);
+  (void)cudaStreamDestroy(behind_);
   (void)cudaStreamSynchronize(stream_.stream);
   (void)cudaStreamDestroy(stream_.stream);
 }
@@ -84,6 +92,24 @@ void CudaOps::Upload(const void* host, size_t bytes, void* device) {
 void CudaOps::Download(const void* device, size_t bytes, void* host) {
   errors_.Note(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_.stream),
                "cudaMemcpy from the device");
+}
+
+void CudaOps::DownloadBehind(const void* device, size_t bytes, void* host) {
+  errors_.Note(cudaEventRecord(reached_, stream_.stream), "cudaEventRecord");
+  errors_.Note(cudaStreamWaitEvent(behind_, reached_, 0), "cudaStreamWaitEvent");
+  errors_.Note(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, behind_),
+               "cudaMemcpy from the device, behind");
+  errors_.Note(cudaEventRecord(downloaded_, behind_), "cudaEventRecord");
+}
+
+void CudaOps::AwaitDownloads() {
+  errors_.Note(cudaStreamWaitEvent(stream_.stream, downloaded_, 0), "cudaStreamWaitEvent");
+}
+
+absl::Status CudaOps::SyncDownloads() {
+  const cudaError_t error = cudaEventSynchronize(downloaded_);
+  if (error == cudaSuccess) return absl::OkStatus();
+  return Unavailable("CUDA device {}: a copy to the host: {}", device_, cudaGetErrorString(error));
 }
 
 absl::Status CudaOps::Sync() {

@@ -28,6 +28,9 @@ class CudaOps final : public Ops {
   bool DeviceIsHost() const override;
   void Upload(const void* host, size_t bytes, void* device) override;
   void Download(const void* device, size_t bytes, void* host) override;
+  void DownloadBehind(const void* device, size_t bytes, void* host) override;
+  void AwaitDownloads() override;
+  absl::Status SyncDownloads() override;
   absl::Status Sync() override;
   bool Idle() override;
   void* NativeStream() override;
@@ -73,6 +76,9 @@ class CudaOps final : public Ops {
   const int device_;
   cuda::ErrorLatch errors_;
   cuda::Stream stream_;
+  cudaStream_t behind_ = nullptr;     // Of downloads behind.
+  cudaEvent_t reached_ = nullptr;     // Where stream_ stood at the latest of them,
+  cudaEvent_t downloaded_ = nullptr;  // and its end.
   cuda::Workspace work_;
   cuda::MatmulLibrary matmul_;
   cuda::Attention attention_;

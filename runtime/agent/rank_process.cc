@@ -94,6 +94,7 @@ class SocketHost final : public RankHost {
                   {"nonce", saved.nonce},
                   {"wait_seconds", saved.wait_seconds},
                   {"freeze_seconds", saved.freeze_seconds},
+                  {"copy_seconds", saved.copy_seconds},
                   {"write_seconds", saved.write_seconds}};
     if (!saved.status.ok()) frame["error"] = Message(saved.status);
     if (saved.run.has_value()) frame["run"] = SerializeRun(*saved.run);

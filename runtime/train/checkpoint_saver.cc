@@ -68,25 +68,23 @@ int64_t CheckpointSaver::MemoryOf(const WriteOptions& options, bool freezes, int
   return std::min(buffers, bytes + 2 * static_cast<int64_t>(kBlockBytes)) + (freezes ? bytes : 0);
 }
 
-// The state as it is where the device's stream stands now.
-absl::Status CheckpointSaver::Freeze() {
-  if (frozen_.has_value()) frozen_->Download(ops_);
-  return ops_->Sync();
-}
 
 absl::Status CheckpointSaver::Save(int64_t step) {
   const Clock::time_point began = Clock::now();
   SavedRun saved{.step = step, .nonce = options_.nonce};
   if (!options_.asynchronous) {
-    RETURN_IF_ERROR(Freeze());
+    if (frozen_.has_value()) frozen_->Download(ops_);
+    RETURN_IF_ERROR(ops_->Sync());
     saved.freeze_seconds = Since(began);
+    saved.copy_seconds = saved.freeze_seconds;
     const absl::Status status = SaveFrozen(std::move(saved));
     stall_seconds_ += Since(began);
     return status;
   }
   RETURN_IF_ERROR(Wait());
   saved.wait_seconds = Since(began);
-  RETURN_IF_ERROR(Freeze());
+  // The next step computes beside the copies; its update waits for them.
+  frozen_->DownloadBehind(ops_);
   saved.freeze_seconds = Since(began) - saved.wait_seconds;
   stall_seconds_ += Since(began);
   const std::lock_guard lock(mutex_);
@@ -111,7 +109,10 @@ void CheckpointSaver::Work() {
     if (!busy_) return;
     SavedRun saved = std::move(next_);
     lock.unlock();
-    const absl::Status status = SaveFrozen(std::move(saved));
+    const Clock::time_point began = Clock::now();
+    absl::Status status = ops_->SyncDownloads();
+    saved.copy_seconds = saved.freeze_seconds + Since(began);
+    if (status.ok()) status = SaveFrozen(std::move(saved));
     lock.lock();
     status_.Update(status);
   }

@@ -44,7 +44,8 @@ class CheckpointSaver {
   CheckpointSaver(const CheckpointSaver&) = delete;
   CheckpointSaver& operator=(const CheckpointSaver&) = delete;
 
-  // Freezes the state as it is now; the rest happens behind. An error is the host's (it is gone): a
+  // Freezes the state as it is now; the rest happens behind, the copy from a device too: whoever
+  // changes the state calls Ops::AwaitDownloads first. An error is the host's (it is gone): a
   // failed write is the host's business and no error here.
   absl::Status Save(int64_t step);
   // Until the latest save is settled.
@@ -58,7 +59,6 @@ class CheckpointSaver {
 
  private:
   void Work();
-  absl::Status Freeze();
   absl::Status SaveFrozen(SavedRun saved);
   absl::Status Write(const SavedRun& saved, RunReport* report) const;
   absl::Status Verify(int64_t step, const SaveOrder& order) const;

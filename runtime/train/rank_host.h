@@ -45,7 +45,8 @@ struct SavedRun {
   absl::Status status;
   std::optional<RunReport> run;  // None where the rank is responsible for no atom.
   double wait_seconds = 0;       // Training waited for the save before,
-  double freeze_seconds = 0;     // and for the copy.
+  double freeze_seconds = 0;     // and for the copy to begin, or to end where nothing runs behind;
+  double copy_seconds = 0;       // how long that took.
   double write_seconds = 0;
 };
 

@@ -510,6 +510,7 @@ absl::Status ShardedState::GatherSums() {
 
 absl::Status ShardedState::Update(int64_t optimizer_step, double rate, double gradient_scale) {
   RETURN_IF_ERROR(Quiesce());
+  ops_->AwaitDownloads();  // A copy of the state as it was may be under way.
   if (options_.zero == 0) RETURN_IF_ERROR(GatherSums());
   const OptimizerConfig& o = options_.optimizer;
   for (const UpdateRun& run : updates_) {

@@ -40,4 +40,8 @@ void StateCopy::Download(Ops* ops) const {
   for (const Piece& p : pieces_) ops->Download(p.device, p.count * sizeof(float), p.host);
 }
 
+void StateCopy::DownloadBehind(Ops* ops) const {
+  for (const Piece& p : pieces_) ops->DownloadBehind(p.device, p.count * sizeof(float), p.host);
+}
+
 }  // namespace perdure

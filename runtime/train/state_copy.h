@@ -26,6 +26,7 @@ class StateCopy {
   // Copies of all of it, enqueued.
   void Upload(Ops* ops) const;
   void Download(Ops* ops) const;
+  void DownloadBehind(Ops* ops) const;
 
  private:
   struct Piece {

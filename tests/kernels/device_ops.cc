@@ -56,6 +56,27 @@ void DeviceOps::Download(const void* device, size_t bytes, void* host) {
   Enqueue([=, this] { ops_->Download(device, bytes, host); });
 }
 
+// As late as may be: where somebody waits for it.
+void DeviceOps::DownloadBehind(const void* device, size_t bytes, void* host) {
+  CheckThread();
+  if (bytes > 0) std::memset(host, 0xa5, bytes);
+  const std::lock_guard lock(mutex_);
+  behind_.push_back([=, this] { ops_->Download(device, bytes, host); });
+}
+
+void DeviceOps::AwaitDownloads() {
+  CheckThread();
+  const std::lock_guard lock(mutex_);
+  for (auto& copy : std::exchange(behind_, {})) queue_.push_back(std::move(copy));
+}
+
+absl::Status DeviceOps::SyncDownloads() {
+  const std::lock_guard lock(mutex_);
+  for (auto& copy : std::exchange(behind_, {})) queue_.push_back(std::move(copy));
+  RunLocked();
+  return absl::OkStatus();
+}
+
 absl::Status DeviceOps::Sync() {
   CheckThread();
   Run();
@@ -65,8 +86,9 @@ absl::Status DeviceOps::Sync() {
 
 bool DeviceOps::Idle() {
   CheckThread();
+  const std::lock_guard lock(mutex_);
   const bool idle = queue_.empty();
-  Run();
+  RunLocked();
   return idle;
 }
 
@@ -82,10 +104,16 @@ void DeviceOps::Protect(bool accessible) const {
 
 void DeviceOps::Enqueue(std::function<void()> operation) {
   CheckThread();
+  const std::lock_guard lock(mutex_);
   queue_.push_back(std::move(operation));
 }
 
 void DeviceOps::Run() {
+  const std::lock_guard lock(mutex_);
+  RunLocked();
+}
+
+void DeviceOps::RunLocked() {
   if (queue_.empty()) return;
   Protect(true);
   for (const auto& operation : std::exchange(queue_, {})) operation();

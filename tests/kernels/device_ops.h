@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -34,6 +35,9 @@ class DeviceOps final : public Ops {
   bool DeviceIsHost() const override { return false; }
   void Upload(const void* host, size_t bytes, void* device) override;
   void Download(const void* device, size_t bytes, void* host) override;
+  void DownloadBehind(const void* device, size_t bytes, void* host) override;
+  void AwaitDownloads() override;
+  absl::Status SyncDownloads() override;
   absl::Status Sync() override;
   // Asked whether it has finished, it works; the answer is of before.
   bool Idle() override;
@@ -78,12 +82,15 @@ class DeviceOps final : public Ops {
  private:
   void Enqueue(std::function<void()> operation);
   void Run();
+  void RunLocked();
   void Protect(bool accessible) const;
   void CheckThread();
 
   std::unique_ptr<Ops> ops_ = NewCpuOps(1);
   std::map<void*, size_t> memory_;  // Mapped bytes.
+  std::mutex mutex_;  // Guards queues: SyncDownloads may come from another thread.
   std::vector<std::function<void()>> queue_;
+  std::vector<std::function<void()>> behind_;  // Downloads that nobody has waited for.
   int syncs_ = 0;
   std::thread::id thread_;  // Of the first call.
 };

@@ -234,6 +234,7 @@ TEST(ConfigErrors, Ranges) {
       {"numerics.leaf=0", "numerics.leaf = 0", "the default is 1"},
       {"numerics.atom_elements=0", "numerics.atom_elements = 0", "the default is 262144"},
       {"numerics.threads=0", "numerics.threads = 0", "the default is 1"},
+      {"numerics.backend=gpu", "numerics.backend = \"gpu\"", "\"auto\", \"cpu\", \"cuda\""},
       {"numerics.isa=", "numerics.isa = \"\"", "\"auto\""},
       {"layout.tensor=3", "layout.tensor = 3 must be a power of two", "2 would do"},
       {"layout.tensor=8", "layout.tensor = 8", "tensor_shards = 4; 4 would do"},

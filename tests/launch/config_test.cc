@@ -126,6 +126,7 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
                 .leaf = 3,
                 .atom_elements = 777,
                 .threads = 5,
+                .backend = "cpu",
                 .isa = "avx2"};
   c.layout = {.tensor = 2,
               .pipeline = 3,
@@ -164,6 +165,7 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
   EXPECT_EQ(again->phases[1].mixture[0].weight, 5e-324);
   EXPECT_EQ(again->phases[1].mixture[1].weight, 1.7976931348623157e308);
   EXPECT_EQ(again->phases[1].nodes, "3-9");
+  EXPECT_EQ(again->numerics.backend, "cpu");
   EXPECT_EQ(again->numerics.isa, "avx2");
   EXPECT_EQ(again->layout.data, 11);
   EXPECT_EQ(again->layout.network, "tcp;ofi_rxm");
@@ -290,13 +292,26 @@ TEST(CheckFrozen, NamesTheKeyBothValuesAndTheWayOut) {
 }
 
 TEST(CheckFrozen, EverythingThatFixesTheBitsIsFrozen) {
-  for (const char* setting :
-       {"run.name=x", "run.seed=1", "data.tokenizer=byte", "model.layers=8", "model.ffn=768",
-        "model.norm_eps=1e-6", "model.position=none", "optimizer.beta2=0.99", "optimizer.clip=0",
-        "numerics.dtype=bf16", "numerics.micro_batch=1", "numerics.threads=2",
-        "numerics.atom_elements=1024", "numerics.isa=avx2", "phase.pretrain.samples=3000",
-        "phase.pretrain.rope_theta=1e4", "phase.pretrain.batch.increment=32",
-        "phase.pretrain.rate.peak=1e-3", "phase.pretrain.mixture=[{path=\"a\", weight=1}]"}) {
+  for (const char* setting : {"run.name=x",
+                              "run.seed=1",
+                              "data.tokenizer=byte",
+                              "model.layers=8",
+                              "model.ffn=768",
+                              "model.norm_eps=1e-6",
+                              "model.position=none",
+                              "optimizer.beta2=0.99",
+                              "optimizer.clip=0",
+                              "numerics.dtype=bf16",
+                              "numerics.micro_batch=1",
+                              "numerics.threads=2",
+                              "numerics.atom_elements=1024",
+                              "numerics.backend=cuda",
+                              "numerics.isa=avx2",
+                              "phase.pretrain.samples=3000",
+                              "phase.pretrain.rope_theta=1e4",
+                              "phase.pretrain.batch.increment=32",
+                              "phase.pretrain.rate.peak=1e-3",
+                              "phase.pretrain.mixture=[{path=\"a\", weight=1}]"}) {
     const absl::Status status = CheckFrozen(Load("nano"), Load("nano", {setting}), 1);
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << setting;
     const std::string key(setting, std::string(setting).find('='));
@@ -331,11 +346,14 @@ TEST(CheckFrozen, PhasesToComeMayChange) {
   EXPECT_TRUE(CheckFrozen(frozen, longer, 2).ok());
 }
 
-TEST(CheckFrozen, AutomaticInstructionSetAgreesWithWhatWasFound) {
+TEST(CheckFrozen, AutomaticBackendAgreesWithWhatWasFound) {
   RunConfig frozen = Load("nano");
+  frozen.numerics.backend = "cpu";
   frozen.numerics.isa = "avx512_core_bf16";
   EXPECT_TRUE(CheckFrozen(frozen, Load("nano"), 1).ok());
   EXPECT_FALSE(CheckFrozen(frozen, Load("nano", {"numerics.isa=avx2"}), 1).ok());
+  EXPECT_TRUE(CheckFrozen(frozen, Load("nano", {"numerics.backend=cpu"}), 1).ok());
+  EXPECT_FALSE(CheckFrozen(frozen, Load("nano", {"numerics.backend=cuda"}), 1).ok());
 }
 
 // ---- Documentation ------------------------------------------------------------------------------
@@ -349,8 +367,9 @@ TEST(DescribeConfig, OneDocumentedLinePerKey) {
     ASSERT_TRUE(std::regex_match(line, match, form)) << line;
     EXPECT_TRUE(keys.insert(match[1]).second) << line;
   }
-  for (const char* key : {"run.name", "layout.tensor", "phase.NAME.batch", "phase.NAME.batch.final",
-                          "phase.NAME.mixture[].weight", "monitoring.port", "numerics.isa"})
+  for (const char* key :
+       {"run.name", "layout.tensor", "phase.NAME.batch", "phase.NAME.batch.final",
+        "phase.NAME.mixture[].weight", "monitoring.port", "numerics.backend", "numerics.isa"})
     EXPECT_TRUE(keys.contains(key)) << key;
   EXPECT_EQ(keys.size(), RunFields().size() + PhaseFields().size() + SourceFields().size());
   EXPECT_THAT(DescribeConfig(), HasSubstr("layout.data = \"auto\" "));

@@ -36,6 +36,11 @@ class CountingOps final : public Ops {
   void Download(const void* device, size_t bytes, void* host) override {
     ops_->Download(device, bytes, host);
   }
+  void DownloadBehind(const void* device, size_t bytes, void* host) override {
+    ops_->DownloadBehind(device, bytes, host);
+  }
+  void AwaitDownloads() override { ops_->AwaitDownloads(); }
+  absl::Status SyncDownloads() override { return ops_->SyncDownloads(); }
   absl::Status Sync() override { return ops_->Sync(); }
   std::string Describe() const override { return "counting " + ops_->Describe(); }
   void Zero(Matrix x) override { ops_->Zero(x); }

@@ -299,6 +299,7 @@ TEST_F(CheckpointSaverTest, FreezesWhatStandsOnADevice) {
                           &table_, &writers_, 1, device, &ops, &host);
     host.Settle();
     ASSERT_OK(saver.Save(10));
+    ops.AwaitDownloads();
     for (const AtomState& state : device)
       for (float* part : state.parts) ops.Zero(Matrix(part, DType::kF32, 1, 1));
     ASSERT_OK(ops.Sync());
