@@ -4,7 +4,7 @@
 // One frozen state at a time: a second one waits until the first is settled (back-pressure),
 // because until then it may have to be written again. Without `asynchronous` training waits for it
 // all, and nothing is copied where device memory is the host's. The thread that trains calls, and
-// it alone touches the ops; the saver has a thread of its own.
+// it alone touches the ops, but for SyncDownloads; the saver has a thread of its own.
 #pragma once
 
 #include <condition_variable>
