@@ -75,8 +75,9 @@ class Ops {
                       Matrix c, bool accumulate) = 0;
 
   // c = residual + op(a) op(b): the product complete in fp32, then the sum, rounded to c's dtype;
-  // a backend's library may round the product to that dtype, too, as the shape decides. c: fp32 or the dtype of a; residual: of c's dtype, or null data (left out). work: fp32
-  // [c.rows, c.cols], what it holds is lost.
+  // a backend's library may round the product to that dtype, too, as the shape decides. c: fp32 or
+  // the dtype of a; residual: of c's dtype, or null data (left out). work: fp32 [c.rows, c.cols],
+  // what it holds is lost.
   virtual void MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
                          ConstMatrix residual, Matrix c, Matrix work) = 0;
   // Whether an accumulating Matmul into fp32 gives the bits of the product followed by Add. It may
@@ -125,9 +126,12 @@ class Ops {
   virtual void Rope(Matrix qkv, const AttentionShape& shape, const float* cos, const float* sin,
                     bool inverse) = 0;
 
-  // --- causal grouped-query attention, tiled over the sequence (Dao et al. 2022); no sequence x
-  // sequence buffer ----- out [rows, out_cols]; lse fp32 [batch, q_heads, sequence]: log-sum-exp of
-  // the scaled scores. scale = 1/sqrt(head_dim).
+  // --- causal grouped-query attention, tiled over the sequence (Dao et al. 2022)
+  // ---------------------------------- No sequence x sequence buffer, with one exception: cuDNN's
+  // backward without atomics keeps the gradients of scores in bf16, for a slice of the heads at a
+  // time (at most 1 GiB, or one key/value head with its queries where that takes more).
+  // out [rows, out_cols]; lse fp32 [batch, q_heads, sequence]: log-sum-exp of the scaled scores.
+  // scale = 1/sqrt(head_dim).
   virtual void AttentionForward(ConstMatrix qkv, const AttentionShape& shape, Matrix out,
                                 float* lse) = 0;
   // dqkv [rows, qkv_cols] is overwritten.
@@ -177,6 +181,8 @@ std::unique_ptr<Ops> NewCpuOps(int threads);
 // The instruction set that the matmul library dispatches to here ("avx512_core_bf16", "avx2", ...):
 // part of what fixes the bits.
 std::string CpuIsa();
+// The matmul library of the CPU backend and its version: "oneDNN 2.6.3".
+std::string CpuLibrary();
 
 // Whether bf16 matmuls have hardware here; without it they still run, slowly, through the library's
 // emulation.
@@ -187,6 +193,8 @@ bool CpuHasBF16();
 int CudaDeviceCount();
 // Whether this build has the CUDA backend at all.
 bool CudaIsBuilt();
+// The architectures whose code this build has: "sm_80 sm_90a sm_100". Empty without the backend.
+std::string CudaArchitectures();
 // The CUDA backend on one device, with a stream of its own. Unavailable, naming the reason, where
 // there is no such device; Unimplemented in a build without CUDA.
 absl::StatusOr<std::unique_ptr<Ops>> NewCudaOps(int device);

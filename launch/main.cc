@@ -13,6 +13,7 @@
 #include "launch/local_ranks.h"
 #include "launch/plan_command.h"
 #include "launch/run_command.h"
+#include "launch/version.h"
 #include "runtime/agent/rank_process.h"
 
 namespace {
@@ -39,6 +40,8 @@ int main(int argc, char** argv) {
       "GPU counts "
       "it went through"};
   app.require_subcommand(1);
+  app.set_version_flag("--version", perdure::VersionText,
+                       "The version, and the backends and transports of this build");
   int exit_code = 0;
   perdure::AddRunCommand(app, &exit_code);
   perdure::AddStatusCommand(app, &exit_code);

@@ -14,7 +14,7 @@ namespace perdure {
 struct SourceFile {
   std::string path;  // Relative to the root: "runtime/base/atoms.h".
   std::string text;
-  std::string code;  // C++ only: the text with comments and literals blanked out.
+  std::string code;  // C++ and CUDA only: the text with comments and literals blanked out.
 };
 using Files = std::vector<SourceFile>;
 using Problems = std::vector<std::string>;  // "path:line: what, and what to do".

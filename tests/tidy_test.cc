@@ -65,6 +65,9 @@ TEST(Tidy, TheTreeIsReadWhole) {
   std::set<std::string> parts;
   for (const SourceFile& file : Tree())
     if (file.path.ends_with(".cc")) parts.insert(PartOf(file.path));
+  EXPECT_TRUE(std::any_of(Tree().begin(), Tree().end(), [](const SourceFile& file) {
+    return file.path.ends_with(".cu") && !file.code.empty();
+  }));
   for (const auto& [part, below] : FoldersBelow()) EXPECT_TRUE(parts.contains(part)) << part;
 }
 
@@ -108,6 +111,13 @@ TEST(TidyRules, LibraryHeaders) {
   ExpectOne(check("model/block.cc", "sys/mman.h"), "model/block.cc:1: ");
   ExpectOne(check("runtime/data/a.cc", "nlohmann/json.hpp"), "runtime/data/a.cc:1: ");
   ExpectOne(check("launch/a.cc", "boost/any.hpp"), "launch/a.cc:1: ");
+  ExpectOne(check("kernels/cpu/matmul.cc", "cublasLt.h"), "kernels/cpu/matmul.cc:1: ");
+  ExpectOne(check("runtime/comm/group.cc", "nccl.h"), "runtime/comm/group.cc:1: ");
+  ExpectOne(check("kernels/cuda/a.cu", "nccl.h"), "kernels/cuda/a.cu:1: ");
+  ExpectOne(check("kernels/cuda/a.cuh", "thrust/sort.h"), "kernels/cuda/a.cuh:1: ");
+  ExpectNone(check("kernels/cuda/matmul.cc", "cublasLt.h"));
+  ExpectNone(check("kernels/cuda/a.cu", "cub/device/device_radix_sort.cuh"));
+  ExpectNone(check("runtime/comm/nccl_group.cc", "cuda_runtime_api.h"));
   ExpectNone(check("ckpt/store_hdf5.cc", "hdf5.h"));
   ExpectNone(check("kernels/cpu/cpu_ops.cc", "sys/mman.h"));
   ExpectNone(check("model/block.cc", "vector"));
@@ -125,6 +135,9 @@ TEST(TidyRules, SourcesListed) {
             "kernels/cpu/y.cc: not listed");
   ExpectOne(check("add_library(k # cpu/y.cc\n)", "", "kernels/cpu/y.cc"), "kernels/cpu/y.cc: ");
   ExpectNone(check("add_library(k cpu/x.cc)", "", "kernels/cpu/x.cc"));
+  ExpectOne(check("add_library(k cuda/x.cu)", "", "kernels/cuda/y.cu"),
+            "kernels/cuda/y.cu: not listed");
+  ExpectNone(check("add_library(k cuda/x.cu)", "", "kernels/cuda/x.cu"));
   ExpectOne(check("", "add_executable(u u_test.cc)", "tests/a/u_test.cc"),
             "tests/a/u_test.cc: not in");
   ExpectNone(
@@ -163,6 +176,7 @@ TEST(TidyRules, HeadersAndScripts) {
   ExpectOne(check("a.h", "// A.\nint a;\n"), "a.h: a header has #pragma once");
   ExpectOne(check("a.h", "#pragma once\nint a;\n"), "a.h: a header opens");
   ExpectOne(check("a.h", "// A.\n#pragma once\nusing namespace std;\n"), "a.h: no using");
+  ExpectOne(check("a.cuh", "// A.\nint a;\n"), "a.cuh: a header has #pragma once");
   ExpectOne(check("a.sh", "#!/bin/sh\n"), "a.sh: a script");
 }
 
@@ -172,6 +186,7 @@ TEST(TidyRules, Sizes) {
   ExpectOne(CheckSizes({MakeFile("a.cc", many)}), "a.cc: 701 lines");
   const std::string wide(kColumnsMax - 2, 'x');
   ExpectOne(CheckSizes({MakeFile("a.cc", "\n" + wide + " yz\n")}), "a.cc:2: 1 lines");
+  ExpectOne(CheckSizes({MakeFile("a.cu", wide + " yz\n")}), "a.cu:1: 1 lines");
   ExpectNone(CheckSizes({MakeFile("a.cc", wide + " y\n"), MakeFile("b.cc", "\xC3\xA9 " + wide)}));
 }
 

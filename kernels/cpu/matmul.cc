@@ -241,6 +241,12 @@ void MatmulLibrary::Multiply(Transpose transpose_a, Transpose transpose_b, Const
 
 }  // namespace cpu
 
+std::string CpuLibrary() {
+  const dnnl_version_t* version = dnnl_version();
+  return "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
+         std::to_string(version->patch);
+}
+
 std::string CpuIsa() {
   switch (dnnl::get_effective_cpu_isa()) {
     case dnnl::cpu_isa::sse41:

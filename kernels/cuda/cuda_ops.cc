@@ -229,6 +229,8 @@ void CudaOps::AdamW(const AdamWStep& step, const float* gradient, float* master,
 
 bool CudaIsBuilt() { return true; }
 
+std::string CudaArchitectures() { return PERDURE_CUDA_ARCHITECTURES; }
+
 int CudaDeviceCount() {
   int count = 0;
   // Without a driver this is an error, and none of ours.
@@ -257,9 +259,10 @@ absl::StatusOr<std::string> CudaIsa(int device) {
                        "CUDA_VISIBLE_DEVICES",
                        device, count);
   const size_t cublas = cublasLtGetVersion(), cudnn = cudnnGetVersion();
-  return fmt::format("sm_{}{} {} cublas {}.{}.{} cudnn {}.{}.{}", properties.major, properties.minor,
-                     properties.multiProcessorCount, cublas / 10000, cublas / 100 % 100,
-                     cublas % 100, cudnn / 10000, cudnn / 100 % 100, cudnn % 100);
+  return fmt::format("sm_{}{} {} cublas {}.{}.{} cudnn {}.{}.{}", properties.major,
+                     properties.minor, properties.multiProcessorCount, cublas / 10000,
+                     cublas / 100 % 100, cublas % 100, cudnn / 10000, cudnn / 100 % 100,
+                     cudnn % 100);
 }
 
 }  // namespace perdure

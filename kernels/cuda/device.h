@@ -1,4 +1,5 @@
-// What every file of the CUDA backend shares: checked runtime calls, and the stream they enqueue on.
+// What every file of the CUDA backend shares: checked runtime calls, and the stream they enqueue
+// on.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -23,7 +23,7 @@ class MatmulLibrary {
 
   // c = addend + op(a) op(b). addend: null data (left out), c itself, or a matrix of c's shape,
   // dtype and stride that does not overlap c. The product is complete before the addition, which
-  // is in fp32, and the result is rounded once.
+  // is in fp32; the library may round it to c's dtype first, as the shape decides.
   void Multiply(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
                 ConstMatrix addend, Matrix c);
 

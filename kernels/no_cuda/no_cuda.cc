@@ -6,6 +6,8 @@ namespace perdure {
 
 bool CudaIsBuilt() { return false; }
 
+std::string CudaArchitectures() { return ""; }
+
 int CudaDeviceCount() { return 0; }
 
 absl::StatusOr<std::unique_ptr<Ops>> NewCudaOps(int) {

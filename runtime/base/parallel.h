@@ -1,4 +1,5 @@
-// The same work on many pieces by a few threads.
+// The same work on many pieces by a few threads: reading, filling and digesting state, never a
+// step's arithmetic. Pieces do not meet, so no number depends on the threads.
 #pragma once
 
 #include <cstddef>

@@ -71,5 +71,8 @@ class Fabric {
 // options.network names what this machine does not have.
 absl::StatusOr<std::unique_ptr<Fabric>> NewUcxFabric(const TransportOptions& options);
 absl::StatusOr<std::unique_ptr<Fabric>> NewOfiFabric(const TransportOptions& options);
+// Whether this build was linked with the library.
+bool UcxIsBuilt();
+bool OfiIsBuilt();
 
 }  // namespace perdure

@@ -618,6 +618,12 @@ absl::Status NcclGroup::WaitAll(std::span<const RequestPtr> requests) {
 
 bool NcclIsBuilt() { return true; }
 
+std::string NcclVersion() {
+  int version = 0;
+  (void)ncclGetVersion(&version);
+  return fmt::format("{}.{}.{}", version / 10000, version / 100 % 100, version % 100);
+}
+
 std::string GpuIdentity(Ops* ops) {
   if (ops->NativeStream() == nullptr) return "";
   const absl::StatusOr<int> device = DeviceOf(ops);

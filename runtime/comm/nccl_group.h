@@ -51,6 +51,8 @@
 namespace perdure {
 
 bool NcclIsBuilt();
+// Of the library that is loaded: "2.28.9". Empty in a build without NCCL.
+std::string NcclVersion();
 
 // Which GPU computes for `ops`: equal for two ranks if and only if they share one. Empty in a build
 // without NCCL, or if the device does not say.

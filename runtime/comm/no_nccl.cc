@@ -6,6 +6,8 @@ namespace perdure {
 
 bool NcclIsBuilt() { return false; }
 
+std::string NcclVersion() { return ""; }
+
 std::string GpuIdentity(Ops*) { return ""; }
 
 absl::StatusOr<std::unique_ptr<Collectives>> NewNcclGroup(Transport*, std::vector<int>, uint32_t,

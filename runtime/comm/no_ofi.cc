@@ -4,6 +4,8 @@
 
 namespace perdure {
 
+bool OfiIsBuilt() { return false; }
+
 absl::StatusOr<std::unique_ptr<Fabric>> NewOfiFabric(const TransportOptions&) {
   return Unimplemented(
       "this build has no libfabric; install libfabric-dev and configure with "

@@ -4,6 +4,8 @@
 
 namespace perdure {
 
+bool UcxIsBuilt() { return false; }
+
 absl::StatusOr<std::unique_ptr<Fabric>> NewUcxFabric(const TransportOptions&) {
   return Unimplemented(
       "this build has no UCX; install libucx-dev and configure with -DPERDURE_UCX=ON, or choose "

@@ -20,4 +20,12 @@ absl::StatusOr<std::unique_ptr<Transport>> NewTransport(const std::string& kind,
   return InvalidArgument("unknown transport '{}'; known: ucx, libfabric, local", kind);
 }
 
+std::vector<std::string> LinkedTransports() {
+  std::vector<std::string> kinds;
+  if (UcxIsBuilt()) kinds.emplace_back("ucx");
+  if (OfiIsBuilt()) kinds.emplace_back("libfabric");
+  kinds.emplace_back("local");
+  return kinds;
+}
+
 }  // namespace perdure

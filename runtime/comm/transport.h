@@ -93,5 +93,7 @@ std::shared_ptr<LocalHub> NewLocalHub(int size);
 absl::StatusOr<std::unique_ptr<Transport>> NewTransport(const std::string& kind,
                                                         const TransportOptions& options,
                                                         std::shared_ptr<LocalHub> hub = nullptr);
+// The kinds that this build was linked with.
+std::vector<std::string> LinkedTransports();
 
 }  // namespace perdure

@@ -418,6 +418,8 @@ absl::Duration OfiFabric::Arm() {
 
 }  // namespace
 
+bool OfiIsBuilt() { return true; }
+
 absl::StatusOr<std::unique_ptr<Fabric>> NewOfiFabric(const TransportOptions& options) {
   return OfiFabric::Create(options);
 }

@@ -312,6 +312,8 @@ absl::Duration UcxFabric::Arm() {
 
 }  // namespace
 
+bool UcxIsBuilt() { return true; }
+
 absl::StatusOr<std::unique_ptr<Fabric>> NewUcxFabric(const TransportOptions& options) {
   return UcxFabric::Create(options);
 }
