@@ -235,12 +235,12 @@ TEST(EstimateMemory, OnAGpu) {
   const MemoryEstimate cpu = EstimateMemory(config, layout, config.phases[0]);
   config.numerics.backend = "cuda";
   const MemoryEstimate gpu = EstimateMemory(config, layout, config.phases[0]);
-  const AttentionShape attention{
-      .batch = config.numerics.micro_batch,
-      .sequence = config.phases[0].context,
-      .q_heads = config.model.heads / config.numerics.tensor_shards,
-      .kv_heads = config.model.kv_heads / config.numerics.tensor_shards,
-      .head_dim = config.model.hidden / config.model.heads};
+  const ModelConfig model = ResolveModel(config.model);
+  const AttentionShape attention{.batch = config.numerics.micro_batch,
+                                 .sequence = config.phases[0].context,
+                                 .q_heads = model.heads / config.numerics.tensor_shards,
+                                 .kv_heads = model.kv_heads / config.numerics.tensor_shards,
+                                 .head_dim = model.head_dim};
   EXPECT_EQ(gpu.buffers - cpu.buffers, CudaAttentionWorkBytes(attention, DType::kBF16));
   EXPECT_EQ(gpu.checkpoint, cpu.checkpoint);
   EXPECT_EQ(gpu.total(), gpu.parameters + gpu.gradients + gpu.optimizer + gpu.activations +
