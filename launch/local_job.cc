@@ -151,11 +151,14 @@ absl::Status LocalJob::Begin() {
                                ? fmt::format("resuming at step {}, certificate {}", run_.start.step,
                                              run_.start.manifest->certificate.Hex())
                                : "from the beginning"));
-  ASSIGN_OR_RETURN(ranks_,
-                   LocalRanks::Start({.ranks = static_cast<int>(layout.ranks()),
-                                      .ranks_per_node = static_cast<int>(options_.ranks_per_node),
-                                      .threads = layout.transport == "local",
-                                      .log_directory = logs}));
+  ASSIGN_OR_RETURN(
+      ranks_,
+      LocalRanks::Start({.ranks = static_cast<int>(layout.ranks()),
+                         .ranks_per_node = static_cast<int>(options_.ranks_per_node),
+                         .threads = layout.transport == "local",
+                         .cuda = config_.numerics.backend == "cuda",
+                         .gpu_messages = layout.ranks() > 1 && layout.device_transport != "staged",
+                         .log_directory = logs}));
   record_->State("starting", ranks_->all());
   saved_step_ = run_.start.manifest.has_value() ? run_.start.step : -1;
   ASSIGN_OR_RETURN(worker_, Worker::Start());
@@ -209,6 +212,12 @@ absl::Status LocalJob::OnFrame(LocalRank& rank, const Json& frame) {
   if (type == "address") return OnAddress(rank, frame);
   if (type == "loaded") return OnLoaded(rank, frame);
   if (type == "step") return OnStep(frame);
+  if (type == "remark") {
+    const auto line = frame.at("line").get<std::string>();
+    record_->Event("remark", {{"generation", generation_}, {"rank", rank.rank}, {"line", line}});
+    record_->Say(line);
+    return absl::OkStatus();
+  }
   if (type == "saved") return checkpoint_->OnSaved(rank.rank, frame);
   if (type == "voted") return checkpoint_->OnVoted(frame);
   if (type == "done") {

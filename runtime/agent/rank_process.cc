@@ -56,6 +56,12 @@ class SocketHost final : public RankHost {
     receiver_.join();
   }
 
+  void Remark(const std::string& line) override {
+    const absl::Status sent = Send({{"type", "remark"}, {"line", line}});
+    const std::lock_guard lock(mutex_);
+    lost_.Update(sent);
+  }
+
   absl::Status Loaded(std::span<const int64_t> atoms, std::span<const Digest> digests) override {
     Json frame = {{"type", "loaded"}, {"atoms", Json::array()}, {"digests", Json::array()}};
     for (int64_t atom : atoms) frame["atoms"].push_back(atom);

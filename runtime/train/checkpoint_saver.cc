@@ -35,6 +35,7 @@ CheckpointSaver::CheckpointSaver(const Options& options, const AtomTable* table,
       place_(writers->ranks[static_cast<size_t>(rank)]),
       live_(std::move(live)),
       ops_(ops),
+      sync_(options.sync ? options.sync : [ops] { return ops->Sync(); }),
       host_(host),
       freezes_(options.asynchronous || !ops->DeviceIsHost()) {
   if (freezes_) {
@@ -71,7 +72,7 @@ int64_t CheckpointSaver::MemoryOf(const WriteOptions& options, bool freezes, int
 // The state as it is where the device's stream stands now.
 absl::Status CheckpointSaver::Freeze() {
   if (frozen_.has_value()) frozen_->Download(ops_);
-  return ops_->Sync();
+  return sync_();
 }
 
 absl::Status CheckpointSaver::Save(int64_t step) {

@@ -61,6 +61,7 @@ class RankProcessTest : public testing::Test {
             {"generation", 1},
             {"nonce", 3},
             {"ranks_per_file", 1},
+            {"host_threads", 1},
             {"run_id", "tiny"},
             {"until_step", -1},
             {"start_step", 0},
@@ -217,9 +218,9 @@ TEST_P(RankProcessKeyTest, IsMissed) {
 
 INSTANTIATE_TEST_SUITE_P(Init, RankProcessKeyTest,
                          testing::Values("config", "rank", "data_directory", "run_directory",
-                                         "generation", "nonce", "ranks_per_file", "run_id",
-                                         "until_step", "start_step", "sample_chain", "checkpoint",
-                                         "spin"),
+                                         "generation", "nonce", "ranks_per_file", "host_threads",
+                                         "run_id", "until_step", "start_step", "sample_chain",
+                                         "checkpoint", "spin"),
                          [](const auto& instance) { return std::string(instance.param); });
 
 class RankProcessHexTest : public RankProcessTest,

@@ -58,6 +58,7 @@ void DeviceOps::Download(const void* device, size_t bytes, void* host) {
 
 absl::Status DeviceOps::Sync() {
   CheckThread();
+  PERDURE_CHECK(!hangs_);
   Run();
   ++syncs_;
   return absl::OkStatus();
@@ -65,7 +66,7 @@ absl::Status DeviceOps::Sync() {
 
 bool DeviceOps::Idle() {
   CheckThread();
-  const bool idle = queue_.empty();
+  const bool idle = queue_.empty() && !hangs_;
   Run();
   return idle;
 }
@@ -86,7 +87,7 @@ void DeviceOps::Enqueue(std::function<void()> operation) {
 }
 
 void DeviceOps::Run() {
-  if (queue_.empty()) return;
+  if (queue_.empty() || hangs_) return;
   Protect(true);
   for (const auto& operation : std::exchange(queue_, {})) operation();
   Protect(false);

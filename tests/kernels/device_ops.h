@@ -37,6 +37,9 @@ class DeviceOps final : public Ops {
   absl::Status Sync() override;
   // Asked whether it has finished, it works; the answer is of before.
   bool Idle() override;
+  // From here on it works on what never ends, a message from somebody who has died: nothing that is
+  // enqueued runs, it is never idle. It must not be waited for.
+  void Hang() { hangs_ = true; }
   std::string Describe() const override { return "device of " + ops_->Describe(); }
 
   void Zero(Matrix x) override;
@@ -85,6 +88,7 @@ class DeviceOps final : public Ops {
   std::map<void*, size_t> memory_;  // Mapped bytes.
   std::vector<std::function<void()>> queue_;
   int syncs_ = 0;
+  bool hangs_ = false;
   std::thread::id thread_;  // Of the first call.
 };
 

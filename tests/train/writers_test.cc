@@ -7,6 +7,7 @@
 
 #include "model/parameters.h"
 #include "runtime/base/status.h"
+#include "runtime/comm/group.h"
 #include "runtime/train/mesh.h"
 #include "runtime/train/sharded_state.h"
 #include "tests/model/counting_ops.h"
