@@ -371,8 +371,8 @@ const std::vector<Ban>& Bans() {
        "launch alone reads the environment"},
       {{"setenv(", "putenv("},
        {},
-       // libfabric has one setting that only the environment can change.
-       {"runtime/comm/transport_ofi.cc", "launch/", "tests/"},
+       // libfabric and NCCL have settings that only the environment can change.
+       {"runtime/comm/transport_ofi.cc", "runtime/comm/make_collectives.cc", "launch/", "tests/"},
        "launch alone sets the environment"},
       {{"#pragma omp"}, {}, {}, "one thread per rank; threads are the matmul library's"},
       {{"std::thread", "std::jthread", "std::async", "std::mutex", "pthread_create("},
