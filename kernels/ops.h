@@ -201,5 +201,12 @@ absl::StatusOr<std::unique_ptr<Ops>> NewCudaOps(int device);
 // What fixes the bits of a device's results: its architecture and multiprocessors, and the versions
 // of the libraries. "sm_90 132 cublas 13.1.0 cudnn 9.19.0".
 absl::StatusOr<std::string> CudaIsa(int device);
+// What people and the driver call a device, and what of its memory nobody has taken yet.
+struct CudaDevice {
+  std::string name;        // "NVIDIA H100 80GB HBM3".
+  std::string pci_bus_id;  // "0000:1b:00.0".
+  size_t free_bytes = 0;
+};
+absl::StatusOr<CudaDevice> DescribeCudaDevice(int device);
 
 }  // namespace perdure

@@ -37,7 +37,8 @@ class LocalCheckpoint {
     std::string name;
     Digest certificate;
     uint64_t bytes = 0;
-    double freeze_seconds = 0, copy_seconds = 0, wait_seconds = 0, write_seconds = 0;  // Of the slowest rank.
+    // Of the slowest rank.
+    double freeze_seconds = 0, copy_seconds = 0, wait_seconds = 0, write_seconds = 0;
   };
   struct Hooks {
     std::function<void(int rank, const nlohmann::json&)> send;
