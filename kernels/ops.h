@@ -69,8 +69,9 @@ class Ops {
                       Matrix c, bool accumulate) = 0;
 
   // c = residual + op(a) op(b): the product complete in fp32, then the sum, rounded to c's dtype;
-  // a backend's library may round the product to that dtype, too, as the shape decides. c: fp32 or the dtype of a; residual: of c's dtype, or null data (left out). work: fp32
-  // [c.rows, c.cols], what it holds is lost.
+  // a backend's library may round the product to that dtype, too, as the shape decides. c: fp32 or
+  // the dtype of a; residual: of c's dtype, or null data (left out). work: fp32 [c.rows, c.cols],
+  // what it holds is lost.
   virtual void MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
                          ConstMatrix residual, Matrix c, Matrix work) = 0;
   // Whether an accumulating Matmul into fp32 gives the bits of the product followed by Add. It may
@@ -107,8 +108,9 @@ class Ops {
   // ------------------------------------ x, y [n, h] dtype; weight [1, h] dtype; rstd fp32 [n].
   virtual void RmsNormForward(ConstMatrix x, ConstMatrix weight, float eps, Matrix y,
                               float* rstd) = 0;
-  // dx = dresidual + dnorm(dy); dresidual may have null data (then 0) and may alias dx. dweight
-  // fp32 [1, h] +=, rows in order.
+  // dx = dresidual + dnorm(dy); dresidual may have null data (then 0) and may alias dx. dweight:
+  // fp32 [k, h], k divides n. Row j += the sum over rows [j n/k, (j + 1) n/k), in order on the
+  // CPU, with the bits of a call on that slice alone with k = 1.
   virtual void RmsNormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,
                                ConstMatrix dresidual, Matrix dx, Matrix dweight) = 0;
 
