@@ -114,8 +114,9 @@ class Ops {
   // ------------------------------------ x, y [n, h] dtype; weight [1, h] dtype; rstd fp32 [n].
   virtual void RmsNormForward(ConstMatrix x, ConstMatrix weight, float eps, Matrix y,
                               float* rstd) = 0;
-  // dx = dresidual + dnorm(dy); dresidual may have null data (then 0) and may alias dx. dweight
-  // fp32 [1, h] +=, rows in order.
+  // dx = dresidual + dnorm(dy); dresidual may have null data (then 0) and may alias dx. dweight:
+  // fp32 [k, h], k divides n. Row j += the sum over rows [j n/k, (j + 1) n/k), in order on the
+  // CPU, with the bits of a call on that slice alone with k = 1.
   virtual void RmsNormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,
                                ConstMatrix dresidual, Matrix dx, Matrix dweight) = 0;
 

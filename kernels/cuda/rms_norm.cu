@@ -9,12 +9,14 @@ namespace {
 
 // --- forward
 
-// Vectors that a thread of the forward pass keeps: a row of 4096 bf16 is 128 threads' then, and 16
-// such blocks are as many threads as a multiprocessor holds.
+// Vectors that a thread of the forward pass keeps: a row of 4096 bf16 is 128 threads' then.
 constexpr int kHeld = 4;
+constexpr int kForwardThreadsMax = 512;
 
+// So few registers that a multiprocessor has 1536 threads, and 96 KiB of rows under way. They do
+// not suffice for the weights, too: these come from the L1 cache when they are needed.
 template <bool kWhole, bool kBeyond, typename T>
-__global__ void __launch_bounds__(1024)
+__global__ void __launch_bounds__(kForwardThreadsMax, 3)
     Forward(RowsOf<const T> x, const T* weight, float eps, RowsOf<T> y, float* rstd, int64_t rows,
             int64_t cols) {
   constexpr int N = kVectorSize<T>;
@@ -25,12 +27,9 @@ __global__ void __launch_bounds__(1024)
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
     const T* from = x[row];
     T* to = y[row];
-    Vector<T> held[kHeld], scale[kHeld];
+    Vector<T> held[kHeld];
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) held[i] = Load<kWhole>(from, begin + i * step, cols);
-      // Asked for before the reduction, so that it waits for both at once.
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) scale[i] = Load<kWhole>(weight, begin + i * step, cols);
 
     float squares = 0;
     const auto add = [&](const Vector<T>& vector) {
@@ -48,10 +47,10 @@ __global__ void __launch_bounds__(1024)
     const float inverse = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, eps)));
     if (threadIdx.x == 0) rstd[row] = inverse;
 
-    const auto write = [&](int64_t c, const Vector<T>& vector, const Vector<T>& weights) {
+    const auto write = [&](int64_t c, const Vector<T>& vector) {
       float values[N], factors[N];
       Unpack(vector, values);
-      Unpack(weights, factors);
+      LoadFloats<kWhole>(weight, c, cols, factors);
 #pragma unroll
       for (int j = 0; j < N; ++j) values[j] = __fmul_rn(__fmul_rn(values[j], inverse), factors[j]);
       StoreFloats<kWhole>(to, c, cols, values);
@@ -59,11 +58,11 @@ __global__ void __launch_bounds__(1024)
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       KeepPacked(held[i]);
-      write(begin + i * step, held[i], scale[i]);
+      write(begin + i * step, held[i]);
     }
     if constexpr (kBeyond) {
       for (int64_t c = begin + kHeld * step; c < cols; c += step)
-        write(c, Load<kWhole>(from, c, cols), Load<kWhole>(weight, c, cols));
+        write(c, Load<kWhole>(from, c, cols));
     }
   }
 }
@@ -71,14 +70,23 @@ __global__ void __launch_bounds__(1024)
 // --- backward
 //
 // With u = x * rstd and g = dy * weight: dx = dresidual + rstd * (g - u * mean(g * u)), dweight =
-// sum over rows of dy * u. A block walks a run of rows and keeps its sums of dweight; a second
-// kernel adds up the blocks'. The runs follow from the number of rows alone.
+// sum over a slice's rows of dy * u. A block walks a run of rows of one slice and keeps its sums of
+// dweight; a second kernel adds up the blocks'. The runs follow from the rows of a slice alone.
 
-// Blocks at most: all of them run at once on the devices that we know, two on a multiprocessor, and
-// their sums are still few.
+// Runs of a slice at most: all of them run at once on the devices that we know, two on a
+// multiprocessor, and their sums are still few.
 constexpr int64_t kRunsMax = 256;
+// Up to so many runs, runs stay short; beyond, 16 rows, since a run's sums are written and read
+// again, which costs as much as two rows of bf16.
+constexpr int64_t kRunsWanted = 128;
 constexpr int64_t kRunRowsMin = 4;
+constexpr int64_t kRunRowsWanted = 16;
 constexpr int kBackwardThreadsMax = 512;
+
+int64_t RunRows(int64_t slice_rows) {
+  const int64_t few = std::min(DivCeil(slice_rows, kRunsWanted), kRunRowsWanted);
+  return std::max({few, kRunRowsMin, DivCeil(slice_rows, kRunsMax)});
+}
 
 // The sums of one run are a row of this many floats, in whole vectors of any dtype.
 int64_t PartialStride(int64_t cols) { return DivCeil(cols, 8) * 8; }
@@ -91,11 +99,12 @@ struct BackwardOperands {
   const float* rstd;
   RowsOf<const T> dresidual;  // Null data: zeros.
   RowsOf<T> dx;
-  float* partial;  // [runs, partial_stride]
+  float* partial;  // [slices][runs, partial_stride]
   int64_t partial_stride;
-  int64_t rows;
+  int64_t slice_rows;
   int64_t cols;
   int64_t run_rows;
+  unsigned runs;  // Of a slice.
 };
 
 // One thread's vector of a row's inputs.
@@ -150,19 +159,44 @@ __device__ __forceinline__ void WriteVector(const BackwardOperands<T>& o, int64_
   StoreFloats<kWhole>(o.dx[row], column, o.cols, base);
 }
 
-// A thread keeps V vectors of a row; with few of them also the next row's, asked for while the
-// block still waits for the sum of this one's.
+// The rows that a block has under way, in shared memory: asked for in registers, they would be one
+// or two, too few for the memory's latency. A thread waits for its own copies and reads nobody
+// else's, so the ring takes no barrier. 96 KiB at most: two blocks on a multiprocessor.
+template <bool kWhole, bool kBeyond, int V>
+constexpr int kRingRows = kWhole && !kBeyond ? 4 / V : 0;
+constexpr int kRingOperands = 3;
+
+// 16 bytes to shared memory, zeros where nothing exists.
+__device__ __forceinline__ void CopyWordAsync(uint4* to, const void* from, bool exists) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+                 "l"(__cvta_generic_to_global(from)), "r"(exists ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void CloseCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until all but the last kLeft groups have arrived.
+template <int kLeft>
+__device__ __forceinline__ void AwaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+// A thread keeps V vectors of a row.
 template <bool kWhole, bool kBeyond, typename T, int V>
 __global__ void __launch_bounds__(kBackwardThreadsMax, V == 1 ? 2 : 1)
     Backward(const BackwardOperands<T> o) {
   constexpr int N = kVectorSize<T>;
-  constexpr bool kAhead = V <= 2;
+  constexpr int kRows = kRingRows<kWhole, kBeyond, V>;
   __shared__ float scratch[2][kWarp];
+  extern __shared__ uint4 ring[];  // [kRows][V][kRingOperands][threads]
   const int64_t step = int64_t{blockDim.x} * N;
   const int64_t begin = int64_t{threadIdx.x} * N;
   const int64_t beyond = begin + V * step;
-  const int64_t row_begin = blockIdx.x * o.run_rows;
-  const int64_t row_end = min(row_begin + o.run_rows, o.rows);
+  const int64_t slice = blockIdx.x / o.runs;
+  const int64_t row_begin = slice * o.slice_rows + blockIdx.x % o.runs * o.run_rows;
+  const int64_t row_end = min(row_begin + o.run_rows, (slice + 1) * o.slice_rows);
   float* partial = o.partial + blockIdx.x * o.partial_stride;
 
   Vector<T> weights[V];
@@ -181,22 +215,52 @@ __global__ void __launch_bounds__(kBackwardThreadsMax, V == 1 ? 2 : 1)
     }
   }
 
-  Inputs<T> next[V];
-  float next_inverse = 0;
-  const auto fetch = [&](int64_t row) {
-    next_inverse = o.rstd[row];
-#pragma unroll
-    for (int i = 0; i < V; ++i) next[i] = LoadInputs<kWhole>(o, row, begin + i * step);
+  const auto slot = [&](int64_t row, int i) {
+    const int at = static_cast<int>(row - row_begin) % max(kRows, 1) * V + i;
+    return ring + at * kRingOperands * blockDim.x + threadIdx.x;
   };
-  if (kAhead) fetch(row_begin);
+  // A group of copies for every row, also those that do not exist: so many are always under way.
+  const auto ask = [&](int64_t row) {
+    if (row < row_end) {
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const int64_t column = begin + i * step;
+        const bool exists = column < o.cols;
+        uint4* to = slot(row, i);
+        CopyWordAsync(to, o.dy[row] + column, exists);
+        CopyWordAsync(to + blockDim.x, o.x[row] + column, exists);
+        if (o.dresidual.data != nullptr)
+          CopyWordAsync(to + 2 * blockDim.x, o.dresidual[row] + column, exists);
+      }
+    }
+    CloseCopies();
+  };
+  if constexpr (kRows > 0) {
+#pragma unroll
+    for (int ahead = 0; ahead < kRows - 1; ++ahead) ask(row_begin + ahead);
+  }
+  float next_inverse = o.rstd[row_begin];
   int turn = 0;
   for (int64_t row = row_begin; row < row_end; ++row, turn ^= 1) {
-    if (!kAhead) fetch(row);
-    Inputs<T> now[V];
-#pragma unroll
-    for (int i = 0; i < V; ++i) now[i] = next[i];
     const float inverse = next_inverse;
-    if (kAhead && row + 1 < row_end) fetch(row + 1);
+    if (row + 1 < row_end) next_inverse = o.rstd[row + 1];
+    Inputs<T> now[V];
+    if constexpr (kRows > 0) {
+      // Into the place of the row before this one, whose values this thread has used.
+      ask(row + kRows - 1);
+      AwaitCopies<kRows - 1>();
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        const uint4* from = slot(row, i);
+        now[i].dy.word[0] = from[0];
+        now[i].x.word[0] = from[blockDim.x];
+        now[i].base = Vector<T>{};
+        if (o.dresidual.data != nullptr) now[i].base.word[0] = from[2 * blockDim.x];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < V; ++i) now[i] = LoadInputs<kWhole>(o, row, begin + i * step);
+    }
 
     float dot = 0;
 #pragma unroll
@@ -230,30 +294,32 @@ __global__ void __launch_bounds__(kBackwardThreadsMax, V == 1 ? 2 : 1)
 }
 
 // dweight += the runs' sums: kGroups groups of consecutive runs, each in order, then the groups in
-// order.
-constexpr int kGroups = 8;
+// order. A row of blocks for each slice.
+constexpr int kGroups = 16;
 
 __global__ void __launch_bounds__(kWarp* kGroups)
-    AddPartials(const float* partial, int64_t partial_stride, int runs, float* dweight,
+    AddPartials(const float* partial, int64_t partial_stride, int runs, RowsOf<float> dweight,
                 int64_t cols) {
   __shared__ float group_sums[kGroups][kWarp];
   const int64_t column = int64_t{blockIdx.x} * kWarp + threadIdx.x;
+  partial += int64_t{blockIdx.y} * runs * partial_stride;
   const int count = (runs + kGroups - 1) / kGroups;
   const int begin = static_cast<int>(threadIdx.y) * count;
   const int end = min(begin + count, runs);
   float sum = 0;
   if (column < cols) {
-#pragma unroll 8
+#pragma unroll 16
     for (int run = begin; run < end; ++run)
       sum = __fadd_rn(sum, partial[run * partial_stride + column]);
   }
   group_sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || column >= cols) return;
-  float total = dweight[column];
+  float& sum_of_all = dweight[blockIdx.y][column];
+  float total = sum_of_all;
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) total = __fadd_rn(total, group_sums[g][threadIdx.x]);
-  dweight[column] = total;
+  sum_of_all = total;
 }
 
 // Threads for `count` pieces of work, in whole warps.
@@ -262,19 +328,32 @@ unsigned ThreadsFor(int64_t count, int64_t threads_max) {
       std::clamp(DivCeil(count, kWarp) * kWarp, int64_t{kWarp}, threads_max));
 }
 
+template <bool kWhole, bool kBeyond, int V, typename T>
+void LaunchBackwardOf(const Stream& stream, const BackwardOperands<T>& o, unsigned blocks,
+                      unsigned threads) {
+  const auto kernel = Backward<kWhole, kBeyond, T, V>;
+  const int bytes =
+      kRingRows<kWhole, kBeyond, V> * V * kRingOperands * static_cast<int>(threads * sizeof(uint4));
+  stream.errors->Note(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+      "RmsNormBackward");
+  kernel<<<blocks, threads, static_cast<size_t>(bytes), stream.stream>>>(o);
+  stream.Launched("RmsNormBackward");
+}
+
 template <bool kWhole, typename T>
-void LaunchBackward(const Stream& stream, const BackwardOperands<T>& o, unsigned runs) {
+void LaunchBackward(const Stream& stream, const BackwardOperands<T>& o, unsigned blocks) {
   const int64_t vectors = DivCeil(o.cols, kVectorSize<T>);
   const int64_t each = DivCeil(vectors, kBackwardThreadsMax);
   const unsigned threads = ThreadsFor(DivCeil(vectors, each), kBackwardThreadsMax);
   // A thread's columns do not depend on how many of them it keeps, so where speed does not count
   // it keeps few.
-  const auto kernel = !kWhole || each > 4 ? Backward<kWhole, true, T, 1>
-                      : each == 1         ? Backward<true, false, T, 1>
-                      : each == 2         ? Backward<true, false, T, 2>
-                                          : Backward<true, false, T, 4>;
-  kernel<<<runs, threads, 0, stream.stream>>>(o);
-  stream.Launched("RmsNormBackward");
+  if constexpr (kWhole) {
+    if (each == 1) return LaunchBackwardOf<true, false, 1>(stream, o, blocks, threads);
+    if (each == 2) return LaunchBackwardOf<true, false, 2>(stream, o, blocks, threads);
+    if (each <= 4) return LaunchBackwardOf<true, false, 4>(stream, o, blocks, threads);
+  }
+  LaunchBackwardOf<kWhole, true, 1>(stream, o, blocks, threads);
 }
 
 }  // namespace
@@ -288,7 +367,7 @@ void RmsNormForward(const Stream& stream, ConstMatrix x, ConstMatrix weight, flo
   WithType(x.dtype, [&]<typename T>(TypeTag<T>) {
     constexpr int N = kVectorSize<T>;
     const bool whole = WholeVectors(x, N) && WholeVectors(weight, N) && WholeVectors(y, N);
-    const unsigned threads = ThreadsFor(DivCeil(x.cols, N * kHeld), 1024);
+    const unsigned threads = ThreadsFor(DivCeil(x.cols, N * kHeld), kForwardThreadsMax);
     const bool beyond = x.cols > int64_t{threads} * N * kHeld;
     const auto kernel = !whole   ? Forward<false, true, T>
                         : beyond ? Forward<true, true, T>
@@ -305,17 +384,19 @@ void RmsNormBackward(const Stream& stream, Workspace& work, ConstMatrix dy, Cons
                      Matrix dweight) {
   PERDURE_CHECK(SameShape(dy, x) && SameShape(dx, x));
   PERDURE_CHECK(weight.rows == 1 && weight.cols == x.cols);
-  PERDURE_CHECK(SameShape(dweight, weight));
+  PERDURE_CHECK(dweight.cols == x.cols && dweight.rows > 0 && x.rows % dweight.rows == 0);
   PERDURE_CHECK(dy.dtype == x.dtype && weight.dtype == x.dtype && dx.dtype == x.dtype);
   PERDURE_CHECK(dweight.dtype == DType::kF32);
   const bool has_residual = dresidual.data != nullptr;
   if (has_residual) PERDURE_CHECK(SameShape(dresidual, x) && dresidual.dtype == x.dtype);
   if (x.rows == 0 || x.cols == 0) return;
-  const int64_t run_rows = std::max(kRunRowsMin, DivCeil(x.rows, kRunsMax));
-  const int64_t runs = DivCeil(x.rows, run_rows);
+  const int64_t slices = dweight.rows, slice_rows = x.rows / slices;
+  const int64_t run_rows = RunRows(slice_rows);
+  const int64_t runs = DivCeil(slice_rows, run_rows);
+  PERDURE_CHECK(slices <= 65535);  // Blocks of a grid's second dimension.
   const int64_t partial_stride = PartialStride(x.cols);
-  float* partial =
-      static_cast<float*>(work.Reserve(static_cast<size_t>(runs * partial_stride) * sizeof(float)));
+  float* partial = static_cast<float*>(
+      work.Reserve(static_cast<size_t>(slices * runs * partial_stride) * sizeof(float)));
   WithType(x.dtype, [&]<typename T>(TypeTag<T>) {
     constexpr int N = kVectorSize<T>;
     const BackwardOperands<T> operands{.dy = RowsOf<const T>(dy),
@@ -326,19 +407,21 @@ void RmsNormBackward(const Stream& stream, Workspace& work, ConstMatrix dy, Cons
                                        .dx = RowsOf<T>(dx),
                                        .partial = partial,
                                        .partial_stride = partial_stride,
-                                       .rows = x.rows,
+                                       .slice_rows = slice_rows,
                                        .cols = x.cols,
-                                       .run_rows = run_rows};
+                                       .run_rows = run_rows,
+                                       .runs = static_cast<unsigned>(runs)};
     const bool whole = WholeVectors(dy, N) && WholeVectors(x, N) && WholeVectors(weight, N) &&
                        WholeVectors(dx, N) && (!has_residual || WholeVectors(dresidual, N));
     WithBool(whole, [&]<bool kWhole>(std::bool_constant<kWhole>) {
-      LaunchBackward<kWhole>(stream, operands, static_cast<unsigned>(runs));
+      LaunchBackward<kWhole>(stream, operands, static_cast<unsigned>(slices * runs));
     });
   });
   const int64_t column_blocks = DivCeil(x.cols, kWarp);
   PERDURE_CHECK(column_blocks <= INT32_MAX);
-  AddPartials<<<static_cast<unsigned>(column_blocks), dim3(kWarp, kGroups), 0, stream.stream>>>(
-      partial, partial_stride, static_cast<int>(runs), static_cast<float*>(dweight.data), x.cols);
+  AddPartials<<<dim3(static_cast<unsigned>(column_blocks), static_cast<unsigned>(slices)),
+                dim3(kWarp, kGroups), 0, stream.stream>>>(
+      partial, partial_stride, static_cast<int>(runs), RowsOf<float>(dweight), x.cols);
   stream.Launched("RmsNormBackward, adding up dweight");
 }
 
