@@ -47,7 +47,6 @@ work=$(cd "$work" && pwd)
 rm -f "$work"/*.log
 if [[ -z $build ]]; then
   "$root/launch/build.sh" release
-  "$root/launch/build.sh" release gpu_bench
   build=$root/build
 fi
 

@@ -332,18 +332,17 @@ class Checks:
     def save(self):
         """A state of some GB: two blocks of Lucie, a small vocabulary (a tiny model with --tiny). Saves are far enough
         apart for the one before to be on disk."""
-        every = 8 if self.a.tiny else 80
+        every, batch = (8, 8) if self.a.tiny else (30, 48)
         shape = {"hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 12288, "vocab": 8192, "layers": 2}
         if self.a.tiny:
             shape = {"hidden": 256, "heads": 8, "kv_heads": 4, "ffn": 768, "vocab": 8192, "layers": 2}
         write_tokens(self.perdure.folder / "data/save", 8192, 300000, 9)
         config = self.perdure.folder / "save.toml"
         text = (ROOT / "tests/bench/bench.toml").read_text().replace('path = "bench"', 'path = "data/save"')
-        config.write_text(text)
         context = 128 if self.a.tiny else 2048
         settings = {**BF16, **layout(), **{f"model.{key}": value for key, value in shape.items()}}
         settings |= {"checkpoint.every_steps": every, "checkpoint.keep_last": 2, "numerics.micro_batch": 2}
-        config.write_text(text.replace("context = 512", f"context = {context}"))
+        config.write_text(text.replace("context = 512", f"context = {context}").replace("batch = 8", f"batch = {batch}"))
         self.perdure.fresh("save")
         process = self.perdure.start(config, "save", 1, settings)
         until = time.monotonic() + 100

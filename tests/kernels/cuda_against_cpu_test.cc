@@ -154,8 +154,8 @@ TEST_P(CudaAgainstCpuTest, RmsNorm) {
         dweight(kF32, 1, hidden, 8);
     cuda_->RmsNormForward(x, weight, 1e-5f, y.cuda, rstd.cuda.floats());
     cpu_->RmsNormForward(x, weight, 1e-5f, y.cpu, rstd.cpu.floats());
-    y.ExpectAlike(5e-7, 0, "y");
-    rstd.ExpectAlike(5e-7, 0, "rstd");
+    y.ExpectAlike(1e-6, 0, "y");
+    rstd.ExpectAlike(1e-6, 0, "rstd");  // The CPU adds a sixteenth of a row one by one, in fp32.
     cuda_->RmsNormBackward(dy, x, weight, rstd.cpu.floats(), dresidual, dx.cuda, dweight.cuda);
     cpu_->RmsNormBackward(dy, x, weight, rstd.cpu.floats(), dresidual, dx.cpu, dweight.cpu);
     dx.ExpectAlike(1e-6, 1, "dx");
