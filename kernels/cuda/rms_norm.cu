@@ -9,14 +9,13 @@ namespace {
 
 // --- forward
 
-// Vectors that a thread of the forward pass keeps: a row of 4096 bf16 is 128 threads' then.
+// Vectors that a thread of the forward pass keeps: a row of 4096 bf16 is 128 threads' then. With
+// their weights they fill 64 registers, so eight such blocks share a multiprocessor; asking for the
+// weights later made room for twelve, and was slower on an H200.
 constexpr int kHeld = 4;
-constexpr int kForwardThreadsMax = 512;
 
-// So few registers that a multiprocessor has 1536 threads, and 96 KiB of rows under way. They do
-// not suffice for the weights, too: these come from the L1 cache when they are needed.
 template <bool kWhole, bool kBeyond, typename T>
-__global__ void __launch_bounds__(kForwardThreadsMax, 3)
+__global__ void __launch_bounds__(1024)
     Forward(RowsOf<const T> x, const T* weight, float eps, RowsOf<T> y, float* rstd, int64_t rows,
             int64_t cols) {
   constexpr int N = kVectorSize<T>;
@@ -27,9 +26,12 @@ __global__ void __launch_bounds__(kForwardThreadsMax, 3)
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x, turn ^= 1) {
     const T* from = x[row];
     T* to = y[row];
-    Vector<T> held[kHeld];
+    Vector<T> held[kHeld], scale[kHeld];
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) held[i] = Load<kWhole>(from, begin + i * step, cols);
+      // Asked for before the reduction, so that it waits for both at once.
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) scale[i] = Load<kWhole>(weight, begin + i * step, cols);
 
     float squares = 0;
     const auto add = [&](const Vector<T>& vector) {
@@ -47,10 +49,10 @@ __global__ void __launch_bounds__(kForwardThreadsMax, 3)
     const float inverse = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, eps)));
     if (threadIdx.x == 0) rstd[row] = inverse;
 
-    const auto write = [&](int64_t c, const Vector<T>& vector) {
+    const auto write = [&](int64_t c, const Vector<T>& vector, const Vector<T>& weights) {
       float values[N], factors[N];
       Unpack(vector, values);
-      LoadFloats<kWhole>(weight, c, cols, factors);
+      Unpack(weights, factors);
 #pragma unroll
       for (int j = 0; j < N; ++j) values[j] = __fmul_rn(__fmul_rn(values[j], inverse), factors[j]);
       StoreFloats<kWhole>(to, c, cols, values);
@@ -58,11 +60,11 @@ __global__ void __launch_bounds__(kForwardThreadsMax, 3)
 #pragma unroll
     for (int i = 0; i < kHeld; ++i) {
       KeepPacked(held[i]);
-      write(begin + i * step, held[i]);
+      write(begin + i * step, held[i], scale[i]);
     }
     if constexpr (kBeyond) {
       for (int64_t c = begin + kHeld * step; c < cols; c += step)
-        write(c, Load<kWhole>(from, c, cols));
+        write(c, Load<kWhole>(from, c, cols), Load<kWhole>(weight, c, cols));
     }
   }
 }
@@ -159,38 +161,15 @@ __device__ __forceinline__ void WriteVector(const BackwardOperands<T>& o, int64_
   StoreFloats<kWhole>(o.dx[row], column, o.cols, base);
 }
 
-// The rows that a block has under way, in shared memory: asked for in registers, they would be one
-// or two, too few for the memory's latency. A thread waits for its own copies and reads nobody
-// else's, so the ring takes no barrier. 96 KiB at most: two blocks on a multiprocessor.
-template <bool kWhole, bool kBeyond, int V>
-constexpr int kRingRows = kWhole && !kBeyond ? 4 / V : 0;
-constexpr int kRingOperands = 3;
-
-// 16 bytes to shared memory, zeros where nothing exists.
-__device__ __forceinline__ void CopyWordAsync(uint4* to, const void* from, bool exists) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-               :
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
-                 "l"(__cvta_generic_to_global(from)), "r"(exists ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void CloseCopies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-// Until all but the last kLeft groups have arrived.
-template <int kLeft>
-__device__ __forceinline__ void AwaitCopies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
-}
-
-// A thread keeps V vectors of a row.
+// A thread keeps V vectors of a row; with few of them also the next row's, asked for while the
+// block still waits for the sum of this one's. (A ring of asynchronous copies in shared memory,
+// four rows deep, was 7 % slower on an H200.)
 template <bool kWhole, bool kBeyond, typename T, int V>
 __global__ void __launch_bounds__(kBackwardThreadsMax, V == 1 ? 2 : 1)
     Backward(const BackwardOperands<T> o) {
   constexpr int N = kVectorSize<T>;
-  constexpr int kRows = kRingRows<kWhole, kBeyond, V>;
+  constexpr bool kAhead = V <= 2;
   __shared__ float scratch[2][kWarp];
-  extern __shared__ uint4 ring[];  // [kRows][V][kRingOperands][threads]
   const int64_t step = int64_t{blockDim.x} * N;
   const int64_t begin = int64_t{threadIdx.x} * N;
   const int64_t beyond = begin + V * step;
@@ -215,52 +194,22 @@ __global__ void __launch_bounds__(kBackwardThreadsMax, V == 1 ? 2 : 1)
     }
   }
 
-  const auto slot = [&](int64_t row, int i) {
-    const int at = static_cast<int>(row - row_begin) % max(kRows, 1) * V + i;
-    return ring + at * kRingOperands * blockDim.x + threadIdx.x;
-  };
-  // A group of copies for every row, also those that do not exist: so many are always under way.
-  const auto ask = [&](int64_t row) {
-    if (row < row_end) {
+  Inputs<T> next[V];
+  float next_inverse = 0;
+  const auto fetch = [&](int64_t row) {
+    next_inverse = o.rstd[row];
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const int64_t column = begin + i * step;
-        const bool exists = column < o.cols;
-        uint4* to = slot(row, i);
-        CopyWordAsync(to, o.dy[row] + column, exists);
-        CopyWordAsync(to + blockDim.x, o.x[row] + column, exists);
-        if (o.dresidual.data != nullptr)
-          CopyWordAsync(to + 2 * blockDim.x, o.dresidual[row] + column, exists);
-      }
-    }
-    CloseCopies();
+    for (int i = 0; i < V; ++i) next[i] = LoadInputs<kWhole>(o, row, begin + i * step);
   };
-  if constexpr (kRows > 0) {
-#pragma unroll
-    for (int ahead = 0; ahead < kRows - 1; ++ahead) ask(row_begin + ahead);
-  }
-  float next_inverse = o.rstd[row_begin];
+  if (kAhead) fetch(row_begin);
   int turn = 0;
   for (int64_t row = row_begin; row < row_end; ++row, turn ^= 1) {
-    const float inverse = next_inverse;
-    if (row + 1 < row_end) next_inverse = o.rstd[row + 1];
+    if (!kAhead) fetch(row);
     Inputs<T> now[V];
-    if constexpr (kRows > 0) {
-      // Into the place of the row before this one, whose values this thread has used.
-      ask(row + kRows - 1);
-      AwaitCopies<kRows - 1>();
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const uint4* from = slot(row, i);
-        now[i].dy.word[0] = from[0];
-        now[i].x.word[0] = from[blockDim.x];
-        now[i].base = Vector<T>{};
-        if (o.dresidual.data != nullptr) now[i].base.word[0] = from[2 * blockDim.x];
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < V; ++i) now[i] = LoadInputs<kWhole>(o, row, begin + i * step);
-    }
+    for (int i = 0; i < V; ++i) now[i] = next[i];
+    const float inverse = next_inverse;
+    if (kAhead && row + 1 < row_end) fetch(row + 1);
 
     float dot = 0;
 #pragma unroll
@@ -328,19 +277,6 @@ unsigned ThreadsFor(int64_t count, int64_t threads_max) {
       std::clamp(DivCeil(count, kWarp) * kWarp, int64_t{kWarp}, threads_max));
 }
 
-template <bool kWhole, bool kBeyond, int V, typename T>
-void LaunchBackwardOf(const Stream& stream, const BackwardOperands<T>& o, unsigned blocks,
-                      unsigned threads) {
-  const auto kernel = Backward<kWhole, kBeyond, T, V>;
-  const int bytes =
-      kRingRows<kWhole, kBeyond, V> * V * kRingOperands * static_cast<int>(threads * sizeof(uint4));
-  stream.errors->Note(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-      "RmsNormBackward");
-  kernel<<<blocks, threads, static_cast<size_t>(bytes), stream.stream>>>(o);
-  stream.Launched("RmsNormBackward");
-}
-
 template <bool kWhole, typename T>
 void LaunchBackward(const Stream& stream, const BackwardOperands<T>& o, unsigned blocks) {
   const int64_t vectors = DivCeil(o.cols, kVectorSize<T>);
@@ -348,12 +284,12 @@ void LaunchBackward(const Stream& stream, const BackwardOperands<T>& o, unsigned
   const unsigned threads = ThreadsFor(DivCeil(vectors, each), kBackwardThreadsMax);
   // A thread's columns do not depend on how many of them it keeps, so where speed does not count
   // it keeps few.
-  if constexpr (kWhole) {
-    if (each == 1) return LaunchBackwardOf<true, false, 1>(stream, o, blocks, threads);
-    if (each == 2) return LaunchBackwardOf<true, false, 2>(stream, o, blocks, threads);
-    if (each <= 4) return LaunchBackwardOf<true, false, 4>(stream, o, blocks, threads);
-  }
-  LaunchBackwardOf<kWhole, true, 1>(stream, o, blocks, threads);
+  const auto kernel = !kWhole || each > 4 ? Backward<kWhole, true, T, 1>
+                      : each == 1         ? Backward<true, false, T, 1>
+                      : each == 2         ? Backward<true, false, T, 2>
+                                          : Backward<true, false, T, 4>;
+  kernel<<<blocks, threads, 0, stream.stream>>>(o);
+  stream.Launched("RmsNormBackward");
 }
 
 }  // namespace
@@ -367,7 +303,7 @@ void RmsNormForward(const Stream& stream, ConstMatrix x, ConstMatrix weight, flo
   WithType(x.dtype, [&]<typename T>(TypeTag<T>) {
     constexpr int N = kVectorSize<T>;
     const bool whole = WholeVectors(x, N) && WholeVectors(weight, N) && WholeVectors(y, N);
-    const unsigned threads = ThreadsFor(DivCeil(x.cols, N * kHeld), kForwardThreadsMax);
+    const unsigned threads = ThreadsFor(DivCeil(x.cols, N * kHeld), 1024);
     const bool beyond = x.cols > int64_t{threads} * N * kHeld;
     const auto kernel = !whole   ? Forward<false, true, T>
                         : beyond ? Forward<true, true, T>

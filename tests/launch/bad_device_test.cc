@@ -26,9 +26,8 @@ class BadDevice : public testing::Test {
   CommandResult Run(int until, bool wrong, const std::string& setting = "layout.tensor=1") const {
     if (wrong) ::setenv("LD_PRELOAD", PERDURE_BINARY_DIR "/tests/libwrong_matmul.so", 1);
     CommandResult result =
-        Perdure({"run", NanoToml(), "--run-dir", run_, "--data-dir", folder_, "--nodes", "1",
-                 "--ranks-per-node", "2", "--set", "layout.tensor=1", "--set", "layout.pipeline=1",
-                 "--set", setting, "--until-step", std::to_string(until)});
+        Perdure(RunOfTwoRanks(run_, folder_, {"--set", setting, "--until-step",
+                                              std::to_string(until)}));
     ::unsetenv("LD_PRELOAD");
     return result;
   }
