@@ -165,6 +165,7 @@ class Perdure:
 
     def planned(self, config, settings):
         """Device bytes of one rank, by `perdure plan`."""
+        settings = {**settings, **({"numerics.backend": self.backend} if self.backend else {})}
         words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         command = [self.program, "plan", str(config), "--nodes", "1", "--ranks-per-node", "1", "--json"] + words
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
