@@ -114,8 +114,9 @@ class Ops {
   // ------------------------------------ x, y [n, h] dtype; weight [1, h] dtype; rstd fp32 [n].
   virtual void RmsNormForward(ConstMatrix x, ConstMatrix weight, float eps, Matrix y,
                               float* rstd) = 0;
-  // dx = dresidual + dnorm(dy); dresidual may have null data (then 0) and may alias dx. dweight
-  // fp32 [1, h] +=, rows in order.
+  // dx = dresidual + dnorm(dy); dresidual may have null data (then 0) and may alias dx. dweight:
+  // fp32 [k, h], k divides n. Row j += the sum over rows [j n/k, (j + 1) n/k), in order on the
+  // CPU, with the bits of a call on that slice alone with k = 1.
   virtual void RmsNormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,
                                ConstMatrix dresidual, Matrix dx, Matrix dweight) = 0;
 
@@ -201,5 +202,12 @@ absl::StatusOr<std::unique_ptr<Ops>> NewCudaOps(int device);
 // What fixes the bits of a device's results: its architecture and multiprocessors, and the versions
 // of the libraries. "sm_90 132 cublas 13.1.0 cudnn 9.19.0".
 absl::StatusOr<std::string> CudaIsa(int device);
+// What people and the driver call a device, and what of its memory nobody has taken yet.
+struct CudaDevice {
+  std::string name;        // "NVIDIA H100 80GB HBM3".
+  std::string pci_bus_id;  // "0000:1b:00.0".
+  size_t free_bytes = 0;
+};
+absl::StatusOr<CudaDevice> DescribeCudaDevice(int device);
 
 }  // namespace perdure

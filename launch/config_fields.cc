@@ -368,6 +368,8 @@ std::vector<Field<JobConfig>> JobFields() {
       Make("spares", &J::spares, Integers{0, 1 << 20}, "Nodes besides, which wait for a failure"),
       Make("ranks_per_node", &J::ranks_per_node, Integers{1, 1024},
            "Ranks of a node, usually one per GPU"),
+      Make("health_check", &J::health_check, Anything(),
+           "Try each rank's device before the first step: products, memory, link to the host"),
   };
 }
 

@@ -16,6 +16,7 @@
 
 #include "ckpt/checkpoint.h"
 #include "launch/config.h"
+#include "launch/job_health.h"
 #include "launch/job_record.h"
 #include "launch/local_checkpoint.h"
 #include "launch/local_ranks.h"
@@ -68,6 +69,7 @@ class LocalJob {
   void OnSignal();
   void OnRank(LocalRank& rank, short socket_events, bool exited);
   absl::Status OnFrame(LocalRank& rank, const Json& frame);
+  absl::Status OnHealth(const LocalRank& rank, const Json& frame);
   absl::Status OnAddress(LocalRank& rank, const Json& frame);
   absl::Status OnLoaded(LocalRank& rank, const Json& frame);
   absl::Status OnStep(const Json& frame);
@@ -92,6 +94,7 @@ class LocalJob {
   uint64_t generation_ = 0;
   uint32_t nonce_ = 0;
   std::unique_ptr<JobRecord> record_;
+  std::unique_ptr<JobHealth> health_;
   std::unique_ptr<LocalRanks> ranks_;
   std::unique_ptr<LocalCheckpoint> checkpoint_;
   std::unique_ptr<Worker> worker_;  // Uses checkpoint_ and the log: goes first.
@@ -104,6 +107,7 @@ class LocalJob {
   Clock::time_point checkpointed_;
   bool checkpoint_asked_ = false;
   bool stop_asked_ = false;
+  bool healthy_ = false;     // All devices are, so the ranks may load.
   bool loaded_all_ = false;  // The ranks train.
   int64_t saved_step_ = -1;  // Of the newest checkpoint that counts,
   absl::Status unsaved_;     // and why the one after it does not.
@@ -129,10 +133,6 @@ absl::Status LocalJob::Begin() {
                           .nodes = options_.nodes,
                           .layout = LayoutWords(layout),
                           .base_step = run_.start.manifest.has_value() ? run_.start.step : -1})));
-  // Without good steps behind it this counts against the checkpoint.
-  if (run_.start.manifest.has_value())
-    RETURN_IF_ERROR(run_.log.Append(RecordType::kAttempt, generation_,
-                                    SerializeAttempt({.name = StartName()})));
   ASSIGN_OR_RETURN(record_, JobRecord::Open(options_.run_directory, config_, generation_,
                                             run_.start.step, options_.nodes, options_.quiet));
   const std::string logs = fmt::format("{}/jobs/g{:05}", options_.run_directory, generation_);
@@ -151,16 +151,26 @@ absl::Status LocalJob::Begin() {
                                ? fmt::format("resuming at step {}, certificate {}", run_.start.step,
                                              run_.start.manifest->certificate.Hex())
                                : "from the beginning"));
-  ASSIGN_OR_RETURN(ranks_,
-                   LocalRanks::Start({.ranks = static_cast<int>(layout.ranks()),
-                                      .ranks_per_node = static_cast<int>(options_.ranks_per_node),
-                                      .threads = layout.transport == "local",
-                                      .log_directory = logs}));
+  health_ = std::make_unique<JobHealth>(
+      static_cast<int>(layout.ranks()),
+      JobHealth::Hooks{.event =
+                           [this](const std::string& event, Json fields) {
+                             fields["generation"] = generation_;
+                             record_->Event(event, fields);
+                           },
+                       .warn = [this](const std::string& line) { record_->Say(line); }});
+  ASSIGN_OR_RETURN(
+      ranks_,
+      LocalRanks::Start({.ranks = static_cast<int>(layout.ranks()),
+                         .ranks_per_node = static_cast<int>(options_.ranks_per_node),
+                         .threads = layout.transport == "local",
+                         .cuda = config_.numerics.backend == "cuda",
+                         .gpu_messages = layout.ranks() > 1 && layout.device_transport != "staged",
+                         .log_directory = logs}));
   record_->State("starting", ranks_->all());
   saved_step_ = run_.start.manifest.has_value() ? run_.start.step : -1;
   ASSIGN_OR_RETURN(worker_, Worker::Start());
   MakeCheckpoint();
-  checkpoint_->ExportMissing();  // What the job before was not given the time for.
   loaded_.resize(table_.atoms().size());
   loaded_seen_.resize(table_.atoms().size(), false);
   checkpointed_ = Clock::now();
@@ -206,9 +216,20 @@ absl::Status LocalJob::SendToAll(const Json& frame) {
 
 absl::Status LocalJob::OnFrame(LocalRank& rank, const Json& frame) {
   const std::string type = frame.at("type").get<std::string>();
+  if (type == "health") return OnHealth(rank, frame);
+  if (type == "evidence") {
+    health_->OnEvidence(rank.rank, rank.node, frame);
+    return absl::OkStatus();
+  }
   if (type == "address") return OnAddress(rank, frame);
   if (type == "loaded") return OnLoaded(rank, frame);
   if (type == "step") return OnStep(frame);
+  if (type == "remark") {
+    const auto line = frame.at("line").get<std::string>();
+    record_->Event("remark", {{"generation", generation_}, {"rank", rank.rank}, {"line", line}});
+    record_->Say(line);
+    return absl::OkStatus();
+  }
   if (type == "saved") return checkpoint_->OnSaved(rank.rank, frame);
   if (type == "voted") return checkpoint_->OnVoted(frame);
   if (type == "done") {
@@ -226,9 +247,25 @@ absl::Status LocalJob::OnFrame(LocalRank& rank, const Json& frame) {
   return DataLoss("rank {} sent a frame of unknown type '{}'", rank.rank, type);
 }
 
+// What is wrong with a device is the cause of what follows, whatever its code.
+absl::Status LocalJob::OnHealth(const LocalRank& rank, const Json& frame) {
+  health_->OnHealth(rank.rank, rank.node, frame);
+  if (const auto error = frame.find("error"); error != frame.end())
+    Fail(rank, static_cast<absl::StatusCode>(frame.at("code").get<int>()),
+         error->get<std::string>(), true);
+  return absl::OkStatus();
+}
+
+// Every rank has an address, hence a healthy device: they may meet and load.
 absl::Status LocalJob::OnAddress(LocalRank& rank, const Json& frame) {
   addresses_[rank.rank] = frame.at("address").get<std::string>();
   if (addresses_.size() < ranks_->all().size()) return absl::OkStatus();
+  healthy_ = true;
+  // Without good steps behind it this counts against the checkpoint; so would not a bad device.
+  if (run_.start.manifest.has_value())
+    RETURN_IF_ERROR(run_.log.Append(RecordType::kAttempt, generation_,
+                                    SerializeAttempt({.name = StartName()})));
+  checkpoint_->ExportMissing();  // What the job before was not given the time for.
   Json table = {{"type", "table"}, {"addresses", Json::array()}};
   for (const auto& [_, address] : addresses_) table["addresses"].push_back(address);
   return SendToAll(table);
@@ -425,8 +462,8 @@ void LocalJob::Fail(const LocalRank& rank, absl::StatusCode code, const std::str
   failure_primary_ = primary;
   failure_ = code == absl::StatusCode::kCancelled
                  ? ErrorStatus(code, "{}", why)
-                 : ErrorStatus(code, "rank {} (node {}, process {}): {}", rank.rank, rank.node,
-                               rank.pid, why);
+                 : ErrorStatus(code, "rank {} (node {}, process {}): {}{}", rank.rank, rank.node,
+                               rank.pid, why, health_->EvidenceOf(rank.rank));
 }
 
 std::string LocalJob::LogTail(const LocalRank& rank) const {
@@ -509,7 +546,7 @@ absl::Status LocalJob::Loop() {
 }
 
 bool LocalJob::BadCheckpoint(const absl::Status& status) const {
-  return absl::IsDataLoss(status) && !loaded_all_ && run_.start.manifest.has_value();
+  return absl::IsDataLoss(status) && healthy_ && !loaded_all_ && run_.start.manifest.has_value();
 }
 
 int LocalJob::Finish(const absl::Status& status) {

@@ -72,6 +72,12 @@ absl::StatusOr<std::unique_ptr<LocalRanks>> LocalRanks::Start(const Options& opt
   // burn a shared core.
   ::setenv("OMP_WAIT_POLICY", "passive", /*overwrite=*/0);
   ::setenv("UCX_HANDLE_ERRORS", "none", /*overwrite=*/0);
+  // Read when the driver starts. A stream of its own for each lane of a pipeline and for what is
+  // computed: of eight hardware queues two streams would share one, and one wait behind the other.
+  if (options.cuda) ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
+  // Loading a kernel at its first use may wait for all that run, hence for other ranks' messages.
+  if (options.cuda && options.gpu_messages)
+    ::setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
   const std::shared_ptr<LocalHub> hub = options.threads ? NewLocalHub(options.ranks) : nullptr;
   pid_t group = 0;
   ranks->ranks_.reserve(static_cast<size_t>(options.ranks));

@@ -38,6 +38,8 @@ class LocalRanks {
     int ranks = 1;
     int ranks_per_node = 1;
     bool threads = false;
+    bool cuda = false;          // They compute on GPUs,
+    bool gpu_messages = false;  // and may send from one to the other without the host.
     std::string log_directory;
   };
   static absl::StatusOr<std::unique_ptr<LocalRanks>> Start(const Options& options);

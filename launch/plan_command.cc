@@ -179,10 +179,12 @@ std::string PrintTable(const RunConfig& config, const RunForecast& run, const Me
                                     {"optimizer", memory.optimizer},
                                     {"activations", memory.activations},
                                     {"buffers", memory.buffers},
-                                    {"checkpoint", memory.checkpoint},
                                     {"runtime", memory.runtime},
+                                    {memory.on_gpu ? "host" : "checkpoint", memory.checkpoint},
                                     {"total", memory.total()}})
     text += fmt::format("  {:<12} {:>12}\n", name, Bytes(bytes));
+  if (memory.on_gpu)
+    text += "  (host: the frozen state of a checkpoint, pinned; not in the total)\n";
   if (limit.bytes > 0)
     text += fmt::format("  {} {} a rank ({})\n",
                         memory.total() <= limit.bytes ? "fits into" : "does NOT fit into",

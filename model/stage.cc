@@ -327,16 +327,10 @@ absl::Status Stage::FinishProducts(const ProductSum& sum) {
 void Stage::NormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,
                          ConstMatrix dresidual, Matrix dx, float* partials, int64_t stride,
                          bool first_of_leaf) {
-  const int64_t slices = options_.slot.local(), rows = own_rows_ / slices,
-                h = options_.model.hidden;
-  for (int64_t s = 0; s < slices; ++s) {
-    Matrix dweight(partials + s * stride, DType::kF32, 1, h);
-    if (first_of_leaf) ops_->Zero(dweight);
-    const ConstMatrix residual =
-        dresidual.data == nullptr ? ConstMatrix() : ConstMatrix(dresidual.Rows(s * rows, rows));
-    ops_->RmsNormBackward(dy.Rows(s * rows, rows), x.Rows(s * rows, rows), weight, rstd + s * rows,
-                          residual, dx.Rows(s * rows, rows), dweight);
-  }
+  Matrix dweight(partials, DType::kF32, options_.slot.local(), options_.model.hidden);
+  dweight.stride = stride;
+  if (first_of_leaf) ops_->Zero(dweight);
+  ops_->RmsNormBackward(dy, x, weight, rstd, dresidual, dx, dweight);
 }
 
 absl::Status Stage::FinishBucket(int bucket, bool last_of_leaf, bool leaf_has_gradient) {

@@ -129,7 +129,7 @@ class Stage {
   void AddProduct(const ProductSum& sum, size_t slice, Transpose transpose_b, ConstMatrix a,
                   ConstMatrix b);
   absl::Status FinishProducts(const ProductSum& sum);
-  // One call per sequence slice, so that weight gradients do not depend on T. partials: [V/T],
+  // A sum for each sequence slice, so that weight gradients do not depend on T. partials: [V/T],
   // `stride` apart.
   void NormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,
                     ConstMatrix dresidual, Matrix dx, float* partials, int64_t stride,

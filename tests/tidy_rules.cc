@@ -237,7 +237,7 @@ const std::map<std::string_view, Words>& Libraries() {
       {"malloc.h", {"tests/"}},
       {"sched.h", {"tests/"}},
       {"linux/", {"tests/"}},
-      {"dlfcn.h", {"tests/"}},
+      {"dlfcn.h", {"runtime/agent/device_watch", "tests/"}},
       {"dirent.h", {"runtime/", "ckpt/", "tests/"}},
       {"fcntl.h", {"runtime/", "ckpt/", "monitoring/", "launch/", "tests/"}},
       {"poll.h", {"runtime/", "launch/", "tests/"}},
@@ -371,14 +371,14 @@ const std::vector<Ban>& Bans() {
        "launch alone reads the environment"},
       {{"setenv(", "putenv("},
        {},
-       // libfabric has one setting that only the environment can change.
-       {"runtime/comm/transport_ofi.cc", "launch/", "tests/"},
+       // libfabric and NCCL have settings that only the environment can change.
+       {"runtime/comm/transport_ofi.cc", "runtime/comm/make_collectives.cc", "launch/", "tests/"},
        "launch alone sets the environment"},
       {{"#pragma omp"}, {}, {}, "one thread per rank; threads are the matmul library's"},
       {{"std::thread", "std::jthread", "std::async", "std::mutex", "pthread_create("},
        {"kernels/", "model/", "runtime/base/", "runtime/data/", "runtime/train/", "runtime/agent/"},
        // parallel.cc: pieces that do not meet, filled or digested where no step is under way.
-       {"runtime/base/parallel.cc", "runtime/train/checkpoint_saver",
+       {"runtime/base/parallel.cc", "runtime/train/checkpoint_saver", "runtime/agent/device_watch",
         "runtime/agent/rank_process.cc", "runtime/agent/worker"},
        "one thread of a rank computes; others move bytes for it, in files that say so"},
       {{"std::cout", "std::cerr", "std::clog", "printf(", "fprintf(", "fputs(", "puts("},

@@ -29,21 +29,22 @@ void RmsNormForward(ConstMatrix x, ConstMatrix weight, float eps, Matrix y, floa
   });
 }
 
-// With u = x * rstd and g = dy * weight: dx = rstd * (g - u * mean(g * u)), dweight = sum over rows
-// of dy * u.
+// With u = x * rstd and g = dy * weight: dx = rstd * (g - u * mean(g * u)), dweight = sum over a
+// slice's rows of dy * u.
 void RmsNormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,
                      ConstMatrix dresidual, Matrix dx, Matrix dweight) {
   PERDURE_CHECK(SameShape(dy, x) && SameShape(dx, x));
   PERDURE_CHECK(weight.rows == 1 && weight.cols == x.cols);
-  PERDURE_CHECK(SameShape(dweight, weight));
+  PERDURE_CHECK(dweight.cols == x.cols && dweight.rows > 0 && x.rows % dweight.rows == 0);
   PERDURE_CHECK(dy.dtype == x.dtype && weight.dtype == x.dtype && dx.dtype == x.dtype);
   PERDURE_CHECK(dweight.dtype == DType::kF32);
   const bool has_residual = dresidual.data != nullptr;
   if (has_residual) PERDURE_CHECK(SameShape(dresidual, x) && dresidual.dtype == x.dtype);
   WithType(x.dtype, [&]<typename T>(TypeTag<T>) {
     const T* scale = Row<T>(weight, 0);
-    float* dscale = Row<float>(dweight, 0);
+    const int64_t slice_rows = x.rows / dweight.rows;
     for (int64_t r = 0; r < x.rows; ++r) {
+      float* dscale = Row<float>(dweight, r / slice_rows);
       const T* dout = Row<T>(dy, r);
       const T* from = Row<T>(x, r);
       const T* base = has_residual ? Row<T>(dresidual, r) : nullptr;

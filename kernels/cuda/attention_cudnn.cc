@@ -25,9 +25,6 @@ using cudnn::Dims;
 using cudnn::Graph;
 using cudnn::Tensor;
 
-// What a slice of Backward may keep of the gradients of scores.
-constexpr int64_t kScoreBytes = int64_t{1} << 30;
-
 // --- attention as a graph ---------------------------------------------------------------------
 // Dimensions are [batch, heads, positions, head_dim]; all matrices are row-major with a stride.
 
@@ -258,39 +255,12 @@ class Plan {
   const float hidden_ = -std::numeric_limits<float>::infinity();
 };
 
-int64_t LargestDivisor(int64_t x, int64_t limit) {
-  int64_t divisor = x;
-  while (divisor > 1 && (divisor > limit || x % divisor != 0)) --divisor;
-  return divisor;
-}
-
-// What one execution of Backward takes: some samples, or some key/value heads of one, with the
-// query heads that read them.
-AttentionShape BackwardSlice(const AttentionShape& shape) {
-  const int64_t group = shape.q_heads / shape.kv_heads;
-  const int64_t of_head = group * shape.sequence * shape.sequence * 2;
-  const int64_t heads = LargestDivisor(shape.kv_heads, kScoreBytes / of_head);
-  const int64_t samples =
-      heads == shape.kv_heads ? LargestDivisor(shape.batch, kScoreBytes / of_head / heads) : 1;
-  return {.batch = samples,
-          .sequence = shape.sequence,
-          .q_heads = heads * group,
-          .kv_heads = heads,
-          .head_dim = shape.head_dim};
-}
-
 // Element (row, col) of a bf16 matrix.
 const char* At(ConstMatrix x, int64_t row, int64_t col) {
   return static_cast<const char*>(x.data) + (row * x.stride + col) * 2;
 }
 
 }  // namespace
-
-bool CudnnTakes(const AttentionShape& shape, DType dtype) {
-  // One position alone is refused.
-  return dtype == DType::kBF16 && shape.head_dim % 8 == 0 && shape.head_dim <= 128 &&
-         shape.sequence > 1;
-}
 
 bool CudnnReads(ConstMatrix x) {
   return x.dtype == DType::kBF16 && x.stride % 8 == 0 &&
@@ -376,7 +346,7 @@ void CudnnAttention::Backward(ConstMatrix dout, ConstMatrix qkv, ConstMatrix out
   PERDURE_CHECK(CudnnTakes(shape, qkv.dtype));
   PERDURE_CHECK(CudnnReads(dout) && CudnnReads(qkv) && CudnnReads(out) && CudnnReads(dqkv));
   if (impl_->handle == nullptr) return;
-  const AttentionShape slice = BackwardSlice(shape);
+  const AttentionShape slice = CudnnBackwardSlice(shape);
   const Plan* plan =
       impl_->Find(Pass::kBackward, slice,
                   {.qkv = qkv.stride, .out = out.stride, .dout = dout.stride, .dqkv = dqkv.stride});

@@ -16,13 +16,12 @@
 #include <memory>
 
 #include "kernels/cuda/device.h"
+#include "kernels/cudnn_memory.h"
 #include "kernels/shapes.h"
 #include "kernels/tensor.h"
 
 namespace perdure::cuda {
 
-// Whether cuDNN has kernels for this shape.
-bool CudnnTakes(const AttentionShape& shape, DType dtype);
 // Whether it can read and write this matrix: rows begin at multiples of 16 bytes.
 bool CudnnReads(ConstMatrix x);
 

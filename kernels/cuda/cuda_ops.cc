@@ -265,4 +265,23 @@ absl::StatusOr<std::string> CudaIsa(int device) {
                      cudnn % 100);
 }
 
+absl::StatusOr<CudaDevice> DescribeCudaDevice(int device) {
+  CudaDevice described;
+  cudaDeviceProp properties{};
+  char bus[32] = "";
+  size_t total = 0;
+  cudaError_t error = cudaSetDevice(device);
+  if (error == cudaSuccess) error = cudaGetDeviceProperties(&properties, device);
+  if (error == cudaSuccess) error = cudaDeviceGetPCIBusId(bus, sizeof bus, device);
+  if (error == cudaSuccess) error = cudaMemGetInfo(&described.free_bytes, &total);
+  if (error != cudaSuccess) {
+    (void)cudaGetLastError();
+    return Unavailable("CUDA device {}: {}; see nvidia-smi and CUDA_VISIBLE_DEVICES", device,
+                       cudaGetErrorString(error));
+  }
+  described.name = properties.name;
+  described.pci_bus_id = bus;
+  return described;
+}
+
 }  // namespace perdure

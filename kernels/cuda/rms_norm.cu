@@ -9,8 +9,9 @@ namespace {
 
 // --- forward
 
-// Vectors that a thread of the forward pass keeps: a row of 4096 bf16 is 128 threads' then, and 16
-// such blocks are as many threads as a multiprocessor holds.
+// Vectors that a thread of the forward pass keeps: a row of 4096 bf16 is 128 threads' then. With
+// their weights they fill 64 registers, so eight such blocks share a multiprocessor; asking for the
+// weights later made room for twelve, and was slower on an H200.
 constexpr int kHeld = 4;
 
 template <bool kWhole, bool kBeyond, typename T>
@@ -71,14 +72,23 @@ __global__ void __launch_bounds__(1024)
 // --- backward
 //
 // With u = x * rstd and g = dy * weight: dx = dresidual + rstd * (g - u * mean(g * u)), dweight =
-// sum over rows of dy * u. A block walks a run of rows and keeps its sums of dweight; a second
-// kernel adds up the blocks'. The runs follow from the number of rows alone.
+// sum over a slice's rows of dy * u. A block walks a run of rows of one slice and keeps its sums of
+// dweight; a second kernel adds up the blocks'. The runs follow from the rows of a slice alone.
 
-// Blocks at most: all of them run at once on the devices that we know, two on a multiprocessor, and
-// their sums are still few.
+// Runs of a slice at most: all of them run at once on the devices that we know, two on a
+// multiprocessor, and their sums are still few.
 constexpr int64_t kRunsMax = 256;
+// Up to so many runs, runs stay short; beyond, 16 rows, since a run's sums are written and read
+// again, which costs as much as two rows of bf16.
+constexpr int64_t kRunsWanted = 128;
 constexpr int64_t kRunRowsMin = 4;
+constexpr int64_t kRunRowsWanted = 16;
 constexpr int kBackwardThreadsMax = 512;
+
+int64_t RunRows(int64_t slice_rows) {
+  const int64_t few = std::min(DivCeil(slice_rows, kRunsWanted), kRunRowsWanted);
+  return std::max({few, kRunRowsMin, DivCeil(slice_rows, kRunsMax)});
+}
 
 // The sums of one run are a row of this many floats, in whole vectors of any dtype.
 int64_t PartialStride(int64_t cols) { return DivCeil(cols, 8) * 8; }
@@ -91,11 +101,12 @@ struct BackwardOperands {
   const float* rstd;
   RowsOf<const T> dresidual;  // Null data: zeros.
   RowsOf<T> dx;
-  float* partial;  // [runs, partial_stride]
+  float* partial;  // [slices][runs, partial_stride]
   int64_t partial_stride;
-  int64_t rows;
+  int64_t slice_rows;
   int64_t cols;
   int64_t run_rows;
+  unsigned runs;  // Of a slice.
 };
 
 // One thread's vector of a row's inputs.
@@ -151,7 +162,8 @@ __device__ __forceinline__ void WriteVector(const BackwardOperands<T>& o, int64_
 }
 
 // A thread keeps V vectors of a row; with few of them also the next row's, asked for while the
-// block still waits for the sum of this one's.
+// block still waits for the sum of this one's. (A ring of asynchronous copies in shared memory,
+// four rows deep, was 7 % slower on an H200.)
 template <bool kWhole, bool kBeyond, typename T, int V>
 __global__ void __launch_bounds__(kBackwardThreadsMax, V == 1 ? 2 : 1)
     Backward(const BackwardOperands<T> o) {
@@ -161,8 +173,9 @@ __global__ void __launch_bounds__(kBackwardThreadsMax, V == 1 ? 2 : 1)
   const int64_t step = int64_t{blockDim.x} * N;
   const int64_t begin = int64_t{threadIdx.x} * N;
   const int64_t beyond = begin + V * step;
-  const int64_t row_begin = blockIdx.x * o.run_rows;
-  const int64_t row_end = min(row_begin + o.run_rows, o.rows);
+  const int64_t slice = blockIdx.x / o.runs;
+  const int64_t row_begin = slice * o.slice_rows + blockIdx.x % o.runs * o.run_rows;
+  const int64_t row_end = min(row_begin + o.run_rows, (slice + 1) * o.slice_rows);
   float* partial = o.partial + blockIdx.x * o.partial_stride;
 
   Vector<T> weights[V];
@@ -230,30 +243,32 @@ __global__ void __launch_bounds__(kBackwardThreadsMax, V == 1 ? 2 : 1)
 }
 
 // dweight += the runs' sums: kGroups groups of consecutive runs, each in order, then the groups in
-// order.
-constexpr int kGroups = 8;
+// order. A row of blocks for each slice.
+constexpr int kGroups = 16;
 
 __global__ void __launch_bounds__(kWarp* kGroups)
-    AddPartials(const float* partial, int64_t partial_stride, int runs, float* dweight,
+    AddPartials(const float* partial, int64_t partial_stride, int runs, RowsOf<float> dweight,
                 int64_t cols) {
   __shared__ float group_sums[kGroups][kWarp];
   const int64_t column = int64_t{blockIdx.x} * kWarp + threadIdx.x;
+  partial += int64_t{blockIdx.y} * runs * partial_stride;
   const int count = (runs + kGroups - 1) / kGroups;
   const int begin = static_cast<int>(threadIdx.y) * count;
   const int end = min(begin + count, runs);
   float sum = 0;
   if (column < cols) {
-#pragma unroll 8
+#pragma unroll 16
     for (int run = begin; run < end; ++run)
       sum = __fadd_rn(sum, partial[run * partial_stride + column]);
   }
   group_sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || column >= cols) return;
-  float total = dweight[column];
+  float& sum_of_all = dweight[blockIdx.y][column];
+  float total = sum_of_all;
 #pragma unroll
   for (int g = 0; g < kGroups; ++g) total = __fadd_rn(total, group_sums[g][threadIdx.x]);
-  dweight[column] = total;
+  sum_of_all = total;
 }
 
 // Threads for `count` pieces of work, in whole warps.
@@ -263,7 +278,7 @@ unsigned ThreadsFor(int64_t count, int64_t threads_max) {
 }
 
 template <bool kWhole, typename T>
-void LaunchBackward(const Stream& stream, const BackwardOperands<T>& o, unsigned runs) {
+void LaunchBackward(const Stream& stream, const BackwardOperands<T>& o, unsigned blocks) {
   const int64_t vectors = DivCeil(o.cols, kVectorSize<T>);
   const int64_t each = DivCeil(vectors, kBackwardThreadsMax);
   const unsigned threads = ThreadsFor(DivCeil(vectors, each), kBackwardThreadsMax);
@@ -273,7 +288,7 @@ void LaunchBackward(const Stream& stream, const BackwardOperands<T>& o, unsigned
                       : each == 1         ? Backward<true, false, T, 1>
                       : each == 2         ? Backward<true, false, T, 2>
                                           : Backward<true, false, T, 4>;
-  kernel<<<runs, threads, 0, stream.stream>>>(o);
+  kernel<<<blocks, threads, 0, stream.stream>>>(o);
   stream.Launched("RmsNormBackward");
 }
 
@@ -305,17 +320,19 @@ void RmsNormBackward(const Stream& stream, Workspace& work, ConstMatrix dy, Cons
                      Matrix dweight) {
   PERDURE_CHECK(SameShape(dy, x) && SameShape(dx, x));
   PERDURE_CHECK(weight.rows == 1 && weight.cols == x.cols);
-  PERDURE_CHECK(SameShape(dweight, weight));
+  PERDURE_CHECK(dweight.cols == x.cols && dweight.rows > 0 && x.rows % dweight.rows == 0);
   PERDURE_CHECK(dy.dtype == x.dtype && weight.dtype == x.dtype && dx.dtype == x.dtype);
   PERDURE_CHECK(dweight.dtype == DType::kF32);
   const bool has_residual = dresidual.data != nullptr;
   if (has_residual) PERDURE_CHECK(SameShape(dresidual, x) && dresidual.dtype == x.dtype);
   if (x.rows == 0 || x.cols == 0) return;
-  const int64_t run_rows = std::max(kRunRowsMin, DivCeil(x.rows, kRunsMax));
-  const int64_t runs = DivCeil(x.rows, run_rows);
+  const int64_t slices = dweight.rows, slice_rows = x.rows / slices;
+  const int64_t run_rows = RunRows(slice_rows);
+  const int64_t runs = DivCeil(slice_rows, run_rows);
+  PERDURE_CHECK(slices <= 65535);  // Blocks of a grid's second dimension.
   const int64_t partial_stride = PartialStride(x.cols);
-  float* partial =
-      static_cast<float*>(work.Reserve(static_cast<size_t>(runs * partial_stride) * sizeof(float)));
+  float* partial = static_cast<float*>(
+      work.Reserve(static_cast<size_t>(slices * runs * partial_stride) * sizeof(float)));
   WithType(x.dtype, [&]<typename T>(TypeTag<T>) {
     constexpr int N = kVectorSize<T>;
     const BackwardOperands<T> operands{.dy = RowsOf<const T>(dy),
@@ -326,19 +343,21 @@ void RmsNormBackward(const Stream& stream, Workspace& work, ConstMatrix dy, Cons
                                        .dx = RowsOf<T>(dx),
                                        .partial = partial,
                                        .partial_stride = partial_stride,
-                                       .rows = x.rows,
+                                       .slice_rows = slice_rows,
                                        .cols = x.cols,
-                                       .run_rows = run_rows};
+                                       .run_rows = run_rows,
+                                       .runs = static_cast<unsigned>(runs)};
     const bool whole = WholeVectors(dy, N) && WholeVectors(x, N) && WholeVectors(weight, N) &&
                        WholeVectors(dx, N) && (!has_residual || WholeVectors(dresidual, N));
     WithBool(whole, [&]<bool kWhole>(std::bool_constant<kWhole>) {
-      LaunchBackward<kWhole>(stream, operands, static_cast<unsigned>(runs));
+      LaunchBackward<kWhole>(stream, operands, static_cast<unsigned>(slices * runs));
     });
   });
   const int64_t column_blocks = DivCeil(x.cols, kWarp);
   PERDURE_CHECK(column_blocks <= INT32_MAX);
-  AddPartials<<<static_cast<unsigned>(column_blocks), dim3(kWarp, kGroups), 0, stream.stream>>>(
-      partial, partial_stride, static_cast<int>(runs), static_cast<float*>(dweight.data), x.cols);
+  AddPartials<<<dim3(static_cast<unsigned>(column_blocks), static_cast<unsigned>(slices)),
+                dim3(kWarp, kGroups), 0, stream.stream>>>(
+      partial, partial_stride, static_cast<int>(runs), RowsOf<float>(dweight), x.cols);
   stream.Launched("RmsNormBackward, adding up dweight");
 }
 

@@ -18,4 +18,6 @@ absl::StatusOr<std::unique_ptr<Ops>> NewCudaOps(int) {
 
 absl::StatusOr<std::string> CudaIsa(int device) { return NewCudaOps(device).status(); }
 
+absl::StatusOr<CudaDevice> DescribeCudaDevice(int device) { return NewCudaOps(device).status(); }
+
 }  // namespace perdure

@@ -1,5 +1,7 @@
 #include "runtime/agent/rank_process.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <charconv>
@@ -9,8 +11,9 @@
 #include <thread>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "runtime/base/status.h"
-#include "runtime/train/backend.h"
+#include "runtime/train/health.h"
 #include "runtime/train/trainer.h"
 
 namespace perdure {
@@ -54,6 +57,12 @@ class SocketHost final : public RankHost {
   ~SocketHost() override {
     socket_->ShutdownRead();
     receiver_.join();
+  }
+
+  void Remark(const std::string& line) override {
+    const absl::Status sent = Send({{"type", "remark"}, {"line", line}});
+    const std::lock_guard lock(mutex_);
+    lost_.Update(sent);
   }
 
   absl::Status Loaded(std::span<const int64_t> atoms, std::span<const Digest> digests) override {
@@ -121,6 +130,12 @@ class SocketHost final : public RankHost {
     return Send(frame);
   }
 
+  // Best effort: it is told for people.
+  void Evidence(Json evidence) {
+    evidence["type"] = "evidence";
+    (void)Send(evidence);
+  }
+
  private:
   static absl::StatusOr<SaveOrder> ParseOrder(const Json& frame, int64_t step) {
     if (const auto of = frame.at("step").get<int64_t>(); of != step)
@@ -181,8 +196,51 @@ absl::StatusOr<StartPoint> ReadStart(const Json& init) {
   return start;
 }
 
+std::string HostName() {
+  char name[256] = "";
+  if (::gethostname(name, sizeof name - 1) != 0) return "unknown";
+  return name;
+}
+
+// Tries the device, where the configuration wants it, and tells the supervisor how that went.
+absl::Status TellHealth(FrameSocket& socket, const RankDevice& device, bool check,
+                        const absl::StatusOr<std::unique_ptr<DeviceWatch>>& watch) {
+  const HealthOptions options = HealthOptionsOf(device, HostName());
+  HealthReport report;
+  if (check) report = CheckHealth(*device.ops, options);
+  Json frame = {{"type", "health"}, {"device", options.device}, {"checked", check}};
+  if (check) {
+    frame["seconds"] = report.seconds;
+    frame["rates"] = {{"matmul_bf16", report.matmul_bf16},
+                      {"matmul_fp32", report.matmul_fp32},
+                      {"memory", report.memory},
+                      {"upload", report.upload},
+                      {"download", report.download}};
+  }
+  if (!device.pci_bus_id.empty()) {
+    if (watch.ok())
+      frame["facts"] = (*watch)->Facts();  // Behind the load, which says more than idling.
+    else
+      frame["no_nvml"] = Message(watch.status());
+  }
+  if (!report.status.ok()) {
+    // What explains the failure is told before it. Nobody else sends yet.
+    if (watch.ok() && *watch != nullptr) {
+      (*watch)->Start([&socket](Json evidence) {
+        evidence["type"] = "evidence";
+        (void)socket.Send(evidence);
+      });
+      (*watch)->Stop();
+    }
+    frame["code"] = static_cast<int>(report.status.code());
+    frame["error"] = Message(report.status);
+  }
+  RETURN_IF_ERROR(socket.Send(frame));
+  return report.status;
+}
+
 absl::Status Serve(FrameSocket& socket, const std::shared_ptr<LocalHub>& hub,
-                   const ConfigParser& parse_config) {
+                   const ConfigParser& parse_config, const RankDevices& devices) {
   ASSIGN_OR_RETURN(const Json init, Expect(socket, "init"));
   TrainerOptions options;
   ASSIGN_OR_RETURN(options.config, parse_config(init.at("config").get<std::string>()));
@@ -196,8 +254,11 @@ absl::Status Serve(FrameSocket& socket, const std::shared_ptr<LocalHub>& hub,
   options.until_step = init.at("until_step").get<int64_t>();
   const int rank = init.at("rank").get<int>();
   ASSIGN_OR_RETURN(const StartPoint start, ReadStart(init));
-  ASSIGN_OR_RETURN(std::unique_ptr<Ops> ops,
-                   NewOps(options.config, init.at("local_rank").get<int>()));
+  ASSIGN_OR_RETURN(RankDevice device,
+                   devices.make(options.config, init.at("local_rank").get<int>()));
+  absl::StatusOr<std::unique_ptr<DeviceWatch>> watch = nullptr;
+  if (!device.pci_bus_id.empty()) watch = DeviceWatch::Open(devices.nvml, device.pci_bus_id);
+  RETURN_IF_ERROR(TellHealth(socket, device, options.config.job.health_check, watch));
 
   const TransportOptions transport_options{.rank = rank,
                                            .size = static_cast<int>(options.config.layout.ranks()),
@@ -215,18 +276,26 @@ absl::Status Serve(FrameSocket& socket, const std::shared_ptr<LocalHub>& hub,
   RETURN_IF_ERROR(transport->Connect(addresses, absl::Seconds(60)));
 
   SocketHost host(&socket, rank);
+  // Before the host ends, however this does, the watch has told what it knows.
+  const absl::Cleanup stop_watch = [&watch] {
+    if (watch.ok()) watch->reset();
+  };
+  if (watch.ok() && *watch != nullptr)
+    (*watch)->Start([&host](const Json& evidence) { host.Evidence(evidence); });
   ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer,
-                   Trainer::Create(options, start, std::move(ops), transport.get(), &host));
+                   Trainer::Create(options, start, std::move(device.ops), transport.get(), &host));
   ASSIGN_OR_RETURN(const bool complete, trainer->Run());
+  if (watch.ok()) watch->reset();  // Nobody else sends from here on.
   return socket.Send({{"type", "done"}, {"complete", complete}});
 }
 
 }  // namespace
 
-int RunRank(FrameSocket socket, std::shared_ptr<LocalHub> hub, const ConfigParser& parse_config) {
+int RunRank(FrameSocket socket, std::shared_ptr<LocalHub> hub, const ConfigParser& parse_config,
+            const RankDevices& devices) {
   absl::Status status;
   try {
-    status = Serve(socket, hub, parse_config);
+    status = Serve(socket, hub, parse_config, devices);
   } catch (const Json::exception& error) {  // A frame without a field: our own supervisor's fault.
     status = Internal("frame from the supervisor: {}", error.what());
   }

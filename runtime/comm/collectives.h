@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -51,6 +52,8 @@ class Collectives {
   virtual int index() const = 0;  // The caller's place among the members.
   // The host transport of these ranks: lost peers are told there.
   virtual Transport* transport() const = 0;
+  // How device memory travels, for people; empty where all memory is the host's.
+  virtual std::string Describe() const { return ""; }
 
   // out holds size() blocks of `bytes`, block i from member i. in may be out + index() * bytes.
   virtual absl::Status AllGather(const void* in, size_t bytes, void* out) = 0;

@@ -18,7 +18,8 @@ namespace perdure {
 //
 // `device_transport` says how memory that is not the host's gets from rank to rank: "nccl",
 // "staged" (through the host), or "auto": nccl where this build has it and every member has a GPU
-// to itself, else staged. All members come to the same answer. InvalidArgument for other words;
+// to itself, else staged. With "nccl" members may all share one GPU, each a process: for tests.
+// All members come to the same answer. InvalidArgument for other words;
 // Unimplemented for "nccl" in a build without it.
 absl::StatusOr<std::unique_ptr<Collectives>> MakeCollectives(
     Transport* transport, std::vector<int> members, uint32_t channel, Ops* ops,

@@ -125,6 +125,7 @@ class NcclGroup final : public Collectives {
   int size() const override { return host_.size(); }
   int index() const override { return host_.index(); }
   Transport* transport() const override { return host_.transport(); }
+  std::string Describe() const override { return "nccl"; }
 
   absl::Status AllGather(const void* in, size_t bytes, void* out) override;
   absl::Status AllGatherV(void* buffer, std::span<const Extent> extents) override;

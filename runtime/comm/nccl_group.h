@@ -32,6 +32,7 @@
 // and they must be able to run at once: a process with more streams than
 // CUDA_DEVICE_MAX_CONNECTIONS (8 unless set) may have one stand behind another. It should be 32,
 // and CUDA_MODULE_LOADING EAGER: loading a kernel at its first use may wait for all that run.
+// launch/local_ranks.cc sets both for the ranks that it starts.
 //
 // Failure: NCCL notices a dead peer late or never, so the host transport is asked (PeerWatch).
 // Calls give up when they have to wait for a lost member; Watch() tells; SyncWatching bounds the

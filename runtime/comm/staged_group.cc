@@ -58,9 +58,11 @@ class StagedGroup::Exchange final : public Request {
   StagingPool::Block staging;
 };
 
-StagedGroup::StagedGroup(Transport* transport, std::vector<int> members, uint32_t channel, Ops* ops)
+StagedGroup::StagedGroup(Transport* transport, std::vector<int> members, uint32_t channel, Ops* ops,
+                         std::string why)
     : ops_(ops),
       group_(transport, std::move(members), channel),
+      why_(std::move(why)),
       staging_(StagingPool::New(ops)),
       self_(ops) {}
 

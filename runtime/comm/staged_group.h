@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -27,12 +28,17 @@ namespace perdure {
 
 class StagedGroup final : public Collectives {
  public:
-  // Members and channel as for Group. `ops` outlives the group and its requests.
-  StagedGroup(Transport* transport, std::vector<int> members, uint32_t channel, Ops* ops);
+  // Members and channel as for Group. `ops` outlives the group and its requests. `why` tells people
+  // why it is not NCCL.
+  StagedGroup(Transport* transport, std::vector<int> members, uint32_t channel, Ops* ops,
+              std::string why = "");
 
   int size() const override { return group_.size(); }
   int index() const override { return group_.index(); }
   Transport* transport() const override { return group_.transport(); }
+  std::string Describe() const override {
+    return why_.empty() ? "staged" : "staged, because " + why_;
+  }
 
   absl::Status AllGather(const void* in, size_t bytes, void* out) override;
   absl::Status AllGatherV(void* buffer, std::span<const Extent> extents) override;
@@ -53,6 +59,7 @@ class StagedGroup final : public Collectives {
 
   Ops* ops_;
   Group group_;
+  const std::string why_;
   std::shared_ptr<StagingPool> staging_;  // Shared with the requests.
   SelfExchange self_;
 };

@@ -35,6 +35,7 @@ CheckpointSaver::CheckpointSaver(const Options& options, const AtomTable* table,
       place_(writers->ranks[static_cast<size_t>(rank)]),
       live_(std::move(live)),
       ops_(ops),
+      sync_(options.sync ? options.sync : [ops] { return ops->Sync(); }),
       host_(host),
       freezes_(options.asynchronous || !ops->DeviceIsHost()) {
   if (freezes_) {
@@ -74,7 +75,7 @@ absl::Status CheckpointSaver::Save(int64_t step) {
   SavedRun saved{.step = step, .nonce = options_.nonce};
   if (!options_.asynchronous) {
     if (frozen_.has_value()) frozen_->Download(ops_);
-    RETURN_IF_ERROR(ops_->Sync());
+    RETURN_IF_ERROR(sync_());
     saved.freeze_seconds = Since(began);
     saved.copy_seconds = saved.freeze_seconds;
     const absl::Status status = SaveFrozen(std::move(saved));

@@ -19,6 +19,7 @@
 #include "absl/status/status.h"
 #include "ckpt/run_writer.h"
 #include "kernels/ops.h"
+#include "runtime/comm/sync_watching.h"
 #include "runtime/train/rank_host.h"
 #include "runtime/train/state_copy.h"
 #include "runtime/train/writers.h"
@@ -35,6 +36,7 @@ class CheckpointSaver {
     uint32_t nonce = 0;
     WriteOptions write;
     bool asynchronous = true;
+    SyncCall sync;  // Waits for the device; empty: as ops->Sync().
   };
   // `place`: of this rank in `plan`; `live` is the state of its atoms in device memory, in the
   // plan's order. Pointers outlive the saver.
@@ -69,6 +71,7 @@ class CheckpointSaver {
   const Writers::Place place_;
   const std::vector<AtomState> live_;
   Ops* ops_;
+  const SyncCall sync_;
   RankHost* host_;
   const bool freezes_;
   void* memory_ = nullptr;           // Of frozen_.

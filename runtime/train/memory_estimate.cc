@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/cudnn_memory.h"
 #include "model/parameters.h"
 #include "model/stage.h"
 #include "runtime/base/check.h"
@@ -18,6 +19,21 @@ namespace {
 // their pools.
 constexpr int64_t kRuntimeBytes = int64_t{48} << 20;
 
+// The same of a rank on a GPU, in device memory: its context, and the libraries' work space.
+constexpr int64_t kCudaRuntimeBytes = int64_t{640} << 20;
+
+// What the CUDA backend computes in, beside what the model asks for.
+int64_t CudaWorkBytes(const RunConfig& config, const PhaseConfig& phase) {
+  const ModelConfig& model = config.model;
+  const int64_t shards = config.numerics.tensor_shards;
+  const AttentionShape attention{.batch = config.numerics.micro_batch,
+                                 .sequence = phase.context,
+                                 .q_heads = model.heads / shards,
+                                 .kv_heads = model.kv_heads / shards,
+                                 .head_dim = model.head_dim};
+  return CudaAttentionWorkBytes(attention, DTypeOf(config.numerics));
+}
+
 // What a group keeps to receive partial sums in: the largest reduction of the tensor axis.
 int64_t GroupBytes(const RunConfig& config, const PhaseConfig& phase) {
   if (config.layout.tensor == 1) return 0;
@@ -29,7 +45,10 @@ MemoryEstimate EstimateRank(const RunConfig& config, const PhaseConfig& phase,
   const LayoutConfig& layout = config.layout;
   const int64_t stages = layout.pipeline * layout.virtual_stages;
   const std::vector<int> slots = SlotsOf(config, phase, stage);
-  MemoryEstimate memory{.runtime = kRuntimeBytes};
+  const bool cuda = config.numerics.backend == "cuda";
+  MemoryEstimate memory{.runtime = cuda ? kCudaRuntimeBytes : kRuntimeBytes};
+  memory.on_gpu = cuda;
+  if (cuda) memory.buffers += CudaWorkBytes(config, phase);
   std::vector<int64_t> layers;
   for (int64_t chunk = 0; chunk < layout.virtual_stages; ++chunk) {
     const std::vector<int64_t> more =

@@ -19,11 +19,15 @@ struct MemoryEstimate {
   int64_t optimizer = 0;    // fp32: moments, and master values where the dtype is not fp32.
   int64_t activations = 0;  // Kept for the backward pass, of all micro-batches in flight.
   int64_t buffers = 0;      // Work space of one block or the head, and of the gradient exchange.
-  int64_t checkpoint = 0;   // The frozen state, and what is on its way to disk.
+  int64_t checkpoint = 0;   // The frozen state, and what is on its way to disk: host memory.
   int64_t runtime = 0;      // Code, libraries, communication: a constant.
 
+  bool on_gpu = false;  // The others are the GPU's memory then; the host's is another.
+
+  // Of the memory that the rank computes in.
   int64_t total() const {
-    return parameters + gradients + optimizer + activations + buffers + checkpoint + runtime;
+    return parameters + gradients + optimizer + activations + buffers + runtime +
+           (on_gpu ? 0 : checkpoint);
   }
   friend bool operator==(const MemoryEstimate&, const MemoryEstimate&) = default;
 };

@@ -98,6 +98,7 @@ Pipeline::Pipeline(const Options& options, const AtomTable* table, Ops* ops, Sha
                    Collectives* tensor, Collectives* pipeline, const SampleOrder* samples)
     : options_(options),
       ops_(ops),
+      sync_(options.sync ? options.sync : [ops] { return ops->Sync(); }),
       state_(state),
       pipeline_(pipeline),
       samples_(samples),
@@ -175,7 +176,7 @@ Pipeline::MicroBatch Pipeline::Describe(const StepInfo& step, int64_t micro_batc
 // Enqueued: passes that are under way still find the tokens before.
 absl::Status Pipeline::UploadTokens(int64_t first_sample) {
   if (staged_ == kStagedBatches) {
-    RETURN_IF_ERROR(ops_->Sync());
+    RETURN_IF_ERROR(sync_());
     staged_ = 0;
   }
   int32_t* tokens = staging_ + 2 * rows_ * staged_++;

@@ -12,6 +12,7 @@
 #include "kernels/ops.h"
 #include "model/stage.h"
 #include "runtime/comm/collectives.h"
+#include "runtime/comm/sync_watching.h"
 #include "runtime/data/sample_order.h"
 #include "runtime/train/mesh.h"
 #include "runtime/train/pipeline_schedule.h"
@@ -27,6 +28,7 @@ class Pipeline {
     RunConfig config;
     int phase = 0;
     MeshPoint at;
+    SyncCall sync;  // Waits for the device; empty: as ops->Sync().
   };
   Pipeline(const Options& options, const AtomTable* table, Ops* ops, ShardedState* state,
            Collectives* tensor, Collectives* pipeline, const SampleOrder* samples);
@@ -68,6 +70,7 @@ class Pipeline {
 
   Options options_;
   Ops* ops_;
+  const SyncCall sync_;
   ShardedState* state_;
   Collectives* pipeline_;
   const SampleOrder* samples_;

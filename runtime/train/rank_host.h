@@ -61,6 +61,8 @@ struct SaveOrder {
 class RankHost {
  public:
   virtual ~RankHost() = default;
+  // Rank 0 only: a line for people, about something that they did not choose themselves.
+  virtual void Remark(const std::string&) {}
   // All atoms that this rank is responsible for, as loaded or initialised: the host compares the
   // certificate. Returns when the host says go.
   virtual absl::Status Loaded(std::span<const int64_t> atoms, std::span<const Digest> digests) = 0;

@@ -95,6 +95,7 @@ struct JobConfig {
   std::string nodes = "1";  // "N" or "MIN-MAX".
   int64_t spares = 0;
   int64_t ranks_per_node = 1;
+  bool health_check = true;  // Of each rank's device, before the job's first step.
 };
 
 struct CheckpointConfig {

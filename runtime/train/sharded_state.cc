@@ -4,7 +4,6 @@
 
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
-#include "runtime/comm/sync_watching.h"
 
 namespace perdure {
 namespace {
@@ -69,7 +68,8 @@ ShardedState::ShardedState(const Options& options, std::vector<Bucket> buckets,
       states_(buckets_.size()),
       table_(table),
       ops_(ops),
-      data_(data) {
+      data_(data),
+      sync_(options.sync ? options.sync : [ops] { return ops->Sync(); }) {
   int64_t widest = 0;
   std::vector<int64_t> own_sizes;
   const int replicas = data_->size();
@@ -281,26 +281,26 @@ std::vector<int64_t> ShardedState::OwnedAtomIndices(int d) const {
 absl::Status ShardedState::FillOwned(
     const std::function<absl::Status(std::span<AtomState> atoms)>& fill) {
   if (ops_->DeviceIsHost()) {
-    RETURN_IF_ERROR(ops_->Sync());
+    RETURN_IF_ERROR(sync_());
     std::vector<AtomState> owned = OwnedAtoms();
     return fill(owned);
   }
   return ForBatches([&](StateCopy& batch) -> absl::Status {
     RETURN_IF_ERROR(fill(batch.host()));
     batch.Upload(ops_);
-    return ops_->Sync();
+    return sync_();
   });
 }
 
 absl::Status ShardedState::ReadOwned(
     const std::function<absl::Status(std::span<const AtomState> atoms)>& read) {
   if (ops_->DeviceIsHost()) {
-    RETURN_IF_ERROR(ops_->Sync());
+    RETURN_IF_ERROR(sync_());
     return read(OwnedAtoms());
   }
   return ForBatches([&](StateCopy& batch) -> absl::Status {
     batch.Download(ops_);
-    RETURN_IF_ERROR(ops_->Sync());
+    RETURN_IF_ERROR(sync_());
     return read(batch.host());
   });
 }
@@ -488,7 +488,7 @@ absl::StatusOr<std::vector<double>> ShardedState::FinishGradients() {
   for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) RETURN_IF_ERROR(FinishRound(b));
   ops_->SumsOfSquares(sums_, squares_runs_, squares_);
   ops_->Download(squares_, squares_runs_.size() * sizeof(double), host_squares_);
-  RETURN_IF_ERROR(SyncWatching(ops_, options_.watched));
+  RETURN_IF_ERROR(sync_());
   return std::vector<double>(host_squares_, host_squares_ + squares_runs_.size());
 }
 

@@ -31,6 +31,7 @@
 #include "model/arena.h"
 #include "runtime/base/atoms.h"
 #include "runtime/comm/collectives.h"
+#include "runtime/comm/sync_watching.h"
 #include "runtime/train/run_config.h"
 #include "runtime/train/state_copy.h"
 
@@ -55,8 +56,7 @@ class ShardedState final : public ParameterAccess {
     DType dtype = DType::kF32;
     int zero = 1;
     OptimizerConfig optimizer;
-    // Groups whose messages the step's wait for the device depends on.
-    std::vector<Collectives*> watched;
+    SyncCall sync;  // Waits for the device; empty: as ops->Sync().
   };
   // `data`: the D ranks that hold the same (p, t). Pointers must outlive this.
   ShardedState(const Options& options, std::vector<Bucket> buckets, const AtomTable* table,
@@ -170,6 +170,7 @@ class ShardedState final : public ParameterAccess {
   const AtomTable* table_;
   Ops* ops_;
   Collectives* data_;
+  const SyncCall sync_;
   int64_t arena_size_ = 0, kept_size_ = 0, owned_size_ = 0;
   int64_t leaves_ = 0, rounds_ = 0;
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <set>
 
 #include "model/init.h"
 #include "model/parameters.h"
@@ -11,6 +12,7 @@
 #include "runtime/base/status.h"
 #include "runtime/comm/group.h"
 #include "runtime/comm/make_collectives.h"
+#include "runtime/comm/sync_watching.h"
 #include "runtime/train/checkpoint_saver.h"
 #include "runtime/train/pipeline.h"
 #include "runtime/train/sharded_state.h"
@@ -69,6 +71,13 @@ struct Trainer::Impl {
   absl::StatusOr<StepReport> Step(const StepInfo& info, int* command);
   absl::Status Checkpoint(int64_t step);
   void MakeSaver();
+  // Bounded where the device waits for a message from a rank that is lost.
+  absl::Status Sync() {
+    Collectives* const groups[] = {tensor_group.get(), data_group.get(), pipeline_group.get()};
+    return SyncWatching(ops.get(), groups);
+  }
+  // How memory of devices gets from rank to rank, in words for people; empty where it does not.
+  std::string DeviceTransport() const;
   // Norms are replicated along the tensor axis: only its first rank answers for them.
   std::vector<AtomState> AtomsToWrite();
   double WaitSeconds() const {
@@ -107,13 +116,23 @@ absl::Status Trainer::Impl::MakeGroups() {
   const std::string& how = config.layout.device_transport;
   ASSIGN_OR_RETURN(tensor_group, MakeCollectives(transport, mesh.TensorGroup(at), kTensorChannel,
                                                  ops.get(), how));
-  ASSIGN_OR_RETURN(data_group, MakeCollectives(transport, mesh.DataGroup(at), kDataChannel,
-                                               ops.get(), how));
+  ASSIGN_OR_RETURN(data_group,
+                   MakeCollectives(transport, mesh.DataGroup(at), kDataChannel, ops.get(), how));
   // Neighbours of a pipeline start sends and receives in different orders.
   ASSIGN_OR_RETURN(pipeline_group,
                    MakeCollectives(transport, mesh.PipelineGroup(at), kPipelineChannel, ops.get(),
                                    how, StartOrder::kNeighbours));
+  if (rank == 0 && !DeviceTransport().empty())
+    host->Remark("device transport: " + DeviceTransport());
   return absl::OkStatus();
+}
+
+std::string Trainer::Impl::DeviceTransport() const {
+  std::set<std::string> words;
+  for (const Collectives* group : {tensor_group.get(), data_group.get(), pipeline_group.get()})
+    if (group->size() > 1) words.insert(group->Describe());
+  words.erase("");
+  return fmt::format("{}", fmt::join(words, "; "));
 }
 
 absl::Status Trainer::Impl::Prepare() {
@@ -124,8 +143,7 @@ absl::Status Trainer::Impl::Prepare() {
   ShardedState::Options state_options{.dtype = DTypeOf(config.numerics),
                                       .zero = static_cast<int>(config.layout.zero),
                                       .optimizer = config.optimizer,
-                                      .watched = {tensor_group.get(), data_group.get(),
-                                                  pipeline_group.get()}};
+                                      .sync = [this] { return Sync(); }};
   state =
       std::make_unique<ShardedState>(state_options, MakeBuckets(table, config.model, slot, layers),
                                      &table, ops.get(), data_group.get());
@@ -157,9 +175,8 @@ absl::Status Trainer::Impl::FillState() {
   std::vector<Digest> digests;
   RETURN_IF_ERROR(state->ReadOwned([&](std::span<const AtomState> atoms) {
     std::vector<AtomState> mine(atoms.begin(), atoms.end());
-    std::erase_if(mine, [&](const AtomState& atom) {
-      return !AnswersFor(table, atom.atom, at.tensor);
-    });
+    std::erase_if(mine,
+                  [&](const AtomState& atom) { return !AnswersFor(table, atom.atom, at.tensor); });
     const size_t first = digests.size();
     digests.resize(first + mine.size());
     for (const AtomState& atom : mine) loaded.push_back(atom.atom);
@@ -184,6 +201,7 @@ void Trainer::Impl::MakeSaver() {
   saver_options.nonce = options.nonce;
   saver_options.write = WriteOptionsOf(config.checkpoint);
   saver_options.asynchronous = config.checkpoint.asynchronous;
+  saver_options.sync = [this] { return Sync(); };
   saver = std::make_unique<CheckpointSaver>(saver_options, &table, &writers, rank, AtomsToWrite(),
                                             ops.get(), host);
 }
@@ -204,7 +222,8 @@ absl::Status Trainer::Impl::EnterPhase(int next) {
         {(std::filesystem::path(options.data_directory) / source.path).string(), source.weight});
   ASSIGN_OR_RETURN(samples, SampleOrder::Open(mixture, config_phase.context, config.model.vocab,
                                               config.seed, phase));
-  const Pipeline::Options pipeline_options{.config = config, .phase = phase, .at = at};
+  const Pipeline::Options pipeline_options{
+      .config = config, .phase = phase, .at = at, .sync = [this] { return Sync(); }};
   RETURN_IF_ERROR(state->Quiesce());
   pipeline.reset();
   pipeline = std::make_unique<Pipeline>(pipeline_options, &table, ops.get(), state.get(),
@@ -290,7 +309,7 @@ absl::StatusOr<bool> Trainer::Impl::Run() {
   if (saved != done) RETURN_IF_ERROR(Checkpoint(done));
   RETURN_IF_ERROR(saver->Wait());
   RETURN_IF_ERROR(state->Quiesce());
-  RETURN_IF_ERROR(ops->Sync());  // The last that the device has to say.
+  RETURN_IF_ERROR(Sync());  // The last that the device has to say.
   clean = true;
   return done == schedule.steps();
 }

@@ -15,6 +15,7 @@
 
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
+#include "tests/train/faulty_ops.h"
 #include "tests/train/trainer_harness.h"
 
 namespace perdure {
@@ -35,14 +36,14 @@ absl::StatusOr<RunConfig> ParseTiny(const std::string& text) {
 
 class RankProcessTest : public testing::Test {
  protected:
-  RankProcessTest()
+  explicit RankProcessTest(const RankDevices& devices = {})
       : directory_(fmt::format("{}/rank_process_test.{}", testing::TempDir(), ::getpid())) {
     std::filesystem::create_directories(directory_ + "/run/ckpt");
     int pair[2];
     PERDURE_CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
     supervisor_.emplace(pair[0]);
-    rank_ = std::async(std::launch::async, [fd = pair[1]] {
-      return RunRank(FrameSocket(fd), NewLocalHub(1), ParseTiny);
+    rank_ = std::async(std::launch::async, [fd = pair[1], devices] {
+      return RunRank(FrameSocket(fd), NewLocalHub(1), ParseTiny, devices);
     });
   }
   ~RankProcessTest() override {
@@ -61,6 +62,7 @@ class RankProcessTest : public testing::Test {
             {"generation", 1},
             {"nonce", 3},
             {"ranks_per_file", 1},
+            {"host_threads", 1},
             {"run_id", "tiny"},
             {"until_step", -1},
             {"start_step", 0},
@@ -90,6 +92,7 @@ class RankProcessTest : public testing::Test {
   // Until the rank has its transport connected and, with data there, its state loaded.
   void Introduce() {
     Send(Init());
+    Receive("health");
     const Json address = Receive("address");
     Send({{"type", "table"}, {"addresses", {address["address"]}}});
   }
@@ -102,7 +105,9 @@ class RankProcessTest : public testing::Test {
   }
   // An error frame, then the end.
   void ExpectError(const std::string& message) {
-    const Json error = Receive("error");
+    Json error = Next().value_or(Json::object());
+    if (error.value("type", "") == "health") error = Receive("error");
+    EXPECT_EQ(error.value("type", ""), "error") << error.dump();
     EXPECT_THAT(error.value("message", ""), HasSubstr(message));
     EXPECT_NE(error.value("code", 0), 0);
     EXPECT_EQ(ExitCode(), 1);
@@ -179,6 +184,7 @@ TEST_F(RankProcessTest, ACheckpointThatIsNotThere) {
 
 TEST_F(RankProcessTest, ASupervisorThatClosesBeforeTheTable) {
   Send(Init());
+  Receive("health");
   Receive("address");
   supervisor_.reset();
   EXPECT_EQ(ExitCode(), 1);
@@ -186,6 +192,7 @@ TEST_F(RankProcessTest, ASupervisorThatClosesBeforeTheTable) {
 
 TEST_F(RankProcessTest, ATableWithoutAddresses) {
   Send(Init());
+  Receive("health");
   Receive("address");
   Send({{"type", "table"}});
   ExpectError("addresses");
@@ -193,6 +200,7 @@ TEST_F(RankProcessTest, ATableWithoutAddresses) {
 
 TEST_F(RankProcessTest, ATableOfAnotherSize) {
   Send(Init());
+  Receive("health");
   const Json address = Receive("address");
   Send({{"type", "table"}, {"addresses", {address["address"], address["address"]}}});
   ExpectError("2");
@@ -217,9 +225,9 @@ TEST_P(RankProcessKeyTest, IsMissed) {
 
 INSTANTIATE_TEST_SUITE_P(Init, RankProcessKeyTest,
                          testing::Values("config", "rank", "data_directory", "run_directory",
-                                         "generation", "nonce", "ranks_per_file", "run_id",
-                                         "until_step", "start_step", "sample_chain", "checkpoint",
-                                         "spin"),
+                                         "generation", "nonce", "ranks_per_file", "host_threads",
+                                         "run_id", "until_step", "start_step", "sample_chain",
+                                         "checkpoint", "spin"),
                          [](const auto& instance) { return std::string(instance.param); });
 
 class RankProcessHexTest : public RankProcessTest,
@@ -227,6 +235,7 @@ class RankProcessHexTest : public RankProcessTest,
 
 TEST_P(RankProcessHexTest, IsRefused) {
   Send(Init());
+  Receive("health");
   Receive("address");
   Send({{"type", "table"}, {"addresses", {GetParam()}}});
   ExpectError(GetParam());
@@ -323,6 +332,110 @@ TEST_F(RankProcessTrainingTest, ASupervisorThatGoesWhileTraining) {
   Send({{"type", "go"}});
   supervisor_.reset();  // What it has sent is still read.
   EXPECT_EQ(ExitCode(), 1);
+}
+
+// A device that does not compute what it should: the rank refuses before it has met the others.
+class RankProcessBadDeviceTest : public RankProcessTest {
+ protected:
+  RankProcessBadDeviceTest()
+      : RankProcessTest({.make = [](const RunConfig&, int) -> absl::StatusOr<RankDevice> {
+          return RankDevice{.ops = std::make_unique<FaultyOps>(Faults{.matmul = 1}),
+                            .name = "the faulty device"};
+        }}) {}
+};
+
+TEST_F(RankProcessBadDeviceTest, IsRefusedBeforeAnyAddress) {
+  Send(Init());
+  const Json health = Receive("health");
+  EXPECT_EQ(health["checked"], true);
+  EXPECT_EQ(health["code"], static_cast<int>(absl::StatusCode::kDataLoss));
+  EXPECT_THAT(health["device"].get<std::string>(), HasSubstr("the faulty device of host "));
+  EXPECT_THAT(health["error"].get<std::string>(), HasSubstr("of a fp32 product"));
+  ExpectError("exclude its node");
+}
+
+// Likewise, and NVML knows of an Xid.
+class RankProcessBadGpuTest : public RankProcessTest {
+ protected:
+  RankProcessBadGpuTest()
+      : RankProcessTest({.make = [](const RunConfig&, int) -> absl::StatusOr<RankDevice> {
+                           return RankDevice{
+                               .ops = std::make_unique<FaultyOps>(Faults{.download = 0}),
+                               .name = "a GPU",
+                               .pci_bus_id = "0000:3b:00.0"};
+                         },
+                         .nvml = PERDURE_BINARY_DIR "/tests/libfake_nvml.so"}) {}
+};
+
+TEST_F(RankProcessBadGpuTest, EvidenceComesBeforeTheVerdict) {
+  Send(Init());
+  EXPECT_EQ(Receive("evidence")["xid"], 79);
+  Json frame = {{"type", "evidence"}};
+  while (frame.value("type", "") == "evidence") frame = Next().value_or(Json::object());
+  EXPECT_EQ(frame.value("type", ""), "health");
+  EXPECT_EQ(frame["facts"]["uuid"], "GPU-1234");
+  ExpectError("went over the link");
+}
+
+// A GPU as far as NVML knows, which sees an Xid, a double-bit error and the end of the device.
+class RankProcessNvmlTest : public RankProcessTest {
+ protected:
+  explicit RankProcessNvmlTest(const std::string& nvml = PERDURE_BINARY_DIR
+                               "/tests/libfake_nvml.so")
+      : RankProcessTest({.make = [](const RunConfig&, int) -> absl::StatusOr<RankDevice> {
+                           return RankDevice{
+                               .ops = NewCpuOps(1), .name = "a GPU", .pci_bus_id = "0000:3b:00.0"};
+                         },
+                         .nvml = nvml}) {
+    WriteTinyData(directory_);
+  }
+};
+
+TEST_F(RankProcessNvmlTest, FactsAndEvidenceAreTold) {
+  Introduce();
+  std::vector<Json> evidence;
+  for (Json frame = Json::object(); frame.value("type", "") != "loaded" || evidence.size() < 3;) {
+    const absl::StatusOr<Json> next = Next();
+    ASSERT_TRUE(next.ok()) << next.status();
+    if (next->at("type") == "evidence")
+      evidence.push_back(*next);
+    else
+      frame = *next;
+  }
+  EXPECT_EQ(evidence[0]["xid"], 79);
+  EXPECT_EQ(evidence[2]["event"], "lost");
+  supervisor_.reset();
+  EXPECT_EQ(ExitCode(), 1);
+}
+
+// What came in last is told before the error that it explains.
+TEST_F(RankProcessNvmlTest, EvidenceComesBeforeTheError) {
+  Introduce();
+  std::vector<std::string> types;
+  while (types.empty() || types.back() != "error") {
+    const absl::StatusOr<Json> next = Next();
+    ASSERT_TRUE(next.ok()) << next.status();
+    types.push_back(next->at("type"));
+    if (types.back() != "loaded") continue;
+    std::filesystem::remove_all(directory_);
+    Send({{"type", "go"}});
+  }
+  EXPECT_THAT(types, ::testing::Contains("evidence"));
+  EXPECT_EQ(ExitCode(), 1);
+}
+
+class RankProcessNoNvmlTest : public RankProcessNvmlTest {
+ protected:
+  RankProcessNoNvmlTest() : RankProcessNvmlTest("libnone-at-all.so.1") {}
+};
+
+TEST_F(RankProcessNoNvmlTest, IsSaidAndFailsNothing) {
+  Send(Init());
+  const Json health = Receive("health");
+  EXPECT_THAT(health["no_nvml"].get<std::string>(), HasSubstr("libnone-at-all.so.1 is not here"));
+  EXPECT_FALSE(health.contains("facts"));
+  EXPECT_FALSE(health.contains("error"));
+  Receive("address");
 }
 
 }  // namespace

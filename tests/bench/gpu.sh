@@ -2,7 +2,7 @@
 # All that needs a GPU, in one call of less than ten minutes: tests, bits, checkpoints, speed. Prints one table last.
 #   tests/bench/gpu.sh                        build first: nvcc, cuBLAS, cuDNN and launch/install_packages.sh's packages
 #   tests/bench/gpu.sh --no-build BUILD_DIR   with the binaries that are there
-#     --only PART[,PART]   of tests layouts resume kill cpu bench save train torch
+#     --only PART[,PART]   of tests layouts resume kill nccl cpu bench save train torch sanitizer
 #     -o FILE              the tables as markdown, and all numbers as JSON lines
 #     --layers L           blocks of the model that is trained, or as many as fit (default 4)
 #     --cases NAME[,NAME]  of gpu_train.py (default 4096-V4,4096-V1,32000-V4)
@@ -15,7 +15,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 
-all="tests layouts resume kill cpu bench save train torch"
+all="tests layouts resume kill nccl cpu bench save train torch sanitizer"
 build="" only="" output="" layers=4 cases=4096-V4,4096-V1,32000-V4 budget=570 quick=--quick work="" backend=cuda
 usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 while (($#)); do
@@ -47,7 +47,6 @@ work=$(cd "$work" && pwd)
 rm -f "$work"/*.log
 if [[ -z $build ]]; then
   "$root/launch/build.sh" release
-  "$root/launch/build.sh" release gpu_bench
   build=$root/build
 fi
 
@@ -64,6 +63,7 @@ run_train() {
 limit_of() {
   case "$1" in
     tests) echo 200 ;; layouts) echo 150 ;; resume) echo 60 ;; kill) echo 90 ;; cpu) echo 60 ;;
+    nccl) echo 180 ;; sanitizer) echo 90 ;;
     bench) echo 120 ;; save) echo 120 ;; train) echo 300 ;; torch) echo 300 ;;
   esac
 }

@@ -42,6 +42,17 @@ void Moves(Bench& bench) {
     const Matrix x = b.New(DType::kF32, 1, kBytes / 4);
     return Case{.bytes = Real(x.bytes()), .run = [=, &b](int64_t) { b.ops().Zero(x); }};
   });
+  // As few bytes as the smallest cases below: what a launch costs, beside the large copy.
+  for (const int64_t rows : {kRows / 4, kRows})
+    bench.Run(fmt::format("copy bf16, {} rows", rows), [&](Bench& b) {
+      const double bytes = 2 * 2.0 * Real(rows * kHidden);
+      const auto sets = Several(SetsOf(bytes), [&] {
+        return std::pair(b.New(DType::kBF16, rows, kHidden), b.New(DType::kBF16, rows, kHidden));
+      });
+      return Case{.bytes = bytes, .sets = std::ssize(sets), .run = [=, &b](int64_t i) {
+                    b.ops().Copy(At(sets, i).first, At(sets, i).second);
+                  }};
+    });
   bench.Run("copy fp32 to bf16", [&](Bench& b) {
     const Matrix src = b.New(DType::kF32, 4 * kRows, kHidden);
     const Matrix dst = b.New(DType::kBF16, 4 * kRows, kHidden);
@@ -60,28 +71,33 @@ void Norms(Bench& bench) {
     Matrix x, y, residual, out;
     float* rstd;
   };
-  // V = 4 calls the backward pass on sequence slices.
-  for (const int64_t rows : {kRows, kRows / 4})
-    for (const bool backward : {false, true})
-      bench.Run(
-          fmt::format("rms norm {} {}", backward ? "backward" : "forward", rows), [&](Bench& b) {
-            // Forward x, y; backward dy, x, dresidual, dx; and rstd.
-            const double bytes = (backward ? 4 : 2) * 2.0 * Real(rows * kHidden) + 4 * Real(rows);
-            const auto sets = Several(SetsOf(bytes), [&] {
-              const auto part = [&] { return b.New(DType::kBF16, rows, kHidden); };
-              return Set{part(), part(), part(), part(), b.NewFloats(rows, Values::kSquares)};
-            });
-            const Matrix weight = b.New(DType::kBF16, 1, kHidden);
-            const Matrix dweight = b.New(DType::kF32, 1, kHidden);
-            return Case{.bytes = bytes, .sets = std::ssize(sets), .run = [=, &b](int64_t i) {
-                          const Set& s = At(sets, i);
-                          if (backward)
-                            b.ops().RmsNormBackward(s.y, s.x, weight, s.rstd, s.residual, s.out,
-                                                    dweight);
-                          else
-                            b.ops().RmsNormForward(s.x, weight, 1e-5F, s.y, s.rstd);
-                        }};
-          });
+  // V = 4: all sequence slices in one call, or one of them on a rank.
+  const std::pair<int64_t, int64_t> shapes[] = {{kRows, 1}, {kRows, 4}, {kRows / 4, 1}};
+  for (const auto& [rows, slices] : shapes)
+    for (const bool backward : {false, true}) {
+      if (!backward && slices > 1) continue;
+      bench.Run(fmt::format("rms norm {} {}{}", backward ? "backward" : "forward", rows,
+                            slices > 1 ? fmt::format(" of {} slices", slices) : ""),
+                [rows = rows, slices = slices, backward](Bench& b) {
+                  // Forward x, y; backward dy, x, dresidual, dx; and rstd.
+                  const double bytes =
+                      (backward ? 4 : 2) * 2.0 * Real(rows * kHidden) + 4 * Real(rows);
+                  const auto sets = Several(SetsOf(bytes), [&] {
+                    const auto part = [&] { return b.New(DType::kBF16, rows, kHidden); };
+                    return Set{part(), part(), part(), part(), b.NewFloats(rows, Values::kSquares)};
+                  });
+                  const Matrix weight = b.New(DType::kBF16, 1, kHidden);
+                  const Matrix dweight = b.New(DType::kF32, slices, kHidden);
+                  return Case{.bytes = bytes, .sets = std::ssize(sets), .run = [=, &b](int64_t i) {
+                                const Set& s = At(sets, i);
+                                if (backward)
+                                  b.ops().RmsNormBackward(s.y, s.x, weight, s.rstd, s.residual,
+                                                          s.out, dweight);
+                                else
+                                  b.ops().RmsNormForward(s.x, weight, 1e-5F, s.y, s.rstd);
+                              }};
+                });
+    }
 }
 
 AttentionShape ShapeOf(int64_t shards, int64_t batch, int64_t sequence) {

@@ -1,11 +1,14 @@
 """Whether a GPU trains what it should: one check a subcommand, RESULT lines for gpu.sh.
 
-usage: gpu_check.py tests|layouts|resume|kill|cpu|save BUILD_DIR WORK_DIR [--backend NAME] [--bench-json FILE]
+usage: gpu_check.py PART BUILD_DIR WORK_DIR [--backend NAME] [--bench-json FILE]
 
   tests    the unit and contract tests that name the GPU
   layouts  the same losses and certificate, bit by bit, at every layout; all ranks share one GPU
   resume   stopped twice and resumed at other layouts: the bits of a run that was never stopped
   kill     a rank killed with signal 9, the run started again: the same bits
+  nccl     layouts and kill once more, messages over NCCL instead of through the host: all ranks share one GPU, each
+           claims a host of its own (runtime/comm/make_collectives.cc), so this is slow and short
+  sanitizer  compute-sanitizer, where it is installed, over short kernel tests
   cpu      losses within rounding of those of the CPU
   save     what a checkpoint costs training: the time it stands still, beside the speed of a copy to pinned memory
 """
@@ -16,6 +19,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -57,6 +61,32 @@ LAYOUTS = [
     layout(data=2, zero=3),
     layout(pipeline=2, data=2, virtual_stages=2, recompute="full"),
 ]
+
+
+NCCL = {"layout.device_transport": "nccl"}
+NCCL_STEPS = 3
+NCCL_LAYOUTS = [
+    layout(data=2),
+    layout(tensor=2),
+    layout(pipeline=2),
+    layout(tensor=2, pipeline=2),
+    layout(data=2, zero=3),
+]
+
+# What compute-sanitizer runs: kernels of our own, small shapes. memcheck has to end, the others as far as time goes.
+SANITIZED = {
+    "kernels_activations_test": "*cuda*:-*Death*",
+    "kernels_sums_test": "*cuda*:-*Death*",
+    "kernels_attention_test": "*Groups*cuda*:*StridedRows*cuda*:*SumInBF16*cuda*:-*Death*",
+}
+SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+SANITIZER_SECONDS = 80
+
+
+def find_sanitizer():
+    toolkits = sorted(pathlib.Path("/usr/local").glob("cuda*"), reverse=True)
+    places = [folder / name for folder in toolkits for name in ("bin", "compute-sanitizer")]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, places)]))
 
 
 class Checks:
@@ -165,29 +195,124 @@ class Checks:
         return self.same("resume", "stopped at 2 and 4, T1 then T2D2 then P2", self.outcome("resume", STEPS), expected)
 
     def kill(self):
-        steps, places = 60, LAYOUTS[4]
-        expected = self.reference(BF16, steps)
-        self.perdure.fresh("kill")
-        settings = {**BF16, **places, "checkpoint.every_steps": 4}
-        process = self.perdure.start(NANO, "kill", ranks_of(places), settings, until=steps)
-        self.perdure.await_rows(process, "kill", 10, 90, interval=0.02)
-        os.kill(self.perdure.rank_pids("kill")[1], signal.SIGKILL)
+        settings = {**BF16, "checkpoint.every_steps": 4}
+        return self.kill_and_resume("kill", settings, LAYOUTS[4], LAYOUTS[1], rows=10)
+
+    def kill_and_resume(self, part, settings, places, again, rows, seconds=90):
+        """A rank is killed when loss.csv has so many rows and a checkpoint is there; then some steps more."""
+        name = f"{part}-killed"
+        self.perdure.fresh(name)
+        process = self.perdure.start(NANO, name, ranks_of(places), {**settings, **places}, until=100)
+        self.perdure.await_rows(process, name, rows, seconds, interval=0.02)
+        until = time.monotonic() + 20
+        while not self.perdure.journal(name, "checkpoint") and time.monotonic() < until:
+            time.sleep(0.02)
+        os.kill(self.perdure.rank_pids(name)[1], signal.SIGKILL)
         killed = time.monotonic()
         try:
             errors = process.communicate(timeout=30)[1]
         except subprocess.TimeoutExpired:
             self.perdure.end(process)
-            raise Failure("kill: the job still lives 30 s after one of its ranks was killed") from None
-        seconds = time.monotonic() - killed
+            raise Failure(f"{name}: the job still lives 30 s after one of its ranks was killed") from None
+        ended = time.monotonic() - killed
         if process.returncode != 1 or "signal 9" not in errors:
-            raise Failure(f"kill: exit code {process.returncode} after signal 9 to a rank: {errors.strip()[-300:]}")
-        at = len(self.perdure.bits("kill"))
-        self.train("kill", LAYOUTS[1], {**BF16, "checkpoint.every_steps": 4}, steps)
-        resumed = self.perdure.journal("kill", "generation")[-1]["resumes"]
-        what = f"rank 1 of T2D2 killed at step {at}, job ended {seconds:.1f} s later, resumed at {resumed} as D2"
+            raise Failure(f"{name}: exit code {process.returncode} after signal 9 to a rank: {errors.strip()[-300:]}")
+        at = len(self.perdure.bits(name))
+        self.train(name, again, settings, at + 3)
+        resumed = self.perdure.journal(name, "generation")[-1]["resumes"]
+        what = f"rank 1 of {name_of(places)} killed at step {at}, job ended {ended:.1f} s later, "
+        what += f"resumed at {resumed} as {name_of(again)}"
         if resumed == 0:
             raise Failure(what + ": no checkpoint was resumed")
-        return self.same("kill", what, self.outcome("kill", steps), expected)
+        return self.same(part, what, self.outcome(name, at + 3), self.reference(BF16, at + 3))
+
+    def over_nccl(self, name):
+        remarks = [entry["line"] for entry in self.perdure.journal(name, "remark")]
+        if not remarks or any(line != "device transport: nccl" for line in remarks):
+            raise Failure(f"{name}: not over NCCL: {remarks}")
+
+    def nccl(self):
+        os.environ.setdefault("NCCL_DEBUG", "WARN")  # Into the ranks' logs.
+        expected = self.reference(BF16, NCCL_STEPS)
+        good = True
+        # One after the other: kernels that wait for a message take the GPU's time from those that would send it.
+        for places in NCCL_LAYOUTS:
+            name = f"nccl-{name_of(places).replace(' ', '-')}"
+            self.perdure.fresh(name)
+            began = time.monotonic()
+            try:
+                self.train(name, places, {**BF16, **NCCL}, NCCL_STEPS, timeout=60)
+                self.over_nccl(name)
+                what = f"nano {name_of(places)} over NCCL against T1P1D1, {time.monotonic() - began:.1f} s"
+                good = self.same("nccl", what, self.outcome(name, NCCL_STEPS), expected) and good
+            except Failure as failure:
+                self.show_logs(name)
+                result("nccl", "FAILED", f"{name_of(places)}: {failure}")
+                good = False
+        settings = {**BF16, **NCCL, "checkpoint.every_steps": 2}
+        try:
+            good = self.kill_and_resume("nccl", settings, LAYOUTS[2], LAYOUTS[1], rows=3, seconds=60) and good
+            self.over_nccl("nccl-killed")
+        except Failure:
+            self.show_logs("nccl-killed")
+            raise
+        return good
+
+    def show_logs(self, name):
+        for log in sorted((self.perdure.folder / name).glob("jobs/*/rank-*.log")):
+            print(f"---- {log.parent.name}/{log.name}\n{log.read_text(errors='replace')[-1500:]}")
+
+    def sanitizer(self):
+        sanitizer = find_sanitizer()
+        if sanitizer is None:
+            result("sanitizer", "skipped", "compute-sanitizer is not installed")
+            return True
+        until = time.monotonic() + SANITIZER_SECONDS
+        tests = pathlib.Path(self.a.build).resolve() / "tests"
+
+        def run(tool, program, chosen, seconds):
+            # Errors of API calls are the tests' own matter: some are provoked.
+            began = time.monotonic()
+            command = ["timeout", "-k", "3", str(seconds)]  # With all that it has started.
+            command += [sanitizer, "--tool", tool, "--error-exitcode", "99"]
+            if tool != "memcheck":  # cuDNN's kernels synchronise in ways of their own, and read what they do not use.
+                command += ["--kernel-name-exclude", "kernel_substring=cudnn"]
+            command += ["--report-api-errors", "no"] if tool == "memcheck" else []
+            command += [tests / program, "--gtest_filter=" + chosen, "--gtest_brief=1"]
+            options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
+            done = subprocess.run(command, **options)
+            late = done.returncode in (124, 137)
+            return None if late else done.returncode, done.stdout, time.monotonic() - began
+
+        all_good = True
+        for i, tool in enumerate(SANITIZER_TOOLS):
+            left = until - time.monotonic()
+            seconds = int(left if i == 0 else left / (len(SANITIZER_TOOLS) - i))
+            if seconds < 5:
+                result("sanitizer", "skipped", f"{tool}: no time left of {SANITIZER_SECONDS} s")
+                continue
+            good = True
+            with concurrent.futures.ThreadPoolExecutor(len(SANITIZED)) as pool:
+                jobs = {name: pool.submit(run, tool, name, chosen, seconds) for name, chosen in SANITIZED.items()}
+            said = []
+            for program, job in jobs.items():
+                code, output, took = job.result()
+                passed = sum(map(int, re.findall(r"^\[  PASSED  \] (\d+) test", output, re.MULTILINE)))
+                said.append(f"{program} {passed} tests in {took:.0f} s")
+                if code == 0 and passed > 0:
+                    continue
+                if code is None and i > 0:
+                    said[-1] = f"{program} not finished after {took:.0f} s"
+                    continue
+                good = False
+                print(f"---- {tool} of {program}\n{output[:3000]}\n...\n{output[-1000:]}")
+                summary = re.findall(r"SUMMARY: .*", output)
+                why = summary[-1] if summary else f"exit code {code}, {passed} passed"
+                why = "not finished" if code is None else why
+                result("sanitizer", "FAILED", f"{tool} of {program}: {why}")
+            result("sanitizer", "ok" if good else "FAILED", f"{tool}: " + ", ".join(said))
+            all_good = all_good and good
+        return all_good
 
     def cpu(self):
         """A first loss differs by the order of sums, later ones by what the optimizer made of that."""
@@ -209,18 +334,17 @@ class Checks:
     def save(self):
         """A state of some GB: two blocks of Lucie, a small vocabulary (a tiny model with --tiny). Saves are far enough
         apart for the one before to be on disk."""
-        every = 8 if self.a.tiny else 80
+        every, batch = (8, 8) if self.a.tiny else (30, 48)
         shape = {"hidden": 4096, "heads": 32, "kv_heads": 8, "ffn": 12288, "vocab": 8192, "layers": 2}
         if self.a.tiny:
             shape = {"hidden": 256, "heads": 8, "kv_heads": 4, "ffn": 768, "vocab": 8192, "layers": 2}
         write_tokens(self.perdure.folder / "data/save", 8192, 300000, 9)
         config = self.perdure.folder / "save.toml"
         text = (ROOT / "tests/bench/bench.toml").read_text().replace('path = "bench"', 'path = "data/save"')
-        config.write_text(text)
         context = 128 if self.a.tiny else 2048
         settings = {**BF16, **layout(), **{f"model.{key}": value for key, value in shape.items()}}
         settings |= {"checkpoint.every_steps": every, "checkpoint.keep_last": 2, "numerics.micro_batch": 2}
-        config.write_text(text.replace("context = 512", f"context = {context}"))
+        config.write_text(text.replace("context = 512", f"context = {context}").replace("batch = 8", f"batch = {batch}"))
         self.perdure.fresh("save")
         process = self.perdure.start(config, "save", 1, settings)
         until = time.monotonic() + 100
@@ -257,7 +381,7 @@ class Checks:
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["tests", "layouts", "resume", "kill", "cpu", "save"])
+    parser.add_argument("part", choices=["tests", "layouts", "resume", "kill", "nccl", "sanitizer", "cpu", "save"])
     parser.add_argument("build")
     parser.add_argument("work")
     parser.add_argument("--backend", default="cuda", help='numerics.backend; "" for a build without that key')

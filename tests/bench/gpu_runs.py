@@ -164,13 +164,13 @@ class Perdure:
         return [rank["pid"] for member in status["members"] for rank in member["ranks"]]
 
     def planned(self, config, settings):
-        """Device bytes of one rank, by `perdure plan`, without the copy for checkpoints, which is the host's."""
+        """Device bytes of one rank, by `perdure plan`."""
+        settings = {**settings, **({"numerics.backend": self.backend} if self.backend else {})}
         words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
         command = [self.program, "plan", str(config), "--nodes", "1", "--ranks-per-node", "1", "--json"] + words
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            memory = json.loads(done.stdout)["memory_bytes_per_rank"]
-            return memory["total"] - memory["checkpoint"]
+            return json.loads(done.stdout)["memory_bytes_per_rank"]["total"]
         except (ValueError, KeyError):
             raise Failure(f"perdure plan: {done.stderr.strip()[-400:]}") from None
 

@@ -144,7 +144,7 @@ class Training:
         command += ["--micro-batch", str(case["micro_batch"]), "--accumulate", str(case["micro_batches"])]
         command += ["--seconds", str(self.a.seconds), "--steps", str(max(4, self.a.steps))]
         command += ["--shape", json.dumps(LUCIE)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=4 * self.a.seconds + 60)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=5 * self.a.seconds + 60)
         reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         if not reports:
             raise Failure(f"{name}: torch_gpu_step.py exit code {done.returncode}, nothing measured")
@@ -153,8 +153,9 @@ class Training:
 
 def table(found):
     """Ours beside PyTorch's; ratios are tokens/s over tokens/s."""
-    lines = ["| case | blocks | ours: tokens/s | MFU causal (non-causal) | GB, planned | torch bf16 | ratio | torch master | ratio |"]
-    lines.append("|---" * 9 + "|")
+    lines = ["| case | blocks | ours: tokens/s | MFU causal (non-causal) | GB, planned | torch bf16 | ratio | torch master | ratio "]
+    lines[0] += "| torch deterministic | ratio |"
+    lines.append("|---" * 11 + "|")
     for name, entry in found.items():
         ours, torch = entry.get("ours", {}), entry.get("torch", {})
         cells = [name, str(ours.get("layers") or entry.get("layers", "")), "-", "-", "-"]
@@ -162,7 +163,7 @@ def table(found):
             cells[2] = f"{ours['tokens_per_second']:.0f}"
             cells[3] = f"{100 * ours['mfu_causal']:.1f} % ({100 * ours['mfu_non_causal']:.1f} %)"
             cells[4] = f"{ours['peak_bytes'] / 1e9:.1f}, {ours['planned_bytes'] / 1e9:.1f}"
-        for config in ("bf16", "master"):
+        for config in ("bf16", "master", "deterministic"):
             report = torch.get(config, {})
             rate = report.get("tokens_per_second")
             text = "out of memory" if "OutOfMemory" in report.get("error", "") else report.get("error", "-")[:40]

@@ -1,14 +1,15 @@
 """Training steps of Lucie's shape in PyTorch on one GPU, with what makes PyTorch fast there.
 
-usage: torch_gpu_step.py [--layers L] [--context T] [--micro-batch B] [--accumulate A] [--config bf16,master]
+usage: torch_gpu_step.py [--layers L] [--context T] [--micro-batch B] [--accumulate A] [--config bf16,master,deterministic]
                          [--steps N] [--seconds S] [--head auto|plain|chunked] [--eager]
 
   bf16     weights, gradients and moments in bf16: its fastest. Less exact than Perdure, which keeps fp32 master values,
            fp32 moments and fp32 gradient sums.
   master   fp32 weights, moments and gradient sums with bf16 autocast: like for like. Each micro-batch's weight gradient
            is still rounded to bf16 before it is added; Perdure adds it in fp32.
+  deterministic  master, with torch.use_deterministic_algorithms: what Perdure always is.
 
-Both: torch.compile of each block and of the loss, the faster of flash and cuDNN attention, fused q|k|v and gate|up
+All: torch.compile of each block and of the loss, the faster of flash and cuDNN attention, fused q|k|v and gate|up
 matmuls, the faster of two cross-entropy heads, fused AdamW, clipping of the global norm, random tokens by Zipf's law.
 Prints one JSON line for each configuration. --seconds bounds each: compiling first, then steps until they are spent.
 """
@@ -23,6 +24,7 @@ import sys
 import time
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # 32 MiB, Hopper's default; deterministic mode asks for it.
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -227,7 +229,9 @@ def measure(device, a, config, attention):
     backend, heads = attention.split()
     if backend != "cpu":
         allow_only(backend)
-    master = config == "master"
+    master = config != "bf16"
+    # As ours always is: sums in a fixed order, attention's backward pass among them.
+    torch.use_deterministic_algorithms(config == "deterministic", warn_only=True)
     model = Model(a.layers, torch.float32 if master else torch.bfloat16, device.name, heads == "grouped")
     model.compile_parts(a.eager)
 
@@ -293,7 +297,7 @@ def main():
     parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--micro-batch", type=int, default=2)
     parser.add_argument("--accumulate", type=int, default=8, help="micro-batches of a step")
-    parser.add_argument("--config", default="bf16,master")
+    parser.add_argument("--config", default="bf16,master,deterministic")
     parser.add_argument("--steps", type=int, default=8, help="the most of them; the first two warm up")
     parser.add_argument("--seconds", type=float, default=60, help="of one configuration")
     parser.add_argument("--head", choices=["auto", "plain", "chunked"], default="auto")

@@ -161,6 +161,9 @@ TEST(MakeCollectivesTest, ChoosesByMemoryAndWord) {
     // This device has no identity, so that nobody has a GPU.
     for (const char* word : {"auto", "staged"})
       EXPECT_NE(dynamic_cast<StagedGroup*>(make(device.get(), word)->get()), nullptr) << word;
+    EXPECT_EQ((*make(host.get(), "auto"))->Describe(), "");
+    EXPECT_EQ((*make(device.get(), "staged"))->Describe(), "staged");
+    EXPECT_THAT((*make(device.get(), "auto"))->Describe(), HasSubstr("staged, because rank 0"));
     EXPECT_TRUE(absl::IsInvalidArgument(make(device.get(), "ncll").status()));
     if (!NcclIsBuilt()) {
       const absl::Status status = make(device.get(), "nccl").status();
@@ -170,8 +173,8 @@ TEST(MakeCollectivesTest, ChoosesByMemoryAndWord) {
   });
 }
 
-// A device that never ends what it does, as if it waited for a message.
-class StuckCollectives final : public Collectives {
+// Finds after a while that a member is lost, as a group whose messages the device waits for.
+class LosingCollectives final : public Collectives {
  public:
   int size() const override { return 1; }
   int index() const override { return 0; }
@@ -193,9 +196,9 @@ class StuckCollectives final : public Collectives {
 };
 
 TEST(SyncWatchingTest, GivesUpWhenAMemberIsLost) {
-  const std::unique_ptr<Ops> ops = std::make_unique<DeviceOps>();
-  OnDevice<float> values(ops.get(), {1, 2, 3});  // Never runs unless it is waited for.
-  StuckCollectives first, second;
+  const auto ops = std::make_unique<DeviceOps>();
+  ops->Hang();
+  LosingCollectives first, second;
   Collectives* const groups[] = {&first, nullptr, &second};
   const absl::Status status = SyncWatching(ops.get(), groups, absl::Milliseconds(50));
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;
@@ -204,9 +207,19 @@ TEST(SyncWatchingTest, GivesUpWhenAMemberIsLost) {
   EXPECT_GE(first.watched, 3);
 }
 
+TEST(SyncWatchingTest, IsSyncForADeviceThatFinishes) {
+  const std::unique_ptr<Ops> ops = std::make_unique<DeviceOps>();
+  OnDevice<float> values(ops.get(), {1, 2, 3});
+  LosingCollectives group;
+  Collectives* const groups[] = {&group};
+  EXPECT_TRUE(SyncWatching(ops.get(), groups, absl::Milliseconds(50)).ok());
+  EXPECT_TRUE(ops->Idle());
+  EXPECT_FALSE(group.aborted);
+}
+
 TEST(SyncWatchingTest, IsSyncWhereNothingIsUnderWay) {
   const std::unique_ptr<Ops> ops = NewCpuOps(1);
-  StuckCollectives group;
+  LosingCollectives group;
   Collectives* const groups[] = {&group};
   EXPECT_TRUE(SyncWatching(ops.get(), groups).ok());
   EXPECT_EQ(group.watched, 0);

@@ -107,6 +107,37 @@ TEST_P(ActivationsF32Test, RmsNormBackwardIsTheSlopeOfForward) {
   ExpectGradient(loss, norm.weight, norm.dweight, 1e-2, 1e-4, "dweight");
 }
 
+// Rows of dweight are sums over slices, with the bits of a call on each slice alone: a rank that
+// has one of them must agree with a rank that has them all.
+TEST_P(ActivationsTest, RmsNormBackwardOfSlicesIsThatOfEachAlone) {
+  struct Shape {
+    int64_t rows, slices, cols;
+    Placement placement;
+  };
+  for (const auto& [rows, slices, cols, placement] :
+       {Shape{6, 3, 37, {.row_gap = 3, .offset = 1}}, Shape{4, 4, 16, {}}, Shape{84, 4, 64, {}},
+        Shape{1100, 2, 48, {.row_gap = 16}}, Shape{0, 2, 16, {}}}) {
+    SCOPED_TRACE(testing::Message() << rows << " x " << cols << " of " << slices << " slices");
+    Norm norm(dtype(), rows, cols, placement);
+    norm.Forward(*ops_);
+    Tensor dweight(DType::kF32, slices, cols, placement), one(DType::kF32, slices, cols, placement);
+    Tensor dx(dtype(), rows, cols, placement);
+    dweight.Randomize(6);
+    one.Randomize(6);
+    ops_->RmsNormBackward(norm.dy, norm.x, norm.weight, norm.rstd.floats(), norm.dresidual, norm.dx,
+                          dweight);
+    const int64_t each = rows / slices;
+    for (int64_t s = 0; s < slices; ++s) {
+      const auto part = [&](const Tensor& all) { return all.view().Rows(s * each, each); };
+      ops_->RmsNormBackward(part(norm.dy), part(norm.x), norm.weight, norm.rstd.floats() + s * each,
+                            part(norm.dresidual), part(dx), one.view().Rows(s, 1));
+    }
+    EXPECT_TRUE(SameBits(dweight, one));
+    EXPECT_TRUE(SameBits(norm.dx, dx));
+    dweight.ExpectEdgesIntact();
+  }
+}
+
 // On the CPU dweight is summed over rows in order: one call equals two calls on halves.
 TEST(CpuRmsNormTest, WeightGradientIsSummedInRowOrder) {
   const auto ops = NewCpuOps(1);
@@ -289,6 +320,9 @@ TEST_P(ActivationsDeathTest, WrongShapesEndTheProcess) {
   EXPECT_DEATH(ops_->RmsNormForward(norm.x, norm.weight, kEps, half, norm.rstd.floats()),
                Failed("dtype"));
   EXPECT_DEATH(norm.Backward(*ops_, other, norm.dx), Failed("dresidual"));
+  EXPECT_DEATH(ops_->RmsNormBackward(norm.dy, norm.x, norm.weight, norm.rstd.floats(), norm.dx,
+                                     norm.dx, Tensor(DType::kF32, 2, 5)),
+               Failed("dweight"));
   EXPECT_DEATH(ops_->SwiGluForward(other, other), Failed("cols"));
   Rotation rope(DType::kF32,
                 {.batch = 1, .sequence = 2, .q_heads = 1, .kv_heads = 1, .head_dim = 8});

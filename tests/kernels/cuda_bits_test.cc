@@ -166,7 +166,7 @@ TEST_P(CudaBitsTest, RmsNormRepeats) {
   DeviceTensor x(ops(), dtype(), rows, hidden, 1, 3), weight(ops(), dtype(), 1, hidden, 2),
       dy(ops(), dtype(), rows, hidden, 3), dx(ops(), dtype(), rows, hidden, 4),
       y(ops(), dtype(), rows, hidden, 5), rstd(ops(), kF32, 1, rows, 6),
-      dweight(ops(), kF32, 1, hidden, 7);
+      dweight(ops(), kF32, 4, hidden, 7);  // Of four slices.
   ExpectRepeats({&y, &rstd, &dx, &dweight}, [&] {
     ops()->RmsNormForward(x, weight, 1e-5f, y, rstd.floats());
     ops()->RmsNormBackward(dy, x, weight, rstd.floats(), dx, dx, dweight);

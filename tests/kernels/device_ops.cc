@@ -79,6 +79,7 @@ absl::Status DeviceOps::SyncDownloads() {
 
 absl::Status DeviceOps::Sync() {
   CheckThread();
+  PERDURE_CHECK(!hangs_);
   Run();
   ++syncs_;
   return absl::OkStatus();
@@ -87,7 +88,7 @@ absl::Status DeviceOps::Sync() {
 bool DeviceOps::Idle() {
   CheckThread();
   const std::lock_guard lock(mutex_);
-  const bool idle = queue_.empty();
+  const bool idle = queue_.empty() && !hangs_;
   RunLocked();
   return idle;
 }
@@ -114,7 +115,7 @@ void DeviceOps::Run() {
 }
 
 void DeviceOps::RunLocked() {
-  if (queue_.empty()) return;
+  if (queue_.empty() || hangs_) return;
   Protect(true);
   for (const auto& operation : std::exchange(queue_, {})) operation();
   Protect(false);

@@ -41,6 +41,9 @@ class DeviceOps final : public Ops {
   absl::Status Sync() override;
   // Asked whether it has finished, it works; the answer is of before.
   bool Idle() override;
+  // From here on it works on what never ends, a message from somebody who has died: nothing that is
+  // enqueued runs, it is never idle. It must not be waited for.
+  void Hang() { hangs_ = true; }
   std::string Describe() const override { return "device of " + ops_->Describe(); }
 
   void Zero(Matrix x) override;
@@ -92,6 +95,7 @@ class DeviceOps final : public Ops {
   std::vector<std::function<void()>> queue_;
   std::vector<std::function<void()>> behind_;  // Downloads that nobody has waited for.
   int syncs_ = 0;
+  bool hangs_ = false;
   std::thread::id thread_;  // Of the first call.
 };
 

@@ -135,11 +135,13 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
               .virtual_stages = 2,
               .recompute = "full",
               .transport = "libfabric",
+              .device_transport = "staged",
               .network = "tcp;ofi_rxm"};
   c.job = {.time_limit = absl::Hours(49) + absl::Seconds(61),
            .nodes = "2-5",
            .spares = 4,
-           .ranks_per_node = 6};
+           .ranks_per_node = 6,
+           .health_check = false};
   c.checkpoint = {.every = absl::Milliseconds(1500),
                   .every_steps = 8,
                   .keep_last = 9,

@@ -29,21 +29,7 @@ class ExchangeCommand : public testing::Test {
 
   static std::string At(const std::string& name) { return folder_ + "/" + name; }
   static CommandResult Run(const std::string& name, const std::vector<std::string>& more) {
-    std::vector<std::string> words = {"run",
-                                      NanoToml(),
-                                      "--run-dir",
-                                      At(name),
-                                      "--data-dir",
-                                      folder_,
-                                      "--nodes",
-                                      "1",
-                                      "--ranks-per-node",
-                                      "2",
-                                      "--set",
-                                      "layout.tensor=1",
-                                      "--set",
-                                      "layout.pipeline=1",
-                                      "--quiet"};
+    std::vector<std::string> words = RunOfTwoRanks(At(name), folder_, {"--quiet"});
     words.insert(words.end(), more.begin(), more.end());
     return Perdure(words);
   }

@@ -13,6 +13,7 @@
 #include "runtime/base/files.h"
 #include "runtime/base/random.h"
 #include "runtime/base/status.h"
+#include "runtime/comm/transport.h"
 #include "runtime/data/indexed_dataset.h"
 
 namespace perdure {
@@ -37,6 +38,35 @@ int Spawn(const std::vector<std::string>& arguments, const std::string& output,
 }
 
 }  // namespace
+
+std::string BuiltTransport() {
+  for (const char* kind : {"ucx", "libfabric"})
+    if (!absl::IsUnimplemented(NewTransport(kind, {.rank = 0, .size = 1}).status())) return kind;
+  return "local";
+}
+
+std::vector<std::string> RunOfTwoRanks(const std::string& run_directory,
+                                       const std::string& data_directory,
+                                       const std::vector<std::string>& more) {
+  std::vector<std::string> words = {"run",
+                                    NanoToml(),
+                                    "--run-dir",
+                                    run_directory,
+                                    "--data-dir",
+                                    data_directory,
+                                    "--nodes",
+                                    "1",
+                                    "--ranks-per-node",
+                                    "2"};
+  for (const std::string& setting : {std::string("layout.tensor=1"),
+                                     std::string("layout.pipeline=1"),
+                                     "layout.transport=" + BuiltTransport()}) {
+    words.push_back("--set");
+    words.push_back(setting);
+  }
+  words.insert(words.end(), more.begin(), more.end());
+  return words;
+}
 
 int WaitFor(int pid) {
   int status = 0;

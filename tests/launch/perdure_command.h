@@ -14,6 +14,14 @@ struct CommandResult {
   std::string errors;  // Standard error.
 };
 
+// The transport between processes that this build has, UCX first.
+std::string BuiltTransport();
+// `perdure run` of nano.toml in RUN_DIR on two ranks, T1 P1 D2, with data of WriteNanoData, and
+// whatever else is asked for.
+std::vector<std::string> RunOfTwoRanks(const std::string& run_directory,
+                                       const std::string& data_directory,
+                                       const std::vector<std::string>& more);
+
 // arguments[0] is the subcommand.
 CommandResult Perdure(const std::vector<std::string>& arguments);
 // Starts it and returns its process id; Wait ends it.

@@ -23,22 +23,7 @@ class RunCommand : public testing::Test {
   ~RunCommand() override { std::filesystem::remove_all(folder_); }
 
   std::vector<std::string> Arguments(const std::vector<std::string>& more) const {
-    std::vector<std::string> arguments = {"run",
-                                          NanoToml(),
-                                          "--run-dir",
-                                          run_,
-                                          "--data-dir",
-                                          folder_,
-                                          "--nodes",
-                                          "1",
-                                          "--ranks-per-node",
-                                          "2",
-                                          "--set",
-                                          "layout.tensor=1",
-                                          "--set",
-                                          "layout.pipeline=1"};
-    arguments.insert(arguments.end(), more.begin(), more.end());
-    return arguments;
+    return RunOfTwoRanks(run_, folder_, more);
   }
   void ExpectRefused(const std::vector<std::string>& more,
                      const std::vector<std::string>& words) const {

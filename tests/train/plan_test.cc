@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "kernels/cudnn_memory.h"
 #include "model/parameters.h"
 #include "runtime/base/status.h"
 
@@ -223,6 +224,48 @@ TEST(EstimateMemory, RecomputationKeepsInputsOnly) {
   EXPECT_EQ(full.activations, 3 * 4096);
   layout.recompute = "none";
   EXPECT_GT(full.buffers, EstimateMemory(config, layout, config.phases[0]).buffers);
+}
+
+// On a GPU cuDNN's backward pass keeps the gradients of scores of a few heads; the frozen state is
+// the host's.
+TEST(EstimateMemory, OnAGpu) {
+  RunConfig config = Tiny();
+  config.numerics.dtype = "bf16";
+  const LayoutConfig layout = Layout(config, 1, 1);
+  const MemoryEstimate cpu = EstimateMemory(config, layout, config.phases[0]);
+  config.numerics.backend = "cuda";
+  const MemoryEstimate gpu = EstimateMemory(config, layout, config.phases[0]);
+  const ModelConfig model = ResolveModel(config.model);
+  const AttentionShape attention{.batch = config.numerics.micro_batch,
+                                 .sequence = config.phases[0].context,
+                                 .q_heads = model.heads / config.numerics.tensor_shards,
+                                 .kv_heads = model.kv_heads / config.numerics.tensor_shards,
+                                 .head_dim = model.head_dim};
+  EXPECT_EQ(gpu.buffers - cpu.buffers, CudaAttentionWorkBytes(attention, DType::kBF16));
+  EXPECT_EQ(gpu.checkpoint, cpu.checkpoint);
+  EXPECT_EQ(gpu.total(), gpu.parameters + gpu.gradients + gpu.optimizer + gpu.activations +
+                             gpu.buffers + gpu.runtime);
+  EXPECT_EQ(cpu.total(), cpu.parameters + cpu.gradients + cpu.optimizer + cpu.activations +
+                             cpu.buffers + cpu.runtime + cpu.checkpoint);
+}
+
+TEST(CudnnMemory, SlicesKeepWithinAGibibyteOrAreOneKeyHead) {
+  const AttentionShape lucie{
+      .batch = 2, .sequence = 4096, .q_heads = 32, .kv_heads = 8, .head_dim = 128};
+  AttentionShape slice = CudnnBackwardSlice(lucie);
+  EXPECT_EQ(slice.batch, 1);
+  EXPECT_EQ(slice.kv_heads, 8);
+  // 1.14 GB is what cuDNN 9.19 asks for on an H200.
+  EXPECT_NEAR(static_cast<double>(CudaAttentionWorkBytes(lucie, DType::kBF16)), 1.14e9, 1e7);
+  slice = CudnnBackwardSlice(
+      {.batch = 1, .sequence = 32000, .q_heads = 32, .kv_heads = 8, .head_dim = 128});
+  EXPECT_EQ(slice.kv_heads, 1);
+  EXPECT_EQ(slice.q_heads, 4);
+  slice = CudnnBackwardSlice(
+      {.batch = 6, .sequence = 1024, .q_heads = 32, .kv_heads = 8, .head_dim = 128});
+  EXPECT_EQ(slice.batch, 6);
+  EXPECT_FALSE(CudnnTakes(lucie, DType::kF32));
+  EXPECT_EQ(CudaAttentionWorkBytes(lucie, DType::kF32), lucie.rows() * 32 * 4);
 }
 
 TEST(EstimateMemory, FirstPipelineStageKeepsMostMicroBatches) {
