@@ -237,7 +237,7 @@ const std::map<std::string_view, Words>& Libraries() {
       {"malloc.h", {"tests/"}},
       {"sched.h", {"tests/"}},
       {"linux/", {"tests/"}},
-      {"dlfcn.h", {"runtime/agent/device_watch", "tests/"}},
+      {"dlfcn.h", {"runtime/agent/device_watch", "kernels/cuda/cublaslt_lazy", "tests/"}},
       {"dirent.h", {"runtime/", "ckpt/", "tests/"}},
       {"fcntl.h", {"runtime/", "ckpt/", "monitoring/", "launch/", "tests/"}},
       {"poll.h", {"runtime/", "launch/", "tests/"}},
