@@ -204,7 +204,8 @@ const std::map<std::string_view, Words>& Libraries() {
       {"sodium.h", {"runtime/agent/run_key.cc", "runtime/agent/run_log_format.cc"}},
       {"dnnl", {"kernels/cpu/matmul", "tests/bench/"}},
       // CUDA's: each library has its file; cuda_ops.cc asks both for their versions.
-      {"cublasLt.h", {"kernels/cuda/matmul", "kernels/cuda/cublaslt_lazy", "kernels/cuda/cuda_ops.cc"}},
+      {"cublasLt.h",
+       {"kernels/cuda/matmul", "kernels/cuda/cublaslt_lazy", "kernels/cuda/cuda_ops.cc"}},
       {"cudnn_graph.h",
        {"kernels/cuda/attention_cudnn", "kernels/cuda/cudnn_graph.h", "kernels/cuda/cuda_ops.cc"}},
       {"cub/", {"kernels/cuda/"}},
