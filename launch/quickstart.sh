@@ -20,8 +20,11 @@ say "packages"
 launch/install_packages.sh
 began=$SECONDS
 say "build"
-# A newcomer without a GPU need not wait for its kernels; tests/run.sh builds them wherever nvcc is.
-if ! compgen -G "/dev/nvidia[0-9]*" >/dev/null; then export PERDURE_CUDA=${PERDURE_CUDA:-OFF}; fi
+# A newcomer without a GPU need not wait for its kernels; --build-only and tests/run.sh build them wherever nvcc is: a
+# login node has none either.
+if [[ "${1:-}" != --build-only ]] && ! compgen -G "/dev/nvidia[0-9]*" >/dev/null; then
+  export PERDURE_CUDA=${PERDURE_CUDA:-OFF}
+fi
 launch/build.sh release perdure
 perdure=$PWD/build/perdure
 if [[ "${1:-}" == --build-only ]]; then
