@@ -59,7 +59,11 @@ struct Trainer::Impl {
         host_pipeline_group(transport, mesh.PipelineGroup(at), kHostPipelineChannel) {}
   // After an error messages may be under way: no peer may write into memory that is given back.
   ~Impl() {
-    for (int peer = 0; !clean && peer < mesh.ranks(); ++peer)
+    if (clean) return;
+    // Memory that a device's messages still use is given back only after they have been stopped.
+    for (Collectives* group : {tensor_group.get(), data_group.get(), pipeline_group.get()})
+      if (group != nullptr) group->Abort();
+    for (int peer = 0; peer < mesh.ranks(); ++peer)
       if (peer != rank) transport->FailPeer(peer, "this rank gave up");
   }
 
