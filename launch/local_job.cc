@@ -143,10 +143,11 @@ absl::Status LocalJob::Begin() {
                                 {"ranks", layout.ranks()},
                                 {"nodes", options_.nodes},
                                 {"transport", layout.transport},
+                                {"backend", config_.numerics.backend},
                                 {"resumes", run_.start.step},
                                 {"checkpoint", run_.start.checkpoint}});
-  record_->Say(fmt::format("generation {}: {} ranks ({}), {}", generation_, layout.ranks(),
-                           LayoutWords(layout),
+  record_->Say(fmt::format("generation {}: {} ranks on {} ({}), {}", generation_, layout.ranks(),
+                           config_.numerics.backend, LayoutWords(layout),
                            run_.start.manifest.has_value()
                                ? fmt::format("resuming at step {}, certificate {}", run_.start.step,
                                              run_.start.manifest->certificate.Hex())

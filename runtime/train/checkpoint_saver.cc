@@ -69,7 +69,6 @@ int64_t CheckpointSaver::MemoryOf(const WriteOptions& options, bool freezes, int
   return std::min(buffers, bytes + 2 * static_cast<int64_t>(kBlockBytes)) + (freezes ? bytes : 0);
 }
 
-
 absl::Status CheckpointSaver::Save(int64_t step) {
   const Clock::time_point began = Clock::now();
   SavedRun saved{.step = step, .nonce = options_.nonce};

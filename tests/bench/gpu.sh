@@ -5,7 +5,7 @@
 #     --only PART[,PART]   of tests layouts resume kill nccl cpu bench save train torch sanitizer
 #     -o FILE              the tables as markdown, and all numbers as JSON lines
 #     --layers L           blocks of the model that is trained, or as many as fit (default 4)
-#     --cases NAME[,NAME]  of gpu_train.py (default 4096-V4,4096-V1,32000-V4)
+#     --cases NAME[,NAME]  of gpu_train.py (default 4096-V1,32000-V1; all: with 4096-V4,32000-V4)
 #     --budget SECONDS     for all parts (default 570); what finds no time left is skipped, and said
 #     --full               gpu_bench in full length, not --quick
 #     --work DIR           runs and logs are kept there (default: a folder that is removed)
@@ -16,7 +16,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 
 all="tests layouts resume kill nccl cpu bench save train torch sanitizer"
-build="" only="" output="" layers=4 cases=4096-V4,4096-V1,32000-V4 budget=570 quick=--quick work="" backend=cuda
+build="" only="" output="" layers=4 cases=4096-V1,32000-V1 budget=570 quick=--quick work="" backend=cuda
 usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 while (($#)); do
   case "$1" in

@@ -98,7 +98,9 @@ class Checks:
                 write_tokens(self.perdure.folder / "data" / language, 1024, 42000, seed, document=700)
 
     def train(self, name, places, settings, until, **named):
-        self.perdure.run(NANO, name, ranks_of(places), {**settings, **places}, until, **named)
+        # Ranks that share the GPU go over the host unless told otherwise: said, they need not load for NCCL.
+        settings = {"layout.device_transport": "staged", **settings, **places}
+        self.perdure.run(NANO, name, ranks_of(places), settings, until, **named)
 
     def outcome(self, name, steps):
         bits = self.perdure.bits(name)
