@@ -62,4 +62,9 @@ struct ConstMatrix : MatrixView<const void*> {
       : MatrixView<const void*>{at, type, row_count, col_count, col_count} {}
 };
 
+template <typename A, typename B>
+bool SameShape(const A& a, const B& b) {
+  return a.rows == b.rows && a.cols == b.cols;
+}
+
 }  // namespace perdure

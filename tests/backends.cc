@@ -10,16 +10,18 @@
 #include <utility>
 #include <vector>
 
+#include "tests/kernels/forwarding_ops.h"
+
 namespace perdure {
 namespace {
 
 constexpr int kDevice = 0;
 
-class SyncedOps final : public Ops {
+class SyncedOps final : public ForwardingOps {
  public:
   using Maker = std::unique_ptr<Ops> (*)();
 
-  explicit SyncedOps(Maker make) : make_(make), ops_(make()) {}
+  explicit SyncedOps(Maker make) : ForwardingOps(make()), make_(make) {}
 
   void* Allocate(size_t bytes) override { return After("Allocate", ops_->Allocate(bytes)); }
   void Free(void* memory) override {
@@ -31,112 +33,20 @@ class SyncedOps final : public Ops {
   void FreeHost(void* memory) override {
     Do("FreeHost", [&] { ops_->FreeHost(memory); });
   }
-  bool DeviceIsHost() const override { return ops_->DeviceIsHost(); }
   void Upload(const void* host, size_t bytes, void* device) override {
-    Do("Upload", [&] { ops_->Upload(host, bytes, device); });
+    Do("Upload", [=, this] { ops_->Upload(host, bytes, device); });
   }
   void Download(const void* device, size_t bytes, void* host) override {
-    Do("Download", [&] { ops_->Download(device, bytes, host); });
+    Do("Download", [=, this] { ops_->Download(device, bytes, host); });
   }
   void DownloadBehind(const void* device, size_t bytes, void* host) override {
-    Do("DownloadBehind", [&] { ops_->DownloadBehind(device, bytes, host); });
-  }
-  void AwaitDownloads() override { ops_->AwaitDownloads(); }
-  absl::Status SyncDownloads() override { return ops_->SyncDownloads(); }
-  absl::Status Sync() override { return ops_->Sync(); }
-  std::string Describe() const override { return ops_->Describe(); }
-
-  void Zero(Matrix x) override {
-    Do("Zero", [&] { ops_->Zero(x); });
-  }
-  void Copy(ConstMatrix src, Matrix dst) override {
-    Do("Copy", [&] { ops_->Copy(src, dst); });
-  }
-  void Matmul(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b, Matrix c,
-              bool accumulate) override {
-    Do("Matmul", [&] { ops_->Matmul(transpose_a, transpose_b, a, b, c, accumulate); });
-  }
-  void MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
-                 ConstMatrix residual, Matrix c, Matrix work) override {
-    Do("MatmulAdd", [&] { ops_->MatmulAdd(transpose_a, transpose_b, a, b, residual, c, work); });
-  }
-  bool AddsWholeProducts() const override { return ops_->AddsWholeProducts(); }
-  void Add(ConstMatrix x, Matrix acc) override {
-    Do("Add", [&] { ops_->Add(x, acc); });
-  }
-  void TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out) override {
-    Do("TreeSum", [&] { ops_->TreeSum(parts, residual, out); });
-  }
-  void SumsOfSquares(const float* x, std::span<const ElementRun> runs, double* sums) override {
-    Do("SumsOfSquares", [&] { ops_->SumsOfSquares(x, runs, sums); });
-  }
-  void Max(ConstMatrix x, Matrix acc) override {
-    Do("Max", [&] { ops_->Max(x, acc); });
-  }
-  void EmbeddingForward(const int32_t* tokens, ConstMatrix table, int64_t row_begin,
-                        Matrix out) override {
-    Do("EmbeddingForward", [&] { ops_->EmbeddingForward(tokens, table, row_begin, out); });
-  }
-  void EmbeddingBackward(const int32_t* tokens, ConstMatrix dout, int64_t row_begin,
-                         Matrix dtable) override {
-    Do("EmbeddingBackward", [&] { ops_->EmbeddingBackward(tokens, dout, row_begin, dtable); });
-  }
-  void RmsNormForward(ConstMatrix x, ConstMatrix weight, float eps, Matrix y,
-                      float* rstd) override {
-    Do("RmsNormForward", [&] { ops_->RmsNormForward(x, weight, eps, y, rstd); });
-  }
-  void RmsNormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,
-                       ConstMatrix dresidual, Matrix dx, Matrix dweight) override {
-    Do("RmsNormBackward",
-       [&] { ops_->RmsNormBackward(dy, x, weight, rstd, dresidual, dx, dweight); });
-  }
-  void Rope(Matrix qkv, const AttentionShape& shape, const float* cos, const float* sin,
-            bool inverse) override {
-    Do("Rope", [&] { ops_->Rope(qkv, shape, cos, sin, inverse); });
-  }
-  void AttentionForward(ConstMatrix qkv, const AttentionShape& shape, Matrix out,
-                        float* lse) override {
-    Do("AttentionForward", [&] { ops_->AttentionForward(qkv, shape, out, lse); });
-  }
-  void AttentionBackward(ConstMatrix dout, ConstMatrix qkv, ConstMatrix out, const float* lse,
-                         const AttentionShape& shape, Matrix dqkv) override {
-    Do("AttentionBackward", [&] { ops_->AttentionBackward(dout, qkv, out, lse, shape, dqkv); });
-  }
-  void SwiGluForward(ConstMatrix gate_up, Matrix out) override {
-    Do("SwiGluForward", [&] { ops_->SwiGluForward(gate_up, out); });
-  }
-  void SwiGluBackward(ConstMatrix dout, ConstMatrix gate_up, Matrix dgate_up, Matrix out) override {
-    Do("SwiGluBackward", [&] { ops_->SwiGluBackward(dout, gate_up, dgate_up, out); });
-  }
-  void CrossEntropyMax(ConstMatrix logits, float* row_max) override {
-    Do("CrossEntropyMax", [&] { ops_->CrossEntropyMax(logits, row_max); });
-  }
-  void CrossEntropySum(Matrix logits, const float* row_max, const int32_t* targets,
-                       int64_t column_begin, float* row_sum, float* target_logit) override {
-    Do("CrossEntropySum", [&] {
-      ops_->CrossEntropySum(logits, row_max, targets, column_begin, row_sum, target_logit);
-    });
-  }
-  void CrossEntropyLoss(const float* row_sum, const float* target_logit, int64_t rows,
-                        double* loss) override {
-    Do("CrossEntropyLoss", [&] { ops_->CrossEntropyLoss(row_sum, target_logit, rows, loss); });
-  }
-  void CrossEntropyGradient(ConstMatrix exp_logits, const float* row_sum, const int32_t* targets,
-                            int64_t column_begin, float scale, Matrix dlogits) override {
-    Do("CrossEntropyGradient", [&] {
-      ops_->CrossEntropyGradient(exp_logits, row_sum, targets, column_begin, scale, dlogits);
-    });
-  }
-  void AdamW(const AdamWStep& step, const float* gradient, float* master, float* exp_avg,
-             float* exp_avg_sq, Matrix param) override {
-    Do("AdamW", [&] { ops_->AdamW(step, gradient, master, exp_avg, exp_avg_sq, param); });
+    Do("DownloadBehind", [=, this] { ops_->DownloadBehind(device, bytes, host); });
   }
 
  private:
-  template <typename F>
-  void Do(const char* call, const F& f) {
-    f();
-    Wait(call);
+  void Do(const char* operation, std::function<void()> call) override {
+    call();
+    Wait(operation);
   }
   void* After(const char* call, void* memory) {
     Wait(call);
@@ -156,7 +66,6 @@ class SyncedOps final : public Ops {
   }
 
   const Maker make_;
-  std::unique_ptr<Ops> ops_;
 };
 
 std::unique_ptr<Ops> NewCuda() {

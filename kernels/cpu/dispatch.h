@@ -33,9 +33,4 @@ T* Row(const Matrix& x, int64_t row) {
   return static_cast<T*>(x.data) + row * x.stride;
 }
 
-template <typename A, typename B>
-bool SameShape(const A& a, const B& b) {
-  return a.rows == b.rows && a.cols == b.cols;
-}
-
 }  // namespace perdure::cpu

@@ -7,8 +7,6 @@
 namespace perdure::cuda {
 namespace {
 
-bool SameShape(ConstMatrix x, ConstMatrix y) { return x.rows == y.rows && x.cols == y.cols; }
-
 // Of both passes.
 void CheckOperands(ConstMatrix qkv, const AttentionShape& shape, ConstMatrix out,
                    const float* lse) {

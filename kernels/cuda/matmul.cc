@@ -65,10 +65,6 @@ struct Plan {
   cublasLtMatmulAlgo_t algorithm{};
 };
 
-bool SameShape(const ConstMatrix& x, const Matrix& y) {
-  return x.rows == y.rows && x.cols == y.cols;
-}
-
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % kAlignment == 0; }
 
 void CopyRows(const Stream& stream, ConstMatrix from, Matrix to) {

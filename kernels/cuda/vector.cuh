@@ -56,11 +56,6 @@ void WithBool(bool value, F&& f) {
   }
 }
 
-template <typename A, typename B>
-bool SameShape(const A& a, const B& b) {
-  return a.rows == b.rows && a.cols == b.cols;
-}
-
 // Whether every row of the view is whole vectors of `elements`, each word at a multiple of 16
 // bytes.
 template <typename Pointer>

@@ -16,12 +16,13 @@
 #include <thread>
 #include <vector>
 
-#include "kernels/ops.h"
+#include "tests/kernels/forwarding_ops.h"
 
 namespace perdure {
 
-class DeviceOps final : public Ops {
+class DeviceOps final : public ForwardingOps {
  public:
+  DeviceOps() : ForwardingOps(NewCpuOps(1)) {}
   ~DeviceOps() override;
 
   // How often the host has waited, and operations that it has not waited for.
@@ -46,52 +47,15 @@ class DeviceOps final : public Ops {
   void Hang() { hangs_ = true; }
   std::string Describe() const override { return "device of " + ops_->Describe(); }
 
-  void Zero(Matrix x) override;
-  void Copy(ConstMatrix src, Matrix dst) override;
-  void Matmul(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b, Matrix c,
-              bool accumulate) override;
-  void MatmulAdd(Transpose transpose_a, Transpose transpose_b, ConstMatrix a, ConstMatrix b,
-                 ConstMatrix residual, Matrix c, Matrix work) override;
-  bool AddsWholeProducts() const override { return ops_->AddsWholeProducts(); }
-  void Add(ConstMatrix x, Matrix acc) override;
-  void TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out) override;
-  void SumsOfSquares(const float* x, std::span<const ElementRun> runs, double* sums) override;
-  void Max(ConstMatrix x, Matrix acc) override;
-  void EmbeddingForward(const int32_t* tokens, ConstMatrix table, int64_t row_begin,
-                        Matrix out) override;
-  void EmbeddingBackward(const int32_t* tokens, ConstMatrix dout, int64_t row_begin,
-                         Matrix dtable) override;
-  void RmsNormForward(ConstMatrix x, ConstMatrix weight, float eps, Matrix y, float* rstd) override;
-  void RmsNormBackward(ConstMatrix dy, ConstMatrix x, ConstMatrix weight, const float* rstd,
-                       ConstMatrix dresidual, Matrix dx, Matrix dweight) override;
-  void Rope(Matrix qkv, const AttentionShape& shape, const float* cos, const float* sin,
-            bool inverse) override;
-  void AttentionForward(ConstMatrix qkv, const AttentionShape& shape, Matrix out,
-                        float* lse) override;
-  void AttentionBackward(ConstMatrix dout, ConstMatrix qkv, ConstMatrix out, const float* lse,
-                         const AttentionShape& shape, Matrix dqkv) override;
-  void SwiGluForward(ConstMatrix gate_up, Matrix out) override;
-  void SwiGluBackward(ConstMatrix dout, ConstMatrix gate_up, Matrix dgate_up, Matrix out) override;
-  void CrossEntropyMax(ConstMatrix logits, float* row_max) override;
-  void CrossEntropySum(Matrix logits, const float* row_max, const int32_t* targets,
-                       int64_t column_begin, float* row_sum, float* target_logit) override;
-  void CrossEntropyLoss(const float* row_sum, const float* target_logit, int64_t rows,
-                        double* loss) override;
-  void CrossEntropyGradient(ConstMatrix exp_logits, const float* row_sum, const int32_t* targets,
-                            int64_t column_begin, float scale, Matrix dlogits) override;
-  void AdamW(const AdamWStep& step, const float* gradient, float* master, float* exp_avg,
-             float* exp_avg_sq, Matrix param) override;
-
  private:
-  void Enqueue(std::function<void()> operation);
+  void Do(const char* operation, std::function<void()> call) override;
   void Run();
   void RunLocked();
   void Protect(bool accessible) const;
   void CheckThread();
 
-  std::unique_ptr<Ops> ops_ = NewCpuOps(1);
   std::map<void*, size_t> memory_;  // Mapped bytes.
-  std::mutex mutex_;  // Guards queues: SyncDownloads may come from another thread.
+  std::mutex mutex_;                // Guards queues: SyncDownloads may come from another thread.
   std::vector<std::function<void()>> queue_;
   std::vector<std::function<void()>> behind_;  // Downloads that nobody has waited for.
   int syncs_ = 0;
