@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <mutex>
 #include <numeric>
 #include <utility>
 
 #include "ckpt/manifest_json.h"
-#include "runtime/base/parallel.h"
 #include "ckpt/part_plan.h"
 #include "runtime/base/check.h"
+#include "runtime/base/parallel.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -17,6 +18,27 @@ namespace {
 // Read together, then digested while still in the processor's cache.
 constexpr int64_t kGroupBytes = 24 << 20;
 constexpr int64_t kAtomBytesPerElement = kStatePartCount * static_cast<int64_t>(sizeof(float));
+
+// What groups are read through. Faulting in a new one for each would cost as much as a third of the
+// reading.
+class Buffers {
+ public:
+  AlignedBuffer Take() {
+    const std::lock_guard lock(mutex_);
+    if (free_.empty()) return DirectReader::NewBuffer();
+    AlignedBuffer buffer = std::move(free_.back());
+    free_.pop_back();
+    return buffer;
+  }
+  void Put(AlignedBuffer buffer) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(std::move(buffer));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<AlignedBuffer> free_;
+};
 
 absl::Status CheckTable(const Manifest& manifest, const AtomTable& table) {
   if (manifest.tensors.size() != table.tensors().size())
@@ -106,8 +128,16 @@ absl::Status AtomReader::Read(std::span<const AtomState> wanted) {
            std::pair(place(b.atom).part, place(b.atom).element);
   });
   const std::vector<Group> groups = MakeGroups(states);
+  Buffers buffers;
   return ForEachInParallel(
-      groups.size(), [&](size_t g) { return WithRetries([&] { return ReadGroup(groups[g]); }); });
+      groups.size(),
+      [&](size_t g) {
+        AlignedBuffer buffer = buffers.Take();
+        const absl::Status status = WithRetries([&] { return ReadGroup(groups[g], buffer); });
+        buffers.Put(std::move(buffer));
+        return status;
+      },
+      threads_);
 }
 
 // Of one part each, and bounded.
@@ -127,10 +157,10 @@ std::vector<AtomReader::Group> AtomReader::MakeGroups(std::span<const AtomState>
   return groups;
 }
 
-absl::Status AtomReader::ReadGroup(const Group& group) const {
+absl::Status AtomReader::ReadGroup(const Group& group, const AlignedBuffer& buffer) const {
   const PartReport& report = manifest_.parts[group.part];
   ASSIGN_OR_RETURN(const File file, OpenPart(directory_, report));
-  DirectReader reader(file);
+  DirectReader reader(file, buffer);
   const std::span<const AtomState> states = group.states;
   std::vector<iovec> pieces;
   for (size_t dataset = 0; dataset < report.offsets.size(); ++dataset) {

@@ -61,7 +61,7 @@ class AtomReader final : public StateSource {
 
   int64_t Count(const AtomState& state) const;
   std::vector<Group> MakeGroups(std::span<const AtomState> states) const;
-  absl::Status ReadGroup(const Group& group) const;
+  absl::Status ReadGroup(const Group& group, const AlignedBuffer& buffer) const;
   absl::Status ExplainMismatch(const File& file, const PartReport& report,
                                const AtomState& state) const;
 

@@ -13,6 +13,11 @@ namespace {
 
 constexpr size_t kBatchBlocks = 8;
 
+uint64_t BuffersOf(uint64_t bytes, const WriteOptions& options) {
+  const uint64_t blocks = (bytes + kBlockBytes - 1) / kBlockBytes;
+  return std::min<uint64_t>(static_cast<uint64_t>(options.buffers), blocks);
+}
+
 }  // namespace
 
 BlockWriter::BlockWriter(File& file, uint64_t bytes, const WriteOptions& options)
@@ -20,14 +25,11 @@ BlockWriter::BlockWriter(File& file, uint64_t bytes, const WriteOptions& options
       direct_(OpenDirect(file, O_WRONLY)),
       bytes_(bytes),
       options_(options),
+      memory_(BuffersOf(bytes, options) * kBlockBytes),
       next_write_(std::chrono::steady_clock::now()) {
   PERDURE_CHECK(options.buffers >= 8 && options.threads >= 1);
-  const uint64_t blocks = (bytes + kBlockBytes - 1) / kBlockBytes;
-  const uint64_t buffers = std::min<uint64_t>(static_cast<uint64_t>(options.buffers), blocks);
-  for (uint64_t i = 0; i < buffers; ++i) {
-    memory_.emplace_back(kBlockBytes);
-    free_.push_back(memory_.back().data());
-  }
+  for (uint64_t i = BuffersOf(bytes, options); i > 0; --i)
+    free_.push_back(memory_.data() + (i - 1) * kBlockBytes);
   for (int i = 0; i < options.threads; ++i) threads_.emplace_back([this] { Work(); });
 }
 
@@ -39,6 +41,7 @@ uint64_t BlockWriter::BytesOf(uint64_t block) const {
 
 char* BlockWriter::Take() {
   std::unique_lock lock(mutex_);
+  if (free_.empty()) changed_.notify_all();  // Whoever waits for a whole batch takes what there is.
   changed_.wait(lock, [this] { return !free_.empty() || !status_.ok(); });
   if (!status_.ok()) return nullptr;
   char* buffer = free_.back();
@@ -98,17 +101,31 @@ void BlockWriter::Work() {
   }
 }
 
-// Waits for work; the first waiting block and those right behind it. Empty: there is none any more.
+// Of the blocks that wait, the first longest row of neighbours; no longer than a batch.
+BlockWriter::Batch BlockWriter::LongestRow() const {
+  Batch longest, row;
+  for (const auto& block : waiting_) {
+    if (!row.empty() && block.first != row.back().first + 1) row.clear();
+    row.push_back(block);
+    if (row.size() > longest.size()) longest = row;
+    if (longest.size() == kBatchBlocks) break;
+  }
+  return longest;
+}
+
+// Waits for a whole batch: whoever fills may do so in several places of the file by turns, and few
+// large transfers are faster than many small ones. Takes less when no more can come before buffers
+// are free again. Empty: there is none any more.
 BlockWriter::Batch BlockWriter::NextBatch(std::unique_lock<std::mutex>& lock) {
-  changed_.wait(lock, [this] { return !waiting_.empty() || no_more_; });
-  Batch batch;
+  Batch batch = LongestRow();
+  while (batch.size() < kBatchBlocks && !no_more_ && (batch.empty() || !free_.empty())) {
+    changed_.wait(lock);
+    batch = LongestRow();
+  }
   uint64_t bytes = 0;
-  while (batch.size() < kBatchBlocks && !waiting_.empty()) {
-    auto next = batch.empty() ? waiting_.begin() : waiting_.find(batch.back().first + 1);
-    if (next == waiting_.end()) break;
-    batch.emplace_back(*next);
-    bytes += BytesOf(next->first);
-    waiting_.erase(next);
+  for (const auto& [block, buffer] : batch) {
+    bytes += BytesOf(block);
+    waiting_.erase(block);
   }
   if (!batch.empty() && options_.bytes_per_second > 0) WaitForBudget(lock, bytes);
   return batch;

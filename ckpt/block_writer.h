@@ -20,8 +20,8 @@
 namespace perdure {
 
 struct WriteOptions {
-  int threads = 2;
-  int buffers = 32;               // Of kBlockBytes each; at least 8.
+  int threads = 4;
+  int buffers = 64;               // Of kBlockBytes each; at least 8.
   uint64_t bytes_per_second = 0;  // 0: as fast as the disk goes.
 };
 
@@ -46,6 +46,7 @@ class BlockWriter {
   using Batch = std::vector<std::pair<uint64_t, char*>>;
 
   void Work();
+  Batch LongestRow() const;
   Batch NextBatch(std::unique_lock<std::mutex>& lock);
   absl::Status Write(const Batch& batch);
   void WaitForBudget(std::unique_lock<std::mutex>& lock, uint64_t bytes);
@@ -55,7 +56,7 @@ class BlockWriter {
   File direct_;
   const uint64_t bytes_;
   const WriteOptions options_;
-  std::vector<AlignedBuffer> memory_;
+  AlignedBuffer memory_;
   std::mutex mutex_;  // Guards what follows.
   std::condition_variable changed_;
   std::vector<char*> free_;

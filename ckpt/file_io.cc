@@ -1,6 +1,7 @@
 #include "ckpt/file_io.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,7 +17,8 @@ namespace perdure {
 namespace {
 
 constexpr uint64_t kReadBytes = 8 << 20;  // Of one direct transfer.
-constexpr size_t kPiecesPerCall = 1024;   // IOV_MAX of Linux.
+constexpr size_t kHugePage = 2 << 20;
+constexpr size_t kPiecesPerCall = 1024;  // IOV_MAX of Linux.
 
 // Drops the first `done` bytes, and empty pieces in front.
 void Advance(std::span<iovec>& pieces, size_t done) {
@@ -121,8 +123,10 @@ absl::Status File::Close() {
   return absl::OkStatus();
 }
 
-DirectReader::DirectReader(const File& file)
-    : file_(file), direct_(OpenDirect(file, O_RDONLY)), buffer_(kReadBytes) {}
+AlignedBuffer DirectReader::NewBuffer() { return AlignedBuffer(kReadBytes); }
+
+DirectReader::DirectReader(const File& file, const AlignedBuffer& buffer)
+    : file_(file), direct_(OpenDirect(file, O_RDONLY)), buffer_(buffer) {}
 
 absl::Status DirectReader::ReadAt(uint64_t offset, std::span<iovec> pieces) {
   uint64_t left = 0;
@@ -152,10 +156,13 @@ absl::Status DirectReader::ReadAt(uint64_t offset, std::span<iovec> pieces) {
   return absl::OkStatus();
 }
 
-AlignedBuffer::AlignedBuffer(size_t bytes)
-    : data_(static_cast<char*>(std::aligned_alloc(
-          kDirectBytes, (bytes + kDirectBytes - 1) / kDirectBytes * kDirectBytes))) {
+AlignedBuffer::AlignedBuffer(size_t bytes) {
+  // A direct transfer is cut wherever memory is not contiguous: huge pages make it a few pieces.
+  const size_t alignment = bytes >= kHugePage ? kHugePage : kDirectBytes;
+  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  data_ = static_cast<char*>(std::aligned_alloc(alignment, rounded));
   PERDURE_CHECK(data_ != nullptr);
+  if (alignment == kHugePage) (void)::madvise(data_, rounded, MADV_HUGEPAGE);  // Where it can.
 }
 
 AlignedBuffer::~AlignedBuffer() { std::free(data_); }

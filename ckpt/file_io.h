@@ -28,7 +28,7 @@ class AlignedBuffer {
   char* data() const { return data_; }
 
  private:
-  char* data_;
+  char* data_ = nullptr;
 };
 
 // Owns a descriptor.
@@ -67,15 +67,16 @@ class File {
 // so that neither ranges nor memory need be aligned. One thread.
 class DirectReader {
  public:
-  // `file` outlives this.
-  explicit DirectReader(const File& file);
+  static AlignedBuffer NewBuffer();  // As large as a reader's.
+  // `file`, and `buffer` from NewBuffer, outlive this.
+  DirectReader(const File& file, const AlignedBuffer& buffer);
   // As File::ReadAt.
   absl::Status ReadAt(uint64_t offset, std::span<iovec> pieces);
 
  private:
   const File& file_;
   File direct_;
-  AlignedBuffer buffer_;
+  const AlignedBuffer& buffer_;
 };
 
 // A file that is not there is DataLoss: whoever asks has a manifest that names it.

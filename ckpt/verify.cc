@@ -7,9 +7,9 @@
 #include "ckpt/checkpoint.h"
 #include "ckpt/file_io.h"
 #include "ckpt/manifest_json.h"
-#include "runtime/base/parallel.h"
 #include "ckpt/part_plan.h"
 #include "ckpt/store_hdf5.h"
+#include "runtime/base/parallel.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -81,7 +81,8 @@ absl::Status CheckBlocks(const File& file, const PartReport& part, uint64_t begi
 absl::Status VerifyOnce(const std::string& directory, const PartReport& part,
                         const AtomTable& table, const PartStamp& stamp, const Progress& progress) {
   ASSIGN_OR_RETURN(const File file, OpenPart(directory, part));
-  DirectReader reader(file);
+  const AlignedBuffer through = DirectReader::NewBuffer();
+  DirectReader reader(file, through);
   AtomScanner scanner(part, table);
   const AlignedBuffer buffer(std::min(kReadBytes, part.bytes));
   for (uint64_t begin = 0; begin < part.bytes; begin += kReadBytes) {

@@ -21,9 +21,7 @@ double Since(Clock::time_point begin) {
 }  // namespace
 
 WriteOptions WriteOptionsOf(const CheckpointConfig& config) {
-  return {.threads = 2,
-          .buffers = 16,
-          .bytes_per_second = static_cast<uint64_t>(config.write_mib_per_second) << 20};
+  return {.bytes_per_second = static_cast<uint64_t>(config.write_mib_per_second) << 20};
 }
 
 CheckpointSaver::CheckpointSaver(const Options& options, const AtomTable* table,
