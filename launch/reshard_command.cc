@@ -105,9 +105,9 @@ absl::StatusOr<StreamOptions> StreamOptionsOf(const ReshardArguments& arguments)
   if (options.memory_bytes < kStreamMemoryLeast)
     return InvalidArgument("--memory {}: at least {} are needed", arguments.memory,
                            HumanBytes(kStreamMemoryLeast));
-  options.threads = arguments.threads > 0
-                        ? arguments.threads
-                        : static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U));
+  options.threads =
+      std::max(options.threads, static_cast<int>(std::thread::hardware_concurrency()));
+  if (arguments.threads > 0) options.threads = arguments.threads;
   return options;
 }
 
@@ -158,7 +158,9 @@ void AddReshardCommand(CLI::App& ckpt, int* exit_code) {
   reshard->add_option("--ranks-per-file", arguments->ranks_per_file, "Of that layout (default: 1)")
       ->check(CLI::PositiveNumber);
   reshard->add_option("--memory", arguments->memory, "At most so much (default: 1GiB)");
-  reshard->add_option("--threads", arguments->threads, "Files at once (default: one a core)")
+  reshard
+      ->add_option("--threads", arguments->threads,
+                   "Files at once (default: one a core, at least 8)")
       ->check(CLI::Range(1, 1024));
   reshard->add_flag("--params-only", arguments->params_only,
                     "Whole parameters in one HDF5 file, params.h5, in place of a checkpoint");
