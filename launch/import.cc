@@ -1,5 +1,6 @@
 #include "launch/import.h"
 
+#include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -99,6 +100,12 @@ absl::Status Place(const ImportOptions& options, const ForeignProgress& source, 
     import.notes.push_back(
         fmt::format("AdamW will correct its moments as at step {}; the source's have seen {} steps",
                     head.step, source.optimizer_step));
+  // Theirs is what the next step would be taken with, and what ours was taken with: one number.
+  if (const double ours = head.step > 0 ? schedule.At(head.step - 1).rate : -1;
+      ours >= 0 && source.rate >= 0 && std::abs(source.rate - ours) > 1e-6 * ours)
+    import.notes.push_back(
+        fmt::format("{} has come to the learning rate {}, this run's schedule to {} at step {}",
+                    options.directory, source.rate, ours, head.step));
   head.phase_name = import.config.phases[static_cast<size_t>(head.phase)].name;
   return absl::OkStatus();
 }

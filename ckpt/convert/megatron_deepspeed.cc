@@ -115,6 +115,7 @@ class MegatronDeepSpeedOpener {
   std::unique_ptr<MegatronDeepSpeedSource> source_;
   Names names_;
   MegatronRun run_;
+  ZeroProgress optimizer_;
   int64_t tensor_ = 0, pipeline_ = 0, data_ = 0;
   std::vector<ZeroFragments> by_rank_;  // By mp rank: stage * tensor_ + tensor rank.
 };
@@ -171,8 +172,7 @@ absl::Status MegatronDeepSpeedOpener::ReadPartitions() {
     const auto [rank, data] = ranks;
     source_->paths_.push_back(PathOf(name));
     RETURN_IF_ERROR(ReadZeroPartition(source_->paths_.back(), data, data_, source_->files_,
-                                      by_rank_[static_cast<size_t>(rank)],
-                                      source_->progress_.optimizer_step));
+                                      by_rank_[static_cast<size_t>(rank)], optimizer_));
   }
   return absl::OkStatus();
 }
@@ -242,9 +242,9 @@ absl::StatusOr<std::unique_ptr<MegatronDeepSpeedSource>> MegatronDeepSpeedOpener
   RETURN_IF_ERROR(CheckNothingElse(parameters));
   for (const MegatronParameter& parameter : parameters) RETURN_IF_ERROR(Place(parameter));
   RETURN_IF_ERROR(source_->state_.CheckComplete());
-  const int64_t step = source_->progress_.optimizer_step;
   source_->progress_ = run_.progress;
-  source_->progress_.optimizer_step = step;
+  source_->progress_.optimizer_step = optimizer_.step;
+  source_->progress_.rate = optimizer_.rate;
   source_->layout_ = fmt::format("tensor {} x pipeline {} x data {}", tensor_, pipeline_, data_);
   return std::move(source_);
 }

@@ -40,6 +40,15 @@ def make_state(model, seed):
     return state
 
 
+def make_training_state(model, seed):
+    """As make_state, of sizes that training goes on from."""
+    state = make_state(model, seed)
+    for name, parts in state.items():
+        parts[0] = parts[0] * 0.05 + (1 if parts[0].dim() == 1 else 0)
+        parts[1:] = [parts[1] * 1e-3, (parts[2] * 1e-3) ** 2]
+    return state
+
+
 def golden_lines(label, state, parts=3):
     """label, name, part, CRC-32 of its fp32 bytes in row-major order."""
     for name, tensors in state.items():

@@ -7,6 +7,7 @@ diff of golden.txt before committing.
 import argparse
 import collections
 import gzip
+import math
 import os
 import shutil
 import tarfile
@@ -19,8 +20,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from llama_state import Model, golden_lines, make_state
-from megatron_checkpoint import check_universal, convert, save_megatron
+from llama_state import Model, golden_lines, make_state, make_training_state
+from megatron_checkpoint import Progress, check_universal, convert, save_megatron
 
 def save_dcp(rank, directory, state, port):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -88,6 +89,14 @@ def main(directory, scratch):
             with open(f"{directory}/universal/latest_universal", "w") as f:
                 f.write("global_step120")
             golden += golden_lines("universal", state)
+    # Of a model that perdure run accepts, in the middle of its decay: what tests/launch trains on. All files of Megatron's.
+    trained = Model(2, heads=4, kv_heads=2, head_dim=8, vocab=60)
+    state = make_training_state(trained, 6)
+    rate = 3e-4 + 0.5 * (1 + math.cos(math.pi * (320 - 64) / (800 - 64))) * (3e-3 - 3e-4)
+    where = save_megatron(f"{directory}/trained/megatron", trained, state, (2, 2, 2), "zero", 64,
+                          Progress(step=40, samples=320, tokens=320 * 32, rate=rate), all_layers=True)
+    convert(where, f"{directory}/trained/universal")
+    check_universal(f"{directory}/trained/universal", trained, state)
     state = make_state(one, 4)
     torch.multiprocessing.spawn(save_dcp, args=(f"{directory}/dcp", state, 29517), nprocs=2)
     golden += golden_lines("dcp", state)
