@@ -4,6 +4,7 @@
 #include <charconv>
 #include <filesystem>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "ckpt/convert/torch_file.h"
 #include "ckpt/convert/zero_partition.h"
 #include "runtime/base/files.h"
+#include "runtime/base/parallel.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -258,6 +260,18 @@ absl::Status MegatronDeepSpeedSource::Verify(const Progress& tell) const {
   return VerifyTorchFiles(paths_, tell);
 }
 
+namespace {
+
+absl::Status VerifyTorchFile(const std::string& path,
+                             const std::function<void(uint64_t bytes)>& tell) {
+  ASSIGN_OR_RETURN(const TorchFile file, TorchFile::Open(path));
+  for (const ZipRecord& record : file.zip().records())
+    RETURN_IF_ERROR(VerifyZipRecord(file.file(), record, path, tell));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status VerifyTorchFiles(std::span<const std::string> paths, const Progress& tell) {
   uint64_t done = 0, total = 0;
   for (const std::string& path : paths) {
@@ -265,14 +279,14 @@ absl::Status VerifyTorchFiles(std::span<const std::string> paths, const Progress
     ASSIGN_OR_RETURN(const uint64_t bytes, file.Size());
     total += bytes;
   }
-  for (const std::string& path : paths) {
-    ASSIGN_OR_RETURN(const TorchFile file, TorchFile::Open(path));
-    for (const ZipRecord& record : file.zip().records())
-      RETURN_IF_ERROR(VerifyZipRecord(file.file(), record, path, [&](uint64_t bytes) {
-        done += bytes;
-        if (tell) tell(done, total);
-      }));
-  }
+  std::mutex mutex;
+  const auto count = [&](uint64_t bytes) {
+    const std::lock_guard lock(mutex);
+    done += bytes;
+    if (tell) tell(done, total);
+  };
+  RETURN_IF_ERROR(
+      ForEachInParallel(paths.size(), [&](size_t i) { return VerifyTorchFile(paths[i], count); }));
   if (tell) tell(total, total);
   return absl::OkStatus();
 }
