@@ -26,8 +26,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// State of one file, so that files are neither many nor too large for one writer.
-constexpr int64_t kFileElements = (int64_t{4} << 30) / 12;
+// State of one file, so that files are not many and yet several are written at once.
+constexpr int64_t kFileElements = (int64_t{1} << 30) / 12;
 constexpr uint64_t kGeneration = 1;
 constexpr int kExitMore = 75;  // As a job that stopped cleanly.
 

@@ -1,6 +1,7 @@
 #include "launch/reshard_command.h"
 
 #include <fmt/format.h>
+#include <malloc.h>
 
 #include <CLI/CLI.hpp>
 #include <charconv>
@@ -25,6 +26,7 @@ namespace perdure {
 namespace {
 
 constexpr int64_t kFilesMax = 1 << 20;
+constexpr int kMappedBytes = 4 << 20;  // Buffers from this size on go back to the system.
 
 struct ReshardArguments {
   std::string source, target;
@@ -113,6 +115,8 @@ absl::StatusOr<StreamOptions> StreamOptionsOf(const ReshardArguments& arguments)
 
 absl::StatusOr<std::string> RunReshard(const ReshardArguments& arguments) {
   RETURN_IF_ERROR(CheckArguments(arguments));
+  // Otherwise glibc keeps what threads free, several times --memory.
+  ::mallopt(M_MMAP_THRESHOLD, kMappedBytes);
   ASSIGN_OR_RETURN(StreamOptions options, StreamOptionsOf(arguments));
   ASSIGN_OR_RETURN(const CheckpointTarget source, ResolveNewestCheckpoint(arguments.source));
   RETURN_IF_ERROR(CheckCommitted(source));
