@@ -5,11 +5,11 @@
 #include <mutex>
 
 #include "ckpt/atom_reader.h"
-#include "runtime/base/parallel.h"
 #include "ckpt/run_writer.h"
 #include "ckpt/verify.h"
 #include "runtime/base/check.h"
 #include "runtime/base/files.h"
+#include "runtime/base/parallel.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -19,6 +19,10 @@ namespace fs = std::filesystem;
 
 // Of a thread: what its source reads through, and the least buffers of a writer.
 constexpr uint64_t kFixedBytes = 16 * kBlockBytes;
+
+uint64_t StateBytes(int64_t elements) {
+  return static_cast<uint64_t>(elements) * kStatePartCount * sizeof(float);
+}
 
 class Streamer {
  public:
@@ -33,7 +37,8 @@ class Streamer {
             options.memory_bytes / kStreamMemoryLeast, 1, static_cast<uint64_t>(options.threads)))),
         // What is left goes in equal shares to atoms and to buffers of the writer.
         share_((options.memory_bytes / threads_ - kFixedBytes) / 2),
-        total_(static_cast<uint64_t>(table.parameters()) * kStatePartCount * sizeof(float)) {}
+        // Told twice: written, and read back.
+        total_(2 * StateBytes(table.parameters())) {}
 
   size_t threads() const { return threads_; }
 
@@ -43,8 +48,9 @@ class Streamer {
     std::error_code ignored;  // Whatever is left there is told by the creation below.
     fs::remove(fs::path(directory_) / plan.file, ignored);
     ASSIGN_OR_RETURN(PartReport part, WriteAnew(plan));
-    RETURN_IF_ERROR(
-        ReplaceFile((fs::path(directory_) / DoneName(plan.file)).string(), SerializePart(part)));
+    RETURN_IF_ERROR(ReplaceFileFast((fs::path(directory_) / DoneName(plan.file)).string(),
+                                    SerializePart(part)));
+    RETURN_IF_ERROR(ReadBack(part));
     return part;
   }
 
@@ -55,14 +61,40 @@ class Streamer {
     ASSIGN_OR_RETURN(PartReport part, ParsePart(text));
     if (part.file != plan.file || part.atoms != plan.atoms || part.runs != plan.runs)
       return DataLoss("{} is of another plan", path);
-    RETURN_IF_ERROR(VerifyPart(directory_, part, table_, stamp_, nullptr));
-    for (const int64_t atom : part.atoms) Count(atom);
+    RETURN_IF_ERROR(ReadBack(part));
+    for (const int64_t atom : part.atoms) Count(StateBytes(Elements(atom)));
     return part;
+  }
+
+  // While other threads read and write: a disk does all of it at once.
+  absl::Status ReadBack(const PartReport& part) {
+    uint64_t state = 0, told = 0;
+    for (const int64_t atom : part.atoms) state += StateBytes(Elements(atom));
+    RETURN_IF_ERROR(VerifyPart(directory_, part, table_, stamp_, [&](uint64_t bytes, uint64_t) {
+      bytes = std::min(bytes, state - told);  // The file is longer than its state.
+      told += bytes;
+      Count(bytes);
+    }));
+    Count(state - told);
+    return absl::OkStatus();
+  }
+
+  // One that another file was written from, or a new one: opening may take long.
+  absl::StatusOr<std::unique_ptr<StateSource>> TakeSource() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!idle_.empty()) {
+        std::unique_ptr<StateSource> source = std::move(idle_.back());
+        idle_.pop_back();
+        return source;
+      }
+    }
+    return open_();
   }
 
   // Its runs one after the other, each as its writer would write it.
   absl::StatusOr<PartReport> WriteAnew(const PartPlan& plan) {
-    ASSIGN_OR_RETURN(const std::unique_ptr<StateSource> source, open_());
+    ASSIGN_OR_RETURN(std::unique_ptr<StateSource> source, TakeSource());
     std::vector<RunReport> reports;
     size_t first = 0;
     // A file without atoms has one writer all the same.
@@ -72,6 +104,10 @@ class Streamer {
                        WriteRun(plan, run, std::span(plan.atoms).subspan(first, count), *source));
       reports.push_back(std::move(report));
       first += count;
+    }
+    {
+      const std::lock_guard lock(mutex_);
+      idle_.push_back(std::move(source));
     }
     return JoinRuns(reports);
   }
@@ -88,17 +124,19 @@ class Streamer {
       RETURN_IF_ERROR(source.Read(buffer.states()));
       for (const AtomState& state : buffer.states()) {
         RETURN_IF_ERROR(writer->Append(state));
-        Count(state.atom);
+        Count(StateBytes(Elements(state.atom)));
       }
       atoms = atoms.subspan(buffer.states().size());
     }
     return writer->Finish();
   }
 
-  void Count(int64_t atom) {
+  int64_t Elements(int64_t atom) const { return table_.atoms()[static_cast<size_t>(atom)].count; }
+
+  void Count(uint64_t bytes) {
+    if (bytes == 0) return;
     const std::lock_guard lock(mutex_);
-    done_ += static_cast<uint64_t>(table_.atoms()[static_cast<size_t>(atom)].count) *
-             kStatePartCount * sizeof(float);
+    done_ += bytes;
     if (options_.progress) options_.progress(done_, total_);
   }
 
@@ -110,8 +148,9 @@ class Streamer {
   const size_t threads_;
   const uint64_t share_;
   const uint64_t total_;
-  std::mutex mutex_;
+  std::mutex mutex_;  // Guards what follows.
   uint64_t done_ = 0;
+  std::vector<std::unique_ptr<StateSource>> idle_;
 };
 
 }  // namespace

@@ -1,6 +1,6 @@
 // Writes the parts of a checkpoint from a source that is read piece by piece: reshard, import.
-// Memory is bounded, several files are written at once, and what was finished before an
-// interruption is kept.
+// Memory is bounded, several files are written and read back at once, and what was finished before
+// an interruption is kept.
 #pragma once
 
 #include <cstdint>
@@ -25,17 +25,18 @@ inline constexpr uint64_t kStreamMemoryLeast = uint64_t{64} << 20;
 
 struct StreamOptions {
   uint64_t memory_bytes = uint64_t{1} << 30;  // At least kStreamMemoryLeast.
-  int threads = 2;                            // Files written at once, memory permitting.
-  Progress progress;                          // Bytes of state.
+  int threads = 8;    // Files at once, memory permitting; more than cores, for they wait for disks.
+  Progress progress;  // Bytes of state, each twice: written, and read back.
 };
 
-// One for each file that is written; may be called by several threads.
+// One for each thread that writes; may be called by several threads.
 using OpenSource = std::function<absl::StatusOr<std::unique_ptr<StateSource>>()>;
 
-// Writes every part into `directory`, which exists and belongs to this call alone. A part is
-// finished when <file>.done, its report, is durable; the caller deletes these when all is done. A
-// finished part that is found is read and compared instead of written; anything else of its name is
-// written anew.
+// Writes every part into `directory`, which exists and belongs to this call alone, durably, and
+// reads it back as VerifyPart does. A part is written when <file>.done, its report, is there; the
+// caller deletes these when all is done. A written part that is found is read and compared instead
+// of written; anything else of its name is written anew. The reports need not be durable for that:
+// a lost or torn one costs no more than writing its part again.
 absl::StatusOr<std::vector<PartReport>> StreamParts(const std::string& directory,
                                                     const AtomTable& table,
                                                     std::span<const PartPlan> plans,

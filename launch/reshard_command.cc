@@ -1,6 +1,7 @@
 #include "launch/reshard_command.h"
 
 #include <fmt/format.h>
+#include <malloc.h>
 
 #include <CLI/CLI.hpp>
 #include <charconv>
@@ -25,6 +26,7 @@ namespace perdure {
 namespace {
 
 constexpr int64_t kFilesMax = 1 << 20;
+constexpr int kMappedBytes = 4 << 20;  // Buffers from this size on go back to the system.
 
 struct ReshardArguments {
   std::string source, target;
@@ -105,14 +107,16 @@ absl::StatusOr<StreamOptions> StreamOptionsOf(const ReshardArguments& arguments)
   if (options.memory_bytes < kStreamMemoryLeast)
     return InvalidArgument("--memory {}: at least {} are needed", arguments.memory,
                            HumanBytes(kStreamMemoryLeast));
-  options.threads = arguments.threads > 0
-                        ? arguments.threads
-                        : static_cast<int>(std::max(std::thread::hardware_concurrency(), 1U));
+  options.threads =
+      std::max(options.threads, static_cast<int>(std::thread::hardware_concurrency()));
+  if (arguments.threads > 0) options.threads = arguments.threads;
   return options;
 }
 
 absl::StatusOr<std::string> RunReshard(const ReshardArguments& arguments) {
   RETURN_IF_ERROR(CheckArguments(arguments));
+  // Otherwise glibc keeps what threads free, several times --memory.
+  ::mallopt(M_MMAP_THRESHOLD, kMappedBytes);
   ASSIGN_OR_RETURN(StreamOptions options, StreamOptionsOf(arguments));
   ASSIGN_OR_RETURN(const CheckpointTarget source, ResolveNewestCheckpoint(arguments.source));
   RETURN_IF_ERROR(CheckCommitted(source));
@@ -158,7 +162,9 @@ void AddReshardCommand(CLI::App& ckpt, int* exit_code) {
   reshard->add_option("--ranks-per-file", arguments->ranks_per_file, "Of that layout (default: 1)")
       ->check(CLI::PositiveNumber);
   reshard->add_option("--memory", arguments->memory, "At most so much (default: 1GiB)");
-  reshard->add_option("--threads", arguments->threads, "Files at once (default: one a core)")
+  reshard
+      ->add_option("--threads", arguments->threads,
+                   "Files at once (default: one a core, at least 8)")
       ->check(CLI::Range(1, 1024));
   reshard->add_flag("--params-only", arguments->params_only,
                     "Whole parameters in one HDF5 file, params.h5, in place of a checkpoint");

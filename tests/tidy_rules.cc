@@ -235,7 +235,7 @@ const std::map<std::string_view, Words>& Libraries() {
       {"arpa/", {"runtime/comm/", "tests/comm/"}},
       {"ifaddrs.h", {"runtime/comm/"}},
       {"pty.h", {"tests/"}},
-      {"malloc.h", {"tests/"}},
+      {"malloc.h", {"launch/reshard_command", "tests/"}},
       {"sched.h", {"tests/"}},
       {"linux/", {"tests/"}},
       {"dlfcn.h", {"runtime/agent/device_watch", "kernels/cuda/cublaslt_lazy", "tests/"}},

@@ -58,6 +58,7 @@ struct ForeignProgress {
   int64_t samples = -1;         // Consumed.
   int64_t tokens = -1;          // Consumed.
   int64_t optimizer_step = -1;  // What Adam counts; it lags behind iteration after skipped steps.
+  double rate = -1;             // The learning rate that its last step led to.
   bool has_moments = true;      // False: exp_avg and exp_avg_sq are not there and read as zeros.
 };
 

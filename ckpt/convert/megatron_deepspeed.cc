@@ -4,6 +4,7 @@
 #include <charconv>
 #include <filesystem>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <utility>
 
@@ -12,6 +13,7 @@
 #include "ckpt/convert/torch_file.h"
 #include "ckpt/convert/zero_partition.h"
 #include "runtime/base/files.h"
+#include "runtime/base/parallel.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -115,6 +117,7 @@ class MegatronDeepSpeedOpener {
   std::unique_ptr<MegatronDeepSpeedSource> source_;
   Names names_;
   MegatronRun run_;
+  ZeroProgress optimizer_;
   int64_t tensor_ = 0, pipeline_ = 0, data_ = 0;
   std::vector<ZeroFragments> by_rank_;  // By mp rank: stage * tensor_ + tensor rank.
 };
@@ -171,8 +174,7 @@ absl::Status MegatronDeepSpeedOpener::ReadPartitions() {
     const auto [rank, data] = ranks;
     source_->paths_.push_back(PathOf(name));
     RETURN_IF_ERROR(ReadZeroPartition(source_->paths_.back(), data, data_, source_->files_,
-                                      by_rank_[static_cast<size_t>(rank)],
-                                      source_->progress_.optimizer_step));
+                                      by_rank_[static_cast<size_t>(rank)], optimizer_));
   }
   return absl::OkStatus();
 }
@@ -242,9 +244,9 @@ absl::StatusOr<std::unique_ptr<MegatronDeepSpeedSource>> MegatronDeepSpeedOpener
   RETURN_IF_ERROR(CheckNothingElse(parameters));
   for (const MegatronParameter& parameter : parameters) RETURN_IF_ERROR(Place(parameter));
   RETURN_IF_ERROR(source_->state_.CheckComplete());
-  const int64_t step = source_->progress_.optimizer_step;
   source_->progress_ = run_.progress;
-  source_->progress_.optimizer_step = step;
+  source_->progress_.optimizer_step = optimizer_.step;
+  source_->progress_.rate = optimizer_.rate;
   source_->layout_ = fmt::format("tensor {} x pipeline {} x data {}", tensor_, pipeline_, data_);
   return std::move(source_);
 }
@@ -258,6 +260,18 @@ absl::Status MegatronDeepSpeedSource::Verify(const Progress& tell) const {
   return VerifyTorchFiles(paths_, tell);
 }
 
+namespace {
+
+absl::Status VerifyTorchFile(const std::string& path,
+                             const std::function<void(uint64_t bytes)>& tell) {
+  ASSIGN_OR_RETURN(const TorchFile file, TorchFile::Open(path));
+  for (const ZipRecord& record : file.zip().records())
+    RETURN_IF_ERROR(VerifyZipRecord(file.file(), record, path, tell));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::Status VerifyTorchFiles(std::span<const std::string> paths, const Progress& tell) {
   uint64_t done = 0, total = 0;
   for (const std::string& path : paths) {
@@ -265,14 +279,14 @@ absl::Status VerifyTorchFiles(std::span<const std::string> paths, const Progress
     ASSIGN_OR_RETURN(const uint64_t bytes, file.Size());
     total += bytes;
   }
-  for (const std::string& path : paths) {
-    ASSIGN_OR_RETURN(const TorchFile file, TorchFile::Open(path));
-    for (const ZipRecord& record : file.zip().records())
-      RETURN_IF_ERROR(VerifyZipRecord(file.file(), record, path, [&](uint64_t bytes) {
-        done += bytes;
-        if (tell) tell(done, total);
-      }));
-  }
+  std::mutex mutex;
+  const auto count = [&](uint64_t bytes) {
+    const std::lock_guard lock(mutex);
+    done += bytes;
+    if (tell) tell(done, total);
+  };
+  RETURN_IF_ERROR(
+      ForEachInParallel(paths.size(), [&](size_t i) { return VerifyTorchFile(paths[i], count); }));
   if (tell) tell(total, total);
   return absl::OkStatus();
 }

@@ -12,7 +12,7 @@
 namespace perdure {
 
 struct MegatronRun {
-  ForeignProgress progress;   // All but optimizer_step.
+  ForeignProgress progress;   // All but optimizer_step and rate.
   int64_t tensor_ranks = -1;  // -1 where the file does not say, as below.
   int64_t padded_vocab = -1;
 };

@@ -157,6 +157,7 @@ absl::Status UniversalExporter::WriteOptimizer(const UniversalExport& about) {
         {Str("params"), {TorchList{Int(decays ? 0 : 1)}}},
     }});
   const TorchDict root = {
+      {Str("ds_version"), Str("0.15.0")},  // Without one, DeepSpeed's ZeRO optimizers refuse.
       {Str("clip_grad"), Real(about.clip_grad)},
       {Str("group_paddings"), {TorchList{Int(0), Int(0)}}},
       {Str("partition_count"), {TorchList{Int(1), Int(1)}}},

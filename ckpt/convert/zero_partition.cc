@@ -45,7 +45,7 @@ class PartitionReader {
   PartitionReader(const TorchFile& file, FileCache& files, int64_t data_rank, int64_t data_ranks)
       : file_(file), files_(files), data_rank_(data_rank), data_ranks_(data_ranks) {}
 
-  absl::Status Read(ZeroFragments& fragments, int64_t& step);
+  absl::Status Read(ZeroFragments& fragments, ZeroProgress& progress);
 
  private:
   absl::Status CheckStage(const PickleView& optimizer) const;
@@ -160,7 +160,7 @@ absl::Status PartitionReader::ReadFragments(const PickleView& mapping, const Gro
   return absl::OkStatus();
 }
 
-absl::Status PartitionReader::Read(ZeroFragments& fragments, int64_t& step) {
+absl::Status PartitionReader::Read(ZeroFragments& fragments, ZeroProgress& progress) {
   ASSIGN_OR_RETURN(const PickleView optimizer, file_.root().Get("optimizer_state_dict"));
   RETURN_IF_ERROR(CheckStage(optimizer));
   ASSIGN_OR_RETURN(const std::optional<PickleView> mappings,
@@ -175,24 +175,29 @@ absl::Status PartitionReader::Read(ZeroFragments& fragments, int64_t& step) {
   if (groups.size() > kGroupsMax)
     return mappings->Unexpected(fmt::format("at most {} groups are read", kGroupsMax));
   for (size_t g = 0; g < groups.size(); ++g) {
-    ASSIGN_OR_RETURN(const Group group, ReadGroup(optimizer, g, step));
+    ASSIGN_OR_RETURN(const Group group, ReadGroup(optimizer, g, progress.step));
     RETURN_IF_ERROR(ReadFragments(groups[g], group, fragments));
   }
   // FusedAdam counts steps in its groups instead.
   ASSIGN_OR_RETURN(const PickleView base, optimizer.Get("base_optimizer_state"));
   ASSIGN_OR_RETURN(const PickleView params, base.Get("param_groups"));
   ASSIGN_OR_RETURN(const std::vector<PickleView> param_groups, params.Items());
-  for (const PickleView& group : param_groups) RETURN_IF_ERROR(AgreeOnStep(file_, group, step));
+  for (const PickleView& group : param_groups) {
+    RETURN_IF_ERROR(AgreeOnStep(file_, group, progress.step));
+    ASSIGN_OR_RETURN(const std::optional<PickleView> rate, group.Find("lr"));
+    if (progress.rate < 0 && rate.has_value()) {
+      ASSIGN_OR_RETURN(progress.rate, rate->Number());
+    }
+  }
   return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::Status ReadZeroPartition(const std::string& path, int64_t data_rank, int64_t data_ranks,
-                               FileCache& files, ZeroFragments& fragments,
-                               int64_t& optimizer_step) {
+                               FileCache& files, ZeroFragments& fragments, ZeroProgress& progress) {
   ASSIGN_OR_RETURN(const TorchFile file, TorchFile::Open(path));
-  return PartitionReader(file, files, data_rank, data_ranks).Read(fragments, optimizer_step);
+  return PartitionReader(file, files, data_rank, data_ranks).Read(fragments, progress);
 }
 
 absl::StatusOr<std::array<std::shared_ptr<FloatSource>, kStatePartCount>> JoinFragments(

@@ -29,10 +29,16 @@ struct ZeroFragment {
 // Of one pipeline stage and tensor rank, by parameter; fragments by data rank.
 using ZeroFragments = std::map<std::string, std::vector<ZeroFragment>>;
 
-// Adds what the file at `path` holds. `optimizer_step`: -1, or what other files had said, and then
-// what this one must say too.
+// What the optimizer says of its progress; -1: nothing so far.
+struct ZeroProgress {
+  int64_t step = -1;  // In every file the same.
+  double rate = -1;   // Of the first group that has one: factors make others' differ.
+};
+
+// Adds what the file at `path` holds. `progress` is what other files said before: this one must
+// agree with the step.
 absl::Status ReadZeroPartition(const std::string& path, int64_t data_rank, int64_t data_ranks,
-                               FileCache& files, ZeroFragments& fragments, int64_t& optimizer_step);
+                               FileCache& files, ZeroFragments& fragments, ZeroProgress& progress);
 
 // The parameter's elements out of its fragments, for each part of the state. DataLoss when they do
 // not join.

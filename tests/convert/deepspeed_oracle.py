@@ -1,7 +1,8 @@
-"""Trains with DeepSpeed's own engine on the CPU and has Perdure import what it saves: python deepspeed_oracle.py BUILD
+"""DeepSpeed's own engine on the CPU, both ways: python deepspeed_oracle.py BUILD
 
 BUILD has torch_convert_tool. Needs torch and deepspeed. The engine's optimizers (ZeRO 1 and 2, and the bf16 one) cut a few
-parameters with Megatron's names over two or three data ranks; DeepSpeed's converter says what is in the checkpoint.
+parameters with Megatron's names over two or three data ranks. Perdure imports what they save, where DeepSpeed's converter
+says what is in the checkpoint; and they load the universal checkpoint that Perdure exports, and step on from it.
 """
 import argparse
 import os
@@ -34,17 +35,21 @@ def make_module(slices):
     return root
 
 
-def train(rank, ranks, directory, config, port):
+def start(rank, ranks, config, port, module):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_SIZE=str(ranks),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), DS_ACCELERATOR="cpu")
     import deepspeed
     deepspeed.init_distributed("gloo")
-    module = make_module(megatron_slices(MODEL, make_state(MODEL, 21), 0, 1, PADDED))
     groups = [{"params": [p for p in module.parameters() if p.dim() == dim], "weight_decay": decay}
               for dim, decay in [(2, 0.1), (1, 0.0)]]
     engine, *_ = deepspeed.initialize(model=module, optimizer=torch.optim.AdamW(groups, lr=1e-2), config={
         "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "bf16": {"enabled": True},
         "gradient_clipping": 1.0, "zero_allow_untested_optimizer": True} | config)
+    return engine
+
+
+def train(rank, ranks, directory, config, port):
+    engine = start(rank, ranks, config, port, make_module(megatron_slices(MODEL, make_state(MODEL, 21), 0, 1, PADDED)))
     for step in range(3):
         engine.backward(engine(torch.tensor(1.0 + step + rank)))
         engine.step()
@@ -81,6 +86,38 @@ def hugging_face(universal):
             yield name, PARTS[part], zlib.crc32(value.contiguous().float().numpy().tobytes())
 
 
+def load(rank, ranks, universal, config, port):
+    """Every rank compares what the engine loaded with the state that was exported, then all take a step."""
+    model = Model(2)
+    slices = [megatron_slices(model, make_state(model, 1), part, 1, PADDED) for part in range(3)]
+    module = make_module({name: [torch.zeros_like(value)] for name, (value,) in slices[0].items()})
+    engine = start(rank, ranks, config | {"checkpoint": {"load_universal": True}}, port, module)
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+    engine.optimizer.load_state_dict(None, load_optimizer_states=True, load_from_fp32_weights=False,
+                                     checkpoint_folder=universal)
+    for name, parameter in module.named_parameters():
+        got = [safe_get_full_fp32_param(parameter), safe_get_full_optimizer_state(parameter, "exp_avg"),
+               safe_get_full_optimizer_state(parameter, "exp_avg_sq")]
+        rows = model.vocab if "word_embeddings" in name or "lm_head" in name else parameter.shape[0]  # Behind: zeros.
+        for part, value in enumerate(got):
+            # As numbers: the ranks' pieces are added up, which makes 0 of -0. torch_oracle.py compares bits.
+            assert torch.equal(value.view(parameter.shape)[:rows], slices[part][name][0][:rows]), (name, part)
+    # exp_avg_sq has any sign here, so no more is asked for than that a step runs.
+    engine.backward(engine(torch.tensor(1.0 + rank)))
+    engine.step()
+    steps = {float(state["step"]) for state in engine.optimizer.optimizer.state.values()}
+    assert steps == {121.0}, steps
+    assert {group["weight_decay"] for group in engine.optimizer.param_groups} == {0.1, 0}
+    dist.barrier()
+
+
+def check_load(build, label, ranks, config, port):
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run([os.path.join(build, "torch_convert_tool"), "export", directory], check=True)
+        torch.multiprocessing.spawn(load, args=(ranks, f"{directory}/universal/global_step120", config, port), nprocs=ranks)
+    print(f"{label}, {ranks} data ranks: the engine has the numbers of the export, and steps on")
+
+
 def check(build, label, ranks, config, port):
     with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryDirectory() as universal:
         torch.multiprocessing.spawn(train, args=(ranks, directory, config, port), nprocs=ranks)
@@ -104,6 +141,9 @@ def main(build):
     check(build, "ZeRO 1", 2, zero, 29611)
     check(build, "ZeRO 2", 3, {"zero_optimization": {"stage": 2}}, 29612)
     check(build, "bf16 optimizer", 3, zero | {"data_types": {"grad_accum_dtype": "fp32"}}, 29613)
+    check_load(build, "ZeRO 1", 2, zero, 29614)
+    check_load(build, "ZeRO 2", 3, {"zero_optimization": {"stage": 2}}, 29615)
+    check_load(build, "bf16 optimizer", 2, zero | {"data_types": {"grad_accum_dtype": "fp32"}}, 29616)
 
 
 if __name__ == "__main__":

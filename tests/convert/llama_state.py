@@ -8,9 +8,9 @@ PARTS = ["param", "exp_avg", "exp_avg_sq"]
 
 
 class Model:
-    def __init__(self, layers):
-        self.layers, self.hidden, self.heads, self.kv_heads, self.head_dim = layers, 8, 8, 4, 2
-        self.ffn, self.vocab = 12, 18
+    def __init__(self, layers, hidden=8, heads=8, kv_heads=4, head_dim=2, ffn=12, vocab=18):
+        self.layers, self.hidden, self.heads, self.kv_heads, self.head_dim = layers, hidden, heads, kv_heads, head_dim
+        self.ffn, self.vocab = ffn, vocab
 
     def tensors(self):
         """Name -> shape, in the order of Perdure's tables."""
@@ -40,6 +40,15 @@ def make_state(model, seed):
     return state
 
 
+def make_training_state(model, seed):
+    """As make_state, of sizes that training goes on from."""
+    state = make_state(model, seed)
+    for name, parts in state.items():
+        parts[0] = parts[0] * 0.05 + (1 if parts[0].dim() == 1 else 0)
+        parts[1:] = [parts[1] * 1e-3, (parts[2] * 1e-3) ** 2]
+    return state
+
+
 def golden_lines(label, state, parts=3):
     """label, name, part, CRC-32 of its fp32 bytes in row-major order."""
     for name, tensors in state.items():
@@ -48,33 +57,44 @@ def golden_lines(label, state, parts=3):
             yield f"{label} {name} {part} {crc:08x}\n"
 
 
-def megatron_slices(model, state, part, ranks, padded_vocab):
-    """Megatron name -> one tensor for each tensor rank."""
+def vocabulary_slices(model, tensor, ranks, padded_vocab, which):
+    """Rows behind the vocabulary are noise, other noise for the head (`which` 1) than for the embedding (0)."""
     random = numpy.random.default_rng(99)
+    shape = (padded_vocab - model.vocab, model.hidden)
+    padding = [random.standard_normal(shape, dtype=numpy.float32) for _ in range(which + 1)][which]
+    return torch.cat([tensor, torch.from_numpy(padding)]).chunk(ranks)
 
-    def vocabulary(tensor):
-        padding = torch.from_numpy(random.standard_normal((padded_vocab - model.vocab, model.hidden), dtype=numpy.float32))
-        return torch.cat([tensor, padding]).chunk(ranks)
+
+def megatron_layer(model, state, part, ranks, padded_vocab, layer):
+    """Megatron name -> one tensor for each tensor rank. Layer 1 is the embedding, the blocks begin at 2, then norm, head."""
+    if layer == 1:
+        return {"1.word_embeddings.weight": vocabulary_slices(model, state["model.embed_tokens.weight"][part], ranks,
+                                                              padded_vocab, 0)}
+    if layer == model.layers + 2:
+        return {f"{layer}.weight": [state["model.norm.weight"][part]] * ranks}
+    if layer == model.layers + 3:
+        return {f"{layer}.lm_head.weight": vocabulary_slices(model, state["lm_head.weight"][part], ranks, padded_vocab, 1)}
+    hf, mega = f"model.layers.{layer - 2}.", f"{layer}."
 
     def at(name):
-        return state[name][part]
+        return state[hf + name + ".weight"][part]
 
-    slices = {"1.word_embeddings.weight": vocabulary(at("model.embed_tokens.weight"))}
-    for i in range(model.layers):
-        hf, mega = f"model.layers.{i}.", f"{i + 2}."
-        kv_shape = (model.kv_heads, model.head_dim, model.hidden)
-        key_value = torch.stack([at(hf + "self_attn.k_proj.weight").view(kv_shape),
-                                 at(hf + "self_attn.v_proj.weight").view(kv_shape)], dim=1)
-        gate = at(hf + "mlp.gate_proj.weight").chunk(ranks)
-        up = at(hf + "mlp.up_proj.weight").chunk(ranks)
-        slices |= {
-            mega + "input_layernorm.weight": [at(hf + "input_layernorm.weight")] * ranks,
-            mega + "self_attention.query.weight": at(hf + "self_attn.q_proj.weight").chunk(ranks),
-            mega + "self_attention.key_value.weight": key_value.reshape(-1, model.hidden).chunk(ranks),
-            mega + "self_attention.dense.weight": at(hf + "self_attn.o_proj.weight").chunk(ranks, dim=1),
-            mega + "post_attention_layernorm.weight": [at(hf + "post_attention_layernorm.weight")] * ranks,
-            mega + "mlp.dense_h_to_4h.weight": [torch.cat([g, u]) for g, u in zip(gate, up)],
-            mega + "mlp.dense_4h_to_h.weight": at(hf + "mlp.down_proj.weight").chunk(ranks, dim=1)}
-    slices[f"{model.layers + 2}.weight"] = [at("model.norm.weight")] * ranks
-    slices[f"{model.layers + 3}.lm_head.weight"] = vocabulary(at("lm_head.weight"))
+    kv_shape = (model.kv_heads, model.head_dim, model.hidden)
+    key_value = torch.stack([at("self_attn.k_proj").view(kv_shape), at("self_attn.v_proj").view(kv_shape)], dim=1)
+    gate, up = at("mlp.gate_proj").chunk(ranks), at("mlp.up_proj").chunk(ranks)
+    return {
+        mega + "input_layernorm.weight": [at("input_layernorm")] * ranks,
+        mega + "self_attention.query.weight": at("self_attn.q_proj").chunk(ranks),
+        mega + "self_attention.key_value.weight": key_value.reshape(-1, model.hidden).chunk(ranks),
+        mega + "self_attention.dense.weight": at("self_attn.o_proj").chunk(ranks, dim=1),
+        mega + "post_attention_layernorm.weight": [at("post_attention_layernorm")] * ranks,
+        mega + "mlp.dense_h_to_4h.weight": [torch.cat([g, u]) for g, u in zip(gate, up)],
+        mega + "mlp.dense_4h_to_h.weight": at("mlp.down_proj").chunk(ranks, dim=1)}
+
+
+def megatron_slices(model, state, part, ranks, padded_vocab):
+    """All layers."""
+    slices = {}
+    for layer in range(1, model.layers + 4):
+        slices |= megatron_layer(model, state, part, ranks, padded_vocab, layer)
     return slices

@@ -7,6 +7,7 @@ diff of golden.txt before committing.
 import argparse
 import collections
 import gzip
+import math
 import os
 import shutil
 import tarfile
@@ -16,138 +17,11 @@ import numpy
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from deepspeed.checkpoint import ds_to_universal
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from llama_state import PARTS, Model, golden_lines, make_state, megatron_slices
-
-UNIVERSAL_INFO = {
-    "universal_checkpoint_version": 0.2,
-    "vocabulary_parameter_patterns": [r"\d+.word_embeddings.weight", r"\d+.lm_head.weight"],
-    "tp_replicated_parameter_patterns": [r"\d+.input_layernorm.weight", r"\d+.post_attention_layernorm.weight",
-                                         r"\d+.weight"],
-    "parameter_with_row_parallelism_patterns": [r"\d+.mlp.dense_4h_to_h.weight",
-                                                r"\d+.self_attention.dense.weight"],
-    "parameter_with_2_sub_params_cat_dim_0": [r"\d+.mlp.dense_h_to_4h.weight"],
-}
-
-
-def megatron_args(model, layout, padded):
-    return argparse.Namespace(
-        num_layers=model.layers, hidden_size=model.hidden, num_attention_heads=model.heads,
-        num_key_value_heads=model.kv_heads, kv_channels=model.head_dim, ffn_hidden_size=model.ffn,
-        layernorm_epsilon=1e-5, normalization="rmsnorm", swiglu=True, add_bias_linear=False,
-        untie_embeddings_and_output_weights=True, apply_layernorm_1p=False, use_rotary_position_embeddings=True,
-        rotary_percent=1.0, padded_vocab_size=padded, tensor_model_parallel_size=layout[0],
-        pipeline_model_parallel_size=layout[1], consumed_train_samples=960, consumed_train_tokens=61440,
-        num_experts=[1], seed=1234, lr=3e-4, data_path=None, params_dtype=torch.bfloat16)
-
-
-def stage_of(name, model, stages):
-    index = int(name.split(".")[0])
-    layer = min(max(index - 2, 0), model.layers - 1)
-    return layer * stages // model.layers
-
-
-class Partition:
-    """One data rank's share of a parameter group, as DeepSpeed lays it out."""
-
-    def __init__(self, names, tensors_by_part, data_rank, data_ranks):
-        self.maps, self.flat = collections.OrderedDict(), []
-        sizes = [tensors_by_part[0][name].numel() for name in names]
-        total = sum(sizes)
-        padded = -(-total // (2 * data_ranks)) * 2 * data_ranks
-        share = padded // data_ranks
-        begin = data_rank * share
-        self.padding = padded - total if data_rank == data_ranks - 1 else 0
-        for tensors in tensors_by_part:
-            flat = torch.cat([tensors[name].reshape(-1) for name in names] + [torch.zeros(padded - total)])
-            self.flat.append(flat[begin:begin + share].clone())
-        offset = 0
-        for name, size in zip(names, sizes):
-            first, last = max(offset, begin), min(offset + size, begin + share)
-            if first < last:
-                self.maps[name] = fragment_address(numel=last - first, start=first - begin)
-            offset += size
-
-
-def save_partition(path, groups, kind, data_ranks, step):
-    states, values = {}, []
-    for i, group in enumerate(groups):
-        states[i] = {"exp_avg": group.flat[1], "exp_avg_sq": group.flat[2]}
-        if kind == "torch":
-            states[i] = {"step": torch.tensor(float(step))} | states[i]
-        keep = len(group.flat[0]) - (group.padding if kind == "zero" else 0)
-        values.append(group.flat[0][:keep].clone())
-    param_groups = [{"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": decay, "params": [i]}
-                    for i, decay in enumerate([0.1, 0.0])]
-    if kind != "torch":
-        for group in param_groups:
-            group["step"] = step
-    optimizer = {"clip_grad": 1.0, "base_optimizer_state": {"state": states, "param_groups": param_groups},
-                 "single_partition_of_fp32_groups": values, "group_paddings": [g.padding for g in groups],
-                 "partition_count": [data_ranks] * len(groups), "ds_version": "0.15.0",
-                 "param_slice_mappings": [g.maps for g in groups]}
-    if kind == "zero":
-        optimizer |= {"zero_stage": ZeroStageEnum.optimizer_states, "loss_scaler": LossScaler(1.0),
-                      "dynamic_loss_scale": False, "overflow": False}
-    torch.save({"optimizer_state_dict": optimizer, "ds_config": {}, "ds_version": "0.15.0"}, path)
-
-
-def save_megatron(directory, model, state, layout, kind, padded, step=120):
-    """kind: "torch" (bf16 optimizer over Adam), "fused" (over FusedAdam) or "zero" (ZeRO 1)."""
-    tensor, stages, data = layout
-    where = os.path.join(directory, f"global_step{step}")
-    os.makedirs(where)
-    slices = [megatron_slices(model, state, part, tensor, padded) for part in range(3)]
-    for stage in range(stages):
-        names = [name for name in slices[0] if stage_of(name, model, stages) == stage]
-        for rank in range(tensor):
-            mp = stage * tensor + rank
-            own = [{name: slices[part][name][rank] for name in names} for part in range(3)]
-            grouped = [[n for n in names if own[0][n].dim() == 2], [n for n in names if own[0][n].dim() == 1]]
-            for data_rank in range(data):
-                groups = [Partition(group, own, data_rank, data) for group in grouped]
-                prefix = "zero_pp_rank" if kind == "zero" else "bf16_zero_pp_rank"
-                save_partition(f"{where}/{prefix}_{data_rank}_mp_rank_{mp:02d}_optim_states.pt", groups, kind, data, step)
-            shapes = [collections.OrderedDict((name, own[0][name].shape) for name in group) for group in grouped]
-            content = {"module": None, "args": megatron_args(model, layout, padded), "checkpoint_version": 3.0,
-                       "iteration": step, "tokens": 61440, "param_shapes": shapes, "global_steps": step,
-                       "universal_checkpoint_info": UNIVERSAL_INFO | {"original_vocab_size": model.vocab,
-                                                                      "padded_vocab_size": padded},
-                       "dp_world_size": data, "mp_world_size": tensor}
-            if kind == "zero":
-                content["rng_state"] = [{"np_rng_state": ("MT19937", numpy.arange(8, dtype=numpy.uint32), 3, 0, 0.0),
-                                         "torch_rng_state": torch.arange(8, dtype=torch.uint8),
-                                         "random_rng_state": (3, (2**31, 2**32 - 1), None)}]
-            torch.save(content, f"{where}/mp_rank_{mp:02d}_model_states.pt")
-    if stages > 1:
-        for rank in range(tensor):
-            torch.save({"word_embeddings.weight": slices[0]["1.word_embeddings.weight"][rank].bfloat16()},
-                       f"{where}/layer_01-model_{rank:02d}-model_states.pt")
-    with open(os.path.join(directory, "latest"), "w") as f:
-        f.write(f"global_step{step}")
-    return where
-
-
-def convert(source, output):
-    ds_to_universal.main(argparse.Namespace(
-        input_folder=source, output_folder=output, num_extract_workers=1, num_merge_workers=1, keep_temp_folder=False,
-        strict=True, inject_missing_state=False))
-
-
-def check_universal(directory, model, state):
-    """DeepSpeed's own merge must give what the fixture was made from."""
-    for part, file in enumerate(["fp32", "exp_avg", "exp_avg_sq"]):
-        expected = megatron_slices(model, state, part, 1, model.vocab)
-        for name, slices in expected.items():
-            got = torch.load(f"{directory}/zero/{name}/{file}.pt", weights_only=False)["param"]
-            assert torch.equal(got.reshape(slices[0].shape), slices[0]), (name, file)
-
+from llama_state import Model, golden_lines, make_state, make_training_state
+from megatron_checkpoint import Progress, check_universal, convert, save_megatron
 
 def save_dcp(rank, directory, state, port):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
@@ -215,6 +89,14 @@ def main(directory, scratch):
             with open(f"{directory}/universal/latest_universal", "w") as f:
                 f.write("global_step120")
             golden += golden_lines("universal", state)
+    # Of a model that perdure run accepts, in the middle of its decay: what tests/launch trains on. All files of Megatron's.
+    trained = Model(2, heads=4, kv_heads=2, head_dim=8, vocab=60)
+    state = make_training_state(trained, 6)
+    rate = 3e-4 + 0.5 * (1 + math.cos(math.pi * (320 - 64) / (800 - 64))) * (3e-3 - 3e-4)
+    where = save_megatron(f"{directory}/trained/megatron", trained, state, (2, 2, 2), "zero", 64,
+                          Progress(step=40, samples=320, tokens=320 * 32, rate=rate), all_layers=True)
+    convert(where, f"{directory}/trained/universal")
+    check_universal(f"{directory}/trained/universal", trained, state)
     state = make_state(one, 4)
     torch.multiprocessing.spawn(save_dcp, args=(f"{directory}/dcp", state, 29517), nprocs=2)
     golden += golden_lines("dcp", state)

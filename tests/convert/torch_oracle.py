@@ -89,6 +89,7 @@ def main(build):
         with open(directory + "/universal/latest_universal") as f:
             assert f.read() == "global_step120"
         optimizer = torch.load(directory + "/universal/global_step120/zero/optimizer_state.pt", weights_only=True)
+        assert optimizer["ds_version"] == "0.15.0"
         assert [group["weight_decay"] for group in optimizer["param_groups"]] == [0.1, 0.0]
         model = torch.load(directory + "/universal/global_step120/mp_rank_00_model_states.pt", weights_only=True)
         assert model["iteration"] == 120 and model["checkpoint_version"] == 3.0

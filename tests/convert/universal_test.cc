@@ -180,6 +180,9 @@ TEST_F(UniversalTest, RoundTrip) {
     EXPECT_EQ((*source)->progress().optimizer_step, 120);
     EXPECT_EQ((*source)->progress().samples, 960);
     EXPECT_EQ((*source)->progress().tokens, 7680);
+    const auto optimizer = TorchFile::Open(parent + "/global_step120/zero/optimizer_state.pt");
+    ASSERT_TRUE(optimizer.ok()) << optimizer.status();
+    EXPECT_TRUE(optimizer->root().Get("ds_version").ok()) << "its ZeRO 1 and 2 refuse without";
     EXPECT_EQ(ExportUniversal(**reader, SmallModel(2), table, {}, parent, "global_step120").code(),
               absl::StatusCode::kAlreadyExists);
     EXPECT_EQ(ExportUniversal(**reader, SmallModel(2), table, {}, parent, "a/b").code(),

@@ -48,19 +48,12 @@ std::string BuiltTransport() {
 std::vector<std::string> RunOfTwoRanks(const std::string& run_directory,
                                        const std::string& data_directory,
                                        const std::vector<std::string>& more) {
-  std::vector<std::string> words = {"run",
-                                    NanoToml(),
-                                    "--run-dir",
-                                    run_directory,
-                                    "--data-dir",
-                                    data_directory,
-                                    "--nodes",
-                                    "1",
-                                    "--ranks-per-node",
-                                    "2"};
-  for (const std::string& setting : {std::string("layout.tensor=1"),
-                                     std::string("layout.pipeline=1"),
-                                     "layout.transport=" + BuiltTransport()}) {
+  std::vector<std::string> words = {
+      "run",          NanoToml(), "--run-dir", run_directory,      "--data-dir",
+      data_directory, "--nodes",  "1",         "--ranks-per-node", "2"};
+  for (const std::string& setting :
+       {std::string("layout.tensor=1"), std::string("layout.pipeline=1"),
+        "layout.transport=" + BuiltTransport()}) {
     words.push_back("--set");
     words.push_back(setting);
   }
@@ -98,20 +91,20 @@ std::string FreshFolder(const std::string& name) {
   return folder;
 }
 
-void WriteNanoData(const std::string& folder) {
+void WriteNanoData(const std::string& folder, int vocab) {
   std::filesystem::create_directories(folder + "/data");
   uint64_t stream = 0;
   for (const char* name : {"en", "fr", "de", "es", "it"}) {
-    auto writer = IndexedDatasetWriter::Create(folder + "/data/" + name, 1024);
+    auto writer = IndexedDatasetWriter::Create(folder + "/data/" + name, vocab);
     PERDURE_CHECK(writer.ok());
     ++stream;
     for (uint64_t document = 0; document < 60; ++document) {
       std::vector<int32_t> tokens;
-      auto token = static_cast<int32_t>(document);
+      auto token = static_cast<int32_t>(document) % vocab;
       for (uint64_t i = 0; i < 700; ++i) {
         const auto random = RandomBits(stream, RandomPurpose::kTest, document, i);
-        token = random[0] % 6 == 0 ? static_cast<int32_t>(random[1] % 1024)
-                                   : (token * 5 + static_cast<int32_t>(17 * stream)) % 1024;
+        token = random[0] % 6 == 0 ? static_cast<int32_t>(random[1] % static_cast<uint32_t>(vocab))
+                                   : (token * 5 + static_cast<int32_t>(17 * stream)) % vocab;
         tokens.push_back(token);
       }
       PERDURE_CHECK((*writer)->AddDocument(tokens).ok());

@@ -31,9 +31,8 @@ int WaitFor(int pid);
 // A folder of this test process, removed by the caller.
 std::string FreshFolder(const std::string& name);
 
-// nano.toml's five sources as deterministic, learnable token streams of vocabulary 1024 in
-// FOLDER/data.
-void WriteNanoData(const std::string& folder);
+// nano.toml's five sources as deterministic, learnable token streams in FOLDER/data.
+void WriteNanoData(const std::string& folder, int vocab = 1024);
 std::string NanoToml();  // Path of launch/recipes/nano.toml.
 
 // Column `name` of RUN_DIR/metrics/loss.csv, in row order.
