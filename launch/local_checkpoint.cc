@@ -6,7 +6,6 @@
 #include "ckpt/view.h"
 #include "launch/run_export.h"
 #include "runtime/agent/publish.h"
-#include "runtime/agent/records.h"
 #include "runtime/base/status.h"
 #include "runtime/train/rank_host.h"
 
@@ -18,12 +17,14 @@ using Json = nlohmann::json;
 }  // namespace
 
 LocalCheckpoint::LocalCheckpoint(const Options& options, const RunConfig* config,
-                                 const AtomTable* table, RunLog* log, Worker* worker, Hooks hooks)
+                                 const AtomTable* table, RunLog* log, Worker* worker,
+                                 Worker* exporter, Hooks hooks)
     : options_(options),
       config_(config),
       table_(table),
       log_(log),
       worker_(worker),
+      exporter_(exporter),
       hooks_(std::move(hooks)),
       commit_({.ranks = static_cast<int>(config->layout.ranks())}) {}
 
@@ -165,44 +166,50 @@ void LocalCheckpoint::On(const CheckpointCommit::Settle& effect) {
     SendOrder(rank, static_cast<int>(SaveOrder::Kind::kSettled), "");
   hooks_.settled(settled);
   if (!effect.committed) return;
-  ExportMissing();  // Before what it reads may be retired.
+  ExportMissing();
   RetireOld();
 }
 
 void LocalCheckpoint::ExportMissing() {
   worker_->Post([this]() -> Worker::Then {
-    std::vector<std::pair<CheckpointEntry, absl::Status>> results;
-    for (const CheckpointEntry& entry :
-         MissingExports(*log_, options_.run_directory, config_->checkpoint)) {
-      if (failed_exports_.contains(entry.commit.checkpoint)) continue;
-      const absl::Status status = ExportFromRun(options_.run_directory, entry, *config_);
-      if (!status.ok()) failed_exports_.insert(entry.commit.checkpoint);
-      results.emplace_back(entry, status);
-    }
-    if (results.empty()) return nullptr;
-    return [this, results] {
-      for (const auto& [entry, status] : results) {
-        hooks_.event("export", {{"step", entry.commit.step},
-                                {"checkpoint", entry.commit.checkpoint},
-                                {"format", config_->checkpoint.export_format},
-                                {"written", status.ok()},
-                                {"why", Message(status)}});
-        if (!status.ok())
-          hooks_.warn(fmt::format("warning: step {} was not exported: {}; training goes on",
-                                  entry.commit.step, Message(status)));
+    return [this, missing = MissingExports(*log_, options_.run_directory, config_->checkpoint)] {
+      for (const CheckpointEntry& entry : missing)
+        if (begun_exports_.insert(entry.commit.checkpoint).second) Export(entry);
+    };
+  });
+}
+
+void LocalCheckpoint::Export(const CheckpointEntry& entry) {
+  exporter_->Post([this, entry]() -> Worker::Then {
+    const absl::Status status = ExportFromRun(options_.run_directory, entry, *config_);
+    return [this, entry, status] {
+      hooks_.event("export", {{"step", entry.commit.step},
+                              {"checkpoint", entry.commit.checkpoint},
+                              {"format", config_->checkpoint.export_format},
+                              {"written", status.ok()},
+                              {"why", Message(status)}});
+      if (!status.ok()) {
+        failed_exports_.insert(entry.commit.checkpoint);
+        hooks_.warn(fmt::format("warning: step {} was not exported: {}; training goes on",
+                                entry.commit.step, Message(status)));
       }
+      RetireOld();  // It was kept for this.
     };
   });
 }
 
 void LocalCheckpoint::RetireOld() {
-  worker_->Post([this]() -> Worker::Then {
+  worker_->Post([this, failed = failed_exports_]() -> Worker::Then {
+    KeepRule rule{.keep_last = config_->checkpoint.keep_last,
+                  .keep_every_steps = config_->checkpoint.keep_every_steps,
+                  .phase_end_steps = options_.phase_end_steps,
+                  .in_use = {}};
+    // An export appears when nothing is read for it any more.
+    for (const CheckpointEntry& entry :
+         MissingExports(*log_, options_.run_directory, config_->checkpoint))
+      if (!failed.contains(entry.commit.checkpoint)) rule.in_use.push_back(entry.commit.checkpoint);
     const Retirement done =
-        RetireCheckpoints(options_.run_directory, options_.generation,
-                          {.keep_last = config_->checkpoint.keep_last,
-                           .keep_every_steps = config_->checkpoint.keep_every_steps,
-                           .phase_end_steps = options_.phase_end_steps},
-                          *log_);
+        RetireCheckpoints(options_.run_directory, options_.generation, rule, *log_);
     if (done.status.ok() && done.deleted.empty()) return nullptr;
     return [this, done] {
       if (done.lost) return hooks_.lost(done.status);

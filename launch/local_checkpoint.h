@@ -1,6 +1,7 @@
 // The supervisor's half of checkpoints: gathers what ranks wrote, has every file read back by
 // another rank, publishes through the run log, lets old checkpoints go. What may take long is done
-// by the worker; everything here is called in the owner's thread.
+// by the worker, exports by a worker of their own, so that no commit waits for one; everything here
+// is called in the owner's thread.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,7 @@
 
 #include "ckpt/checkpoint.h"
 #include "ckpt/part_plan.h"
+#include "runtime/agent/records.h"
 #include "runtime/agent/run_log.h"
 #include "runtime/agent/worker.h"
 #include "runtime/control/checkpoint_commit.h"
@@ -52,12 +54,12 @@ class LocalCheckpoint {
   // Between the job's first and last record the log is the worker's: nobody else appends. Pointers
   // outlive this.
   LocalCheckpoint(const Options& options, const RunConfig* config, const AtomTable* table,
-                  RunLog* log, Worker* worker, Hooks hooks);
+                  RunLog* log, Worker* worker, Worker* exporter, Hooks hooks);
 
   absl::Status OnSaved(int rank, const nlohmann::json& frame);
   absl::Status OnVoted(const nlohmann::json& frame);
   bool idle() const { return commit_.idle(); }
-  // Exports by the worker what the configuration wants exported and is not yet.
+  // Exports what the configuration wants exported and is not yet. It is kept until then.
   void ExportMissing();
 
  private:
@@ -72,6 +74,7 @@ class LocalCheckpoint {
   void Note(const absl::Status& status);
   int ReaderOf(size_t file) const;
   void SendOrder(int rank, int kind, const std::string& part);
+  void Export(const CheckpointEntry& entry);
   void RetireOld();
 
   const Options options_;
@@ -79,13 +82,14 @@ class LocalCheckpoint {
   const AtomTable* table_;
   RunLog* log_;
   Worker* worker_;
+  Worker* exporter_;
   const Hooks hooks_;
   CheckpointCommit commit_;
   Settled now_;                                         // Of what is under way.
   std::map<std::string, std::vector<RunReport>> runs_;  // Of this attempt, by file.
   std::map<std::string, int> first_rank_;               // Of a file's writers.
   std::vector<PartReport> parts_;
-  std::set<std::string> failed_exports_;  // The worker's: not tried again by this job.
+  std::set<std::string> begun_exports_, failed_exports_;  // None is tried again by this job.
 };
 
 }  // namespace perdure

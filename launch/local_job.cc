@@ -97,7 +97,7 @@ class LocalJob {
   std::unique_ptr<JobHealth> health_;
   std::unique_ptr<LocalRanks> ranks_;
   std::unique_ptr<LocalCheckpoint> checkpoint_;
-  std::unique_ptr<Worker> worker_;  // Uses checkpoint_ and the log: goes first.
+  std::unique_ptr<Worker> worker_, exporter_;  // Use checkpoint_ and the log: go first.
   int signal_fd_ = -1;
   std::map<int, std::string> addresses_;
   std::vector<Digest> loaded_;
@@ -171,6 +171,7 @@ absl::Status LocalJob::Begin() {
   record_->State("starting", ranks_->all());
   saved_step_ = run_.start.manifest.has_value() ? run_.start.step : -1;
   ASSIGN_OR_RETURN(worker_, Worker::Start());
+  ASSIGN_OR_RETURN(exporter_, Worker::Start(Worker::Priority::kLow));
   MakeCheckpoint();
   loaded_.resize(table_.atoms().size());
   loaded_seen_.resize(table_.atoms().size(), false);
@@ -355,7 +356,7 @@ void LocalJob::MakeCheckpoint() {
                  fmt::format("the run log: {}", Message(status)), true);
           }};
   checkpoint_ = std::make_unique<LocalCheckpoint>(options, &config_, &table_, &run_.log,
-                                                  worker_.get(), std::move(hooks));
+                                                  worker_.get(), exporter_.get(), std::move(hooks));
 }
 
 Manifest LocalJob::ManifestHead(int64_t step) const {
@@ -506,7 +507,9 @@ void LocalJob::OnRank(LocalRank& rank, short socket_events, bool exited) {
 
 absl::Status LocalJob::Poll() {
   std::vector<pollfd> fds = {{.fd = signal_fd_, .events = POLLIN, .revents = 0},
-                             {.fd = worker_->fd(), .events = POLLIN, .revents = 0}};
+                             {.fd = worker_->fd(), .events = POLLIN, .revents = 0},
+                             {.fd = exporter_->fd(), .events = POLLIN, .revents = 0}};
+  const size_t first = fds.size();
   std::vector<LocalRank>& ranks = ranks_->all();
   for (const LocalRank& rank : ranks) {
     fds.push_back(
@@ -517,9 +520,10 @@ absl::Status LocalJob::Poll() {
     return ErrnoStatus(errno, "poll");
   if (fds[0].revents != 0) OnSignal();
   if (fds[1].revents != 0) worker_->Drain();
+  if (fds[2].revents != 0) exporter_->Drain();
   for (size_t i = 0; i < ranks.size(); ++i)
-    if (fds[2 + 2 * i].revents != 0 || fds[3 + 2 * i].revents != 0)
-      OnRank(ranks[i], fds[2 + 2 * i].revents, fds[3 + 2 * i].revents != 0);
+    if (fds[first + 2 * i].revents != 0 || fds[first + 2 * i + 1].revents != 0)
+      OnRank(ranks[i], fds[first + 2 * i].revents, fds[first + 2 * i + 1].revents != 0);
   return absl::OkStatus();
 }
 
@@ -551,7 +555,9 @@ bool LocalJob::BadCheckpoint(const absl::Status& status) const {
 }
 
 int LocalJob::Finish(const absl::Status& status) {
-  if (worker_ != nullptr) worker_->Finish();  // From here on the log is ours again.
+  // What one finds the other does, and retires then. From here on the log is ours again.
+  for (Worker* worker : {worker_.get(), exporter_.get(), worker_.get()})
+    if (worker != nullptr) worker->Finish();
   int exit_code = complete_ ? kExitComplete : kExitStopped;
   std::string state = complete_ ? "complete" : "stopped";
   if (!status.ok()) {
