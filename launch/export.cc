@@ -8,6 +8,7 @@
 #include "ckpt/convert/huggingface.h"
 #include "ckpt/convert/universal.h"
 #include "ckpt/partial.h"
+#include "ckpt/room.h"
 #include "model/parameters.h"
 #include "runtime/base/status.h"
 #include "runtime/train/schedule_math.h"
@@ -55,6 +56,20 @@ absl::Status ExportToUniversal(StateSource& source, const AtomTable& table,
                          progress);
 }
 
+// hf has parameters alone; universal a directory of four files a parameter.
+SpaceNeed ExportNeed(const AtomTable& table, const ExportOptions& options) {
+  const auto parameters = static_cast<uint64_t>(table.parameters());
+  const bool hf = options.format == "hf";
+  const uint64_t width = !hf ? kStatePartCount * sizeof(float)
+                         : options.dtype == SafetensorsDType::kBF16 ? sizeof(uint16_t)
+                                                                    : sizeof(float);
+  const uint64_t bytes = parameters * width;
+  return {.bytes = bytes + kBlockBytes,
+          .files = 8 + (hf                              ? bytes / options.shard_bytes_max
+                        : options.format == "universal" ? 5 * table.tensors().size()
+                                                        : 0)};
+}
+
 // Runs `write` on a directory that has its name once it is whole. What an interrupted call like
 // this one left is made anew; what failed leaves nothing.
 absl::Status WriteWhole(const Manifest& manifest, const ExportOptions& options,
@@ -83,6 +98,7 @@ absl::Status ExportCheckpoint(const std::string& checkpoint, const Manifest& man
       manifest.phase >= std::ssize(config.phases))
     return DataLoss("{}: its tensors are not those of the run.toml that its manifest carries",
                     checkpoint);
+  RETURN_IF_ERROR(CheckRoomFor(options.directory, "the export", ExportNeed(table, options)));
   ASSIGN_OR_RETURN(const auto source, AtomReader::Open(checkpoint, manifest, table));
   if (options.format == "hf")
     return ExportToHuggingFace(*source, table, manifest, config, options, progress);

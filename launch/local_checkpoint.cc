@@ -3,16 +3,23 @@
 #include <algorithm>
 #include <utility>
 
+#include "ckpt/room.h"
 #include "ckpt/view.h"
 #include "launch/run_export.h"
 #include "runtime/agent/publish.h"
 #include "runtime/base/status.h"
+#include "runtime/train/plan.h"
 #include "runtime/train/rank_host.h"
+#include "runtime/train/writers.h"
 
 namespace perdure {
 namespace {
 
 using Json = nlohmann::json;
+
+constexpr const char* kRoomAdvice =
+    "delete what is not needed, unpin checkpoints (perdure ckpt unpin), or lower "
+    "checkpoint.keep_last";
 
 }  // namespace
 
@@ -26,6 +33,11 @@ LocalCheckpoint::LocalCheckpoint(const Options& options, const RunConfig* config
       worker_(worker),
       exporter_(exporter),
       hooks_(std::move(hooks)),
+      directory_(options.run_directory + "/ckpt"),
+      need_(CheckpointNeed(
+          *table,
+          PlanWriters(*config, *table, RanksPerFile(config->checkpoint, options.ranks_per_node))
+              .files)),
       commit_({.ranks = static_cast<int>(config->layout.ranks())}) {}
 
 uint32_t LocalCheckpoint::Nonce() const {
@@ -44,9 +56,17 @@ void LocalCheckpoint::Note(const absl::Status& status) {
                           commit_.attempt(), Message(status)));
 }
 
-absl::Status LocalCheckpoint::OnSaved(int rank, const Json& frame) {
+absl::Status LocalCheckpoint::OnFrozen(int rank, const Json& frame) {
   const auto step = frame.at("step").get<int64_t>();
   if (commit_.idle()) now_ = {.step = step};
+  if (step != now_.step)
+    return DataLoss("rank {} froze step {} while step {} is under way", rank, step, now_.step);
+  Step(CheckpointCommit::Frozen{.rank = rank});
+  return absl::OkStatus();
+}
+
+absl::Status LocalCheckpoint::OnSaved(int rank, const Json& frame) {
+  const auto step = frame.at("step").get<int64_t>();
   if (step != now_.step)
     return DataLoss("rank {} saved step {} while step {} is under way", rank, step, now_.step);
   const auto longest = [&frame](double& seconds, const char* key) {
@@ -96,6 +116,37 @@ int LocalCheckpoint::ReaderOf(size_t file) const {
   const int64_t within = (writer + (options_.nodes == 1 ? 1 : 0)) % options_.ranks_per_node;
   return static_cast<int>(
       std::min(node * options_.ranks_per_node + within, config_->layout.ranks() - 1));
+}
+
+void LocalCheckpoint::On(const CheckpointCommit::Measure&) {
+  worker_->Post([this] {
+    return [this, status = CheckSpace(directory_, "a checkpoint", need_, ReadSpace(directory_),
+                                      kRoomAdvice)] {
+      now_.status = status;
+      Step(CheckpointCommit::Measured{.ok = status.ok()});
+    };
+  });
+}
+
+void LocalCheckpoint::CheckRoom() {
+  worker_->Post([this]() -> Worker::Then {
+    const std::vector<CheckpointEntry> entries = ListCheckpoints(*log_, options_.run_directory);
+    const int64_t there = std::count_if(entries.begin(), entries.end(), [](const auto& entry) {
+      return !entry.retired && !entry.quarantined;
+    });
+    // One more than are kept: the oldest goes when the newest has come.
+    const int64_t keep = std::max<int64_t>(config_->checkpoint.keep_last, 2);
+    const auto more = static_cast<uint64_t>(keep + 1 - std::min(there, keep));
+    const absl::Status status = CheckSpace(
+        directory_, fmt::format("keeping {} checkpoints and writing one ({} more)", keep, more),
+        {.bytes = more * need_.bytes, .files = more * need_.files}, ReadSpace(directory_),
+        kRoomAdvice);
+    if (status.ok()) return nullptr;
+    return [this, status] {
+      hooks_.event("little_room", {{"generation", options_.generation}, {"why", Message(status)}});
+      hooks_.warn("warning: " + Message(status));
+    };
+  });
 }
 
 void LocalCheckpoint::On(const CheckpointCommit::Join&) {
@@ -149,11 +200,11 @@ void LocalCheckpoint::On(const CheckpointCommit::Publish&) {
   });
 }
 
-void LocalCheckpoint::On(const CheckpointCommit::Rewrite&) {
+void LocalCheckpoint::On(const CheckpointCommit::Write&) {
   runs_.clear();
   first_rank_.clear();
   for (int rank = 0; rank < config_->layout.ranks(); ++rank)
-    SendOrder(rank, static_cast<int>(SaveOrder::Kind::kRewrite), "");
+    SendOrder(rank, static_cast<int>(SaveOrder::Kind::kWrite), "");
 }
 
 void LocalCheckpoint::On(const CheckpointCommit::Settle& effect) {

@@ -17,6 +17,7 @@
 #include "runtime/agent/records.h"
 #include "runtime/agent/run_log.h"
 #include "runtime/agent/worker.h"
+#include "runtime/base/space.h"
 #include "runtime/control/checkpoint_commit.h"
 #include "runtime/train/run_config.h"
 
@@ -56,9 +57,12 @@ class LocalCheckpoint {
   LocalCheckpoint(const Options& options, const RunConfig* config, const AtomTable* table,
                   RunLog* log, Worker* worker, Worker* exporter, Hooks hooks);
 
+  absl::Status OnFrozen(int rank, const nlohmann::json& frame);
   absl::Status OnSaved(int rank, const nlohmann::json& frame);
   absl::Status OnVoted(const nlohmann::json& frame);
   bool idle() const { return commit_.idle(); }
+  // Warns where those that are to be kept will not fit.
+  void CheckRoom();
   // Exports what the configuration wants exported and is not yet. It is kept until then.
   void ExportMissing();
 
@@ -66,10 +70,11 @@ class LocalCheckpoint {
   uint32_t Nonce() const;
   std::string Name() const;
   void Step(const CheckpointCommit::Event& event);
+  void On(const CheckpointCommit::Measure& effect);
+  void On(const CheckpointCommit::Write& effect);
   void On(const CheckpointCommit::Join& effect);
   void On(const CheckpointCommit::Verify& effect);
   void On(const CheckpointCommit::Publish& effect);
-  void On(const CheckpointCommit::Rewrite& effect);
   void On(const CheckpointCommit::Settle& effect);
   void Note(const absl::Status& status);
   int ReaderOf(size_t file) const;
@@ -84,6 +89,8 @@ class LocalCheckpoint {
   Worker* worker_;
   Worker* exporter_;
   const Hooks hooks_;
+  const std::string directory_;  // Of checkpoints.
+  const SpaceNeed need_;         // Of one.
   CheckpointCommit commit_;
   Settled now_;                                         // Of what is under way.
   std::map<std::string, std::vector<RunReport>> runs_;  // Of this attempt, by file.

@@ -232,6 +232,7 @@ absl::Status LocalJob::OnFrame(LocalRank& rank, const Json& frame) {
     record_->Say(line);
     return absl::OkStatus();
   }
+  if (type == "frozen") return checkpoint_->OnFrozen(rank.rank, frame);
   if (type == "saved") return checkpoint_->OnSaved(rank.rank, frame);
   if (type == "voted") return checkpoint_->OnVoted(frame);
   if (type == "done") {
@@ -267,6 +268,7 @@ absl::Status LocalJob::OnAddress(LocalRank& rank, const Json& frame) {
   if (run_.start.manifest.has_value())
     RETURN_IF_ERROR(run_.log.Append(RecordType::kAttempt, generation_,
                                     SerializeAttempt({.name = StartName()})));
+  checkpoint_->CheckRoom();
   checkpoint_->ExportMissing();  // What the job before was not given the time for.
   Json table = {{"type", "table"}, {"addresses", Json::array()}};
   for (const auto& [_, address] : addresses_) table["addresses"].push_back(address);

@@ -211,7 +211,7 @@ TEST_F(CheckpointSaverTest, RewritesTheFrozenStateThoughTheLiveOneHasChanged) {
   EXPECT_THAT(Message(failed.status), HasSubstr(PathOf(10, 7)));
   EXPECT_FALSE(failed.run.has_value());
   for (const uint32_t nonce : {8u, 9u}) {
-    host_.Order({.kind = Kind::kRewrite, .nonce = nonce, .part = {}});
+    host_.Order({.kind = Kind::kWrite, .nonce = nonce, .part = {}});
     ChangeLive();
     const SavedRun again = host_.AwaitSaved(nonce - 7);
     ASSERT_OK(again.status);
@@ -246,7 +246,7 @@ TEST_F(CheckpointSaverTest, ASecondSaveWaitsUntilTheFirstIsSettled) {
   std::this_thread::sleep_for(std::chrono::milliseconds(30));
   EXPECT_FALSE(frozen);
   // Still the first state, should it have to be written again.
-  host_.Order({.kind = Kind::kRewrite, .nonce = 8, .part = {}});
+  host_.Order({.kind = Kind::kWrite, .nonce = 8, .part = {}});
   EXPECT_EQ(host_.AwaitSaved(1).run->atom_digests, first);
   EXPECT_FALSE(frozen);
   host_.Settle();
