@@ -6,6 +6,7 @@
 #include "ckpt/room.h"
 #include "ckpt/view.h"
 #include "launch/run_export.h"
+#include "runtime/agent/kept_files.h"
 #include "runtime/agent/publish.h"
 #include "runtime/base/status.h"
 #include "runtime/train/plan.h"
@@ -17,6 +18,8 @@ namespace {
 
 using Json = nlohmann::json;
 
+// How often kept files are looked at: purges count in days.
+constexpr auto kTendEvery = std::chrono::hours(24);
 constexpr const char* kRoomAdvice =
     "delete what is not needed, unpin checkpoints (perdure ckpt unpin), or lower "
     "checkpoint.keep_last";
@@ -124,6 +127,33 @@ void LocalCheckpoint::On(const CheckpointCommit::Measure&) {
                                       kRoomAdvice)] {
       now_.status = status;
       Step(CheckpointCommit::Measured{.ok = status.ok()});
+    };
+  });
+}
+
+void LocalCheckpoint::Begin() {
+  CheckRoom();
+  TendFiles();
+  ExportMissing();  // What the job before was not given the time for.
+}
+
+void LocalCheckpoint::Tick() {
+  if (tended_.has_value() && Clock::now() - *tended_ > kTendEvery) TendFiles();
+}
+
+void LocalCheckpoint::TendFiles() {
+  tended_ = Clock::now();
+  worker_->Post([this]() -> Worker::Then {
+    const std::vector<std::string> lines =
+        TendKeptFiles(*log_, {.run_directory = options_.run_directory,
+                              .refresh = config_->checkpoint.refresh == "access",
+                              .data_files = options_.data_files});
+    if (lines.empty()) return nullptr;
+    return [this, lines] {
+      for (const std::string& line : lines) {
+        hooks_.event("kept_files", {{"generation", options_.generation}, {"why", line}});
+        hooks_.warn("warning: " + line);
+      }
     };
   });
 }

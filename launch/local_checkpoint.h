@@ -4,10 +4,12 @@
 // is called in the owner's thread.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -32,6 +34,7 @@ class LocalCheckpoint {
     int64_t nodes = 1;
     int64_t ranks_per_node = 1;
     std::vector<int64_t> phase_end_steps;  // Whose checkpoints are kept.
+    std::vector<std::string> data_files;   // Kept as checkpoints are.
   };
   // How an attempt to keep the state of a step ended.
   struct Settled {
@@ -61,12 +64,14 @@ class LocalCheckpoint {
   absl::Status OnSaved(int rank, const nlohmann::json& frame);
   absl::Status OnVoted(const nlohmann::json& frame);
   bool idle() const { return commit_.idle(); }
-  // Warns where those that are to be kept will not fit.
-  void CheckRoom();
-  // Exports what the configuration wants exported and is not yet. It is kept until then.
-  void ExportMissing();
+  // What there is to do before the first step, behind it.
+  void Begin();
+  // What there is to do once in a while; the owner calls about once a second.
+  void Tick();
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   uint32_t Nonce() const;
   std::string Name() const;
   void Step(const CheckpointCommit::Event& event);
@@ -79,6 +84,11 @@ class LocalCheckpoint {
   void Note(const absl::Status& status);
   int ReaderOf(size_t file) const;
   void SendOrder(int rank, int kind, const std::string& part);
+  // Warns where the checkpoints that are to be kept will not fit.
+  void CheckRoom();
+  void TendFiles();
+  // Exports what the configuration wants exported and is not yet. It is kept until then.
+  void ExportMissing();
   void Export(const CheckpointEntry& entry);
   void RetireOld();
 
@@ -92,6 +102,7 @@ class LocalCheckpoint {
   const std::string directory_;  // Of checkpoints.
   const SpaceNeed need_;         // Of one.
   CheckpointCommit commit_;
+  std::optional<Clock::time_point> tended_;
   Settled now_;                                         // Of what is under way.
   std::map<std::string, std::vector<RunReport>> runs_;  // Of this attempt, by file.
   std::map<std::string, int> first_rank_;               // Of a file's writers.

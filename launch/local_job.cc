@@ -268,8 +268,7 @@ absl::Status LocalJob::OnAddress(LocalRank& rank, const Json& frame) {
   if (run_.start.manifest.has_value())
     RETURN_IF_ERROR(run_.log.Append(RecordType::kAttempt, generation_,
                                     SerializeAttempt({.name = StartName()})));
-  checkpoint_->CheckRoom();
-  checkpoint_->ExportMissing();  // What the job before was not given the time for.
+  checkpoint_->Begin();
   Json table = {{"type", "table"}, {"addresses", Json::array()}};
   for (const auto& [_, address] : addresses_) table["addresses"].push_back(address);
   return SendToAll(table);
@@ -339,7 +338,9 @@ void LocalJob::MakeCheckpoint() {
                                    .generation = generation_,
                                    .nonce = nonce_,
                                    .nodes = options_.nodes,
-                                   .ranks_per_node = options_.ranks_per_node};
+                                   .ranks_per_node = options_.ranks_per_node,
+                                   .phase_end_steps = {},
+                                   .data_files = DataFiles(config_, options_.data_directory)};
   for (const PhasePlan& phase : schedule_.phases())
     options.phase_end_steps.push_back(phase.first_step + phase.steps);
   LocalCheckpoint::Hooks hooks{
@@ -523,6 +524,7 @@ absl::Status LocalJob::Poll() {
   if (fds[0].revents != 0) OnSignal();
   if (fds[1].revents != 0) worker_->Drain();
   if (fds[2].revents != 0) exporter_->Drain();
+  checkpoint_->Tick();
   for (size_t i = 0; i < ranks.size(); ++i)
     if (fds[first + 2 * i].revents != 0 || fds[first + 2 * i + 1].revents != 0)
       OnRank(ranks[i], fds[first + 2 * i].revents, fds[first + 2 * i + 1].revents != 0);
