@@ -1,6 +1,7 @@
 #include "launch/local_checkpoint.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <utility>
 
 #include "ckpt/room.h"
@@ -20,6 +21,11 @@ using Json = nlohmann::json;
 
 // How often kept files are looked at: purges count in days.
 constexpr auto kTendEvery = std::chrono::hours(24);
+// From when on it is said that a file system does not answer, once per doubling.
+constexpr absl::Duration kPatience = absl::Minutes(2);
+constexpr int kSupervisor = -1;
+constexpr const char *kFreezing = "copying its state", *kMeasuring = "looking for room",
+                     *kPublishing = "publishing it";
 constexpr const char* kRoomAdvice =
     "delete what is not needed, unpin checkpoints (perdure ckpt unpin), or lower "
     "checkpoint.keep_last";
@@ -41,7 +47,17 @@ LocalCheckpoint::LocalCheckpoint(const Options& options, const RunConfig* config
           *table,
           PlanWriters(*config, *table, RanksPerFile(config->checkpoint, options.ranks_per_node))
               .files)),
-      commit_({.ranks = static_cast<int>(config->layout.ranks())}) {}
+      commit_({.ranks = static_cast<int>(config->layout.ranks())}),
+      watch_(kPatience) {}
+
+// Monotonic; counted from nowhere.
+absl::Time LocalCheckpoint::Now() {
+  return absl::UnixEpoch() + absl::FromChrono(Clock::now().time_since_epoch());
+}
+
+std::string LocalCheckpoint::Reading(const std::string& file) const {
+  return fmt::format("reading {}/{}", Name(), file);
+}
 
 uint32_t LocalCheckpoint::Nonce() const {
   return options_.nonce + static_cast<uint32_t>(std::max(commit_.attempt(), 1) - 1);
@@ -61,17 +77,65 @@ void LocalCheckpoint::Note(const absl::Status& status) {
 
 absl::Status LocalCheckpoint::OnFrozen(int rank, const Json& frame) {
   const auto step = frame.at("step").get<int64_t>();
-  if (commit_.idle()) now_ = {.step = step};
+  if (commit_.idle()) {
+    now_ = {.step = step};
+    for (int other = 0; other < config_->layout.ranks(); ++other)
+      watch_.Begin(Now(), other, kFreezing);
+  }
   if (step != now_.step)
     return DataLoss("rank {} froze step {} while step {} is under way", rank, step, now_.step);
+  watch_.End(rank, kFreezing);
+  writing_[rank] = frame.at("file").get<std::string>();
   Step(CheckpointCommit::Frozen{.rank = rank});
   return absl::OkStatus();
+}
+
+// Training waits: until now what took long cost nothing.
+absl::Status LocalCheckpoint::OnWaiting(const Json& frame) {
+  const auto step = frame.at("step").get<int64_t>();
+  if (commit_.idle()) return absl::OkStatus();
+  hooks_.event("back_pressure", {{"step", step},
+                                 {"generation", options_.generation},
+                                 {"unsettled", now_.step},
+                                 {"under_way", Describe(watch_.UnderWay(Now()))}});
+  return absl::OkStatus();
+}
+
+Json LocalCheckpoint::Describe(const std::vector<SaveWatch::Stall>& stalls) const {
+  Json list = Json::array();
+  for (const SaveWatch::Stall& stall : stalls) {
+    list.push_back({{"what", stall.what}, {"seconds", absl::ToDoubleSeconds(stall.waited)}});
+    if (stall.rank == kSupervisor) continue;
+    list.back()["rank"] = stall.rank;
+    list.back()["node"] = stall.rank / options_.ranks_per_node;
+  }
+  return list;
+}
+
+void LocalCheckpoint::TellStalls() {
+  const std::vector<SaveWatch::Stall> due = watch_.Due(Now());
+  if (due.empty()) return;
+  hooks_.event(
+      "save_stalls",
+      {{"step", now_.step}, {"generation", options_.generation}, {"under_way", Describe(due)}});
+  const SaveWatch::Stall& first = due.front();
+  const std::string who =
+      first.rank == kSupervisor
+          ? "the supervisor"
+          : fmt::format("rank {} (node {})", first.rank, first.rank / options_.ranks_per_node);
+  hooks_.warn(fmt::format(
+      "warning: checkpoint of step {}: {} has been {} for {:.0f} s{}; training goes on until the "
+      "next one is due: does the file system of {} answer?",
+      now_.step, who, first.what, absl::ToDoubleSeconds(first.waited),
+      due.size() > 1 ? fmt::format(" ({} more are named in the journal)", due.size() - 1) : "",
+      directory_));
 }
 
 absl::Status LocalCheckpoint::OnSaved(int rank, const Json& frame) {
   const auto step = frame.at("step").get<int64_t>();
   if (step != now_.step)
     return DataLoss("rank {} saved step {} while step {} is under way", rank, step, now_.step);
+  watch_.End(rank, writing_[rank]);
   const auto longest = [&frame](double& seconds, const char* key) {
     seconds = std::max(seconds, frame.at(key).get<double>());
   };
@@ -98,6 +162,7 @@ absl::Status LocalCheckpoint::OnVoted(const Json& frame) {
   const auto part = std::find_if(parts_.begin(), parts_.end(),
                                  [&](const PartReport& p) { return p.file == file; });
   if (part == parts_.end()) return DataLoss("a vote about {}, which nobody wrote", file);
+  watch_.End(frame.at("rank").get<int>(), Reading(file));
   absl::Status status;
   if (frame.contains("error")) status = DataLoss("{}", frame.at("error").get<std::string>());
   Note(status);
@@ -122,9 +187,11 @@ int LocalCheckpoint::ReaderOf(size_t file) const {
 }
 
 void LocalCheckpoint::On(const CheckpointCommit::Measure&) {
+  watch_.Begin(Now(), kSupervisor, kMeasuring);
   worker_->Post([this] {
     return [this, status = CheckSpace(directory_, "a checkpoint", need_, ReadSpace(directory_),
                                       kRoomAdvice)] {
+      watch_.End(kSupervisor, kMeasuring);
       now_.status = status;
       Step(CheckpointCommit::Measured{.ok = status.ok()});
     };
@@ -138,6 +205,7 @@ void LocalCheckpoint::Begin() {
 }
 
 void LocalCheckpoint::Tick() {
+  TellStalls();
   if (tended_.has_value() && Clock::now() - *tended_ > kTendEvery) TendFiles();
 }
 
@@ -200,14 +268,16 @@ void LocalCheckpoint::SendOrder(int rank, int kind, const std::string& part) {
 }
 
 void LocalCheckpoint::On(const CheckpointCommit::Verify& effect) {
-  SendOrder(effect.rank, static_cast<int>(SaveOrder::Kind::kVerify),
-            SerializePart(parts_[static_cast<size_t>(effect.file)]));
+  const PartReport& part = parts_[static_cast<size_t>(effect.file)];
+  watch_.Begin(Now(), effect.rank, Reading(part.file));
+  SendOrder(effect.rank, static_cast<int>(SaveOrder::Kind::kVerify), SerializePart(part));
 }
 
 void LocalCheckpoint::On(const CheckpointCommit::Publish&) {
   Manifest manifest = hooks_.head(now_.step);
   manifest.parts = std::move(parts_);
   now_.name = Name();
+  watch_.Begin(Now(), kSupervisor, kPublishing);
   worker_->Post([this, name = now_.name, manifest = std::move(manifest)] {
     const Publication done =
         PublishCheckpoint(options_.run_directory, name, *table_, manifest, *log_);
@@ -219,6 +289,7 @@ void LocalCheckpoint::On(const CheckpointCommit::Publish&) {
       view = written.ok() ? WriteView(directory, *written, *table_) : written.status();
     }
     return [this, done, view] {
+      watch_.End(kSupervisor, kPublishing);
       if (done.lost) return hooks_.lost(done.status);
       if (!done.warning.ok()) hooks_.warn("warning: " + Message(done.warning));
       if (!view.ok()) hooks_.warn("warning: " + Message(view));
@@ -233,14 +304,20 @@ void LocalCheckpoint::On(const CheckpointCommit::Publish&) {
 void LocalCheckpoint::On(const CheckpointCommit::Write&) {
   runs_.clear();
   first_rank_.clear();
-  for (int rank = 0; rank < config_->layout.ranks(); ++rank)
+  for (auto& [rank, what] : writing_) {
+    // A rank without a share answers at once.
+    what = fmt::format("writing {}/{}", Name(), std::filesystem::path(what).filename().string());
+    watch_.Begin(Now(), rank, what);
     SendOrder(rank, static_cast<int>(SaveOrder::Kind::kWrite), "");
+  }
 }
 
 void LocalCheckpoint::On(const CheckpointCommit::Settle& effect) {
   runs_.clear();
   first_rank_.clear();
   parts_.clear();
+  writing_.clear();
+  watch_.Clear();
   if (effect.committed) now_.status = absl::OkStatus();
   const Settled settled = now_;
   for (int rank = 0; rank < config_->layout.ranks(); ++rank)

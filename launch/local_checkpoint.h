@@ -21,6 +21,7 @@
 #include "runtime/agent/worker.h"
 #include "runtime/base/space.h"
 #include "runtime/control/checkpoint_commit.h"
+#include "runtime/control/save_watch.h"
 #include "runtime/train/run_config.h"
 
 namespace perdure {
@@ -61,6 +62,7 @@ class LocalCheckpoint {
                   RunLog* log, Worker* worker, Worker* exporter, Hooks hooks);
 
   absl::Status OnFrozen(int rank, const nlohmann::json& frame);
+  absl::Status OnWaiting(const nlohmann::json& frame);
   absl::Status OnSaved(int rank, const nlohmann::json& frame);
   absl::Status OnVoted(const nlohmann::json& frame);
   bool idle() const { return commit_.idle(); }
@@ -72,7 +74,11 @@ class LocalCheckpoint {
  private:
   using Clock = std::chrono::steady_clock;
 
+  static absl::Time Now();
   uint32_t Nonce() const;
+  std::string Reading(const std::string& file) const;
+  nlohmann::json Describe(const std::vector<SaveWatch::Stall>& stalls) const;
+  void TellStalls();
   std::string Name() const;
   void Step(const CheckpointCommit::Event& event);
   void On(const CheckpointCommit::Measure& effect);
@@ -102,6 +108,8 @@ class LocalCheckpoint {
   const std::string directory_;  // Of checkpoints.
   const SpaceNeed need_;         // Of one.
   CheckpointCommit commit_;
+  SaveWatch watch_;
+  std::map<int, std::string> writing_;  // What each rank will write or writes.
   std::optional<Clock::time_point> tended_;
   Settled now_;                                         // Of what is under way.
   std::map<std::string, std::vector<RunReport>> runs_;  // Of this attempt, by file.

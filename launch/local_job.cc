@@ -233,6 +233,7 @@ absl::Status LocalJob::OnFrame(LocalRank& rank, const Json& frame) {
     return absl::OkStatus();
   }
   if (type == "frozen") return checkpoint_->OnFrozen(rank.rank, frame);
+  if (type == "waiting") return checkpoint_->OnWaiting(frame);
   if (type == "saved") return checkpoint_->OnSaved(rank.rank, frame);
   if (type == "voted") return checkpoint_->OnVoted(frame);
   if (type == "done") {

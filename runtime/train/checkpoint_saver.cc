@@ -81,6 +81,12 @@ absl::Status CheckpointSaver::Save(int64_t step) {
     stall_seconds_ += Since(began);
     return status;
   }
+  bool busy = false;
+  {
+    const std::lock_guard lock(mutex_);
+    busy = busy_;
+  }
+  if (busy) host_->Waiting(step);
   RETURN_IF_ERROR(Wait());
   saved.wait_seconds = Since(began);
   // The next step computes beside the copies; its update waits for them.

@@ -69,6 +69,9 @@ class RankHost {
   // Rank 0 only: a step is finished. Returns what to do after the next one.
   virtual Command StepFinished(const StepReport& report) = 0;
 
+  // Training waits with the state of `step` until the save before is settled.
+  virtual void Waiting(int64_t /*step*/) {}
+
   // From here on called by the saver's thread. Errors: the host is gone.
   // The rank has a frozen state of `step` and would write it to `file` (empty: none of it is its to
   // write) under `nonce`; returns the first order. Whoever is not asked wants it written.

@@ -76,5 +76,42 @@ TEST(SlowExport, HoldsNoCommitUpAndKeepsItsCheckpoint) {
   fs::remove_all(folder);
 }
 
+// A checkpoint that cannot be written: training goes on until the next is due, and the journal says
+// who holds it up.
+TEST(SlowCheckpoint, BackPressureIsSaidByName) {
+  const std::string folder = FreshFolder("slow_checkpoint"), run = folder + "/run";
+  WriteNanoData(folder);
+  fs::create_directories(run);
+  ASSERT_TRUE(ReplaceFile(run + "/hold_ckpt", "").ok());
+  ::setenv("LD_PRELOAD", PERDURE_BINARY_DIR "/tests/libslow_export.so", 1);
+  const int pid = StartPerdure(
+      RunOfTwoRanks(run, folder, {"--set", "checkpoint.every_steps=2", "--until-step", "4"}),
+      folder + "/errors");
+  ::unsetenv("LD_PRELOAD");
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(240);
+  while (Steps(run, "back_pressure").empty()) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline) << ReadFile(folder + "/errors").value();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  EXPECT_EQ(Steps(run, "back_pressure"), std::vector<int64_t>{4});
+  EXPECT_EQ(Steps(run, "checkpoint"), std::vector<int64_t>{});
+  fs::remove(run + "/hold_ckpt");
+  EXPECT_EQ(WaitFor(pid), 75) << ReadFile(folder + "/errors").value();
+  EXPECT_EQ(Steps(run, "checkpoint"), (std::vector<int64_t>{2, 4}));
+  const std::string journal = ReadFile(run + "/journal.jsonl").value();
+  const nlohmann::json said =
+      nlohmann::json::parse(journal.substr(journal.rfind('\n', journal.find("back_pressure")) + 1,
+                                           journal.find('\n', journal.find("back_pressure")) -
+                                               journal.rfind('\n', journal.find("back_pressure"))));
+  EXPECT_EQ(said["unsettled"], 2);
+  ASSERT_EQ(said["under_way"].size(), 2U) << said;
+  EXPECT_EQ(said["under_way"][1]["rank"], 1);
+  EXPECT_EQ(said["under_way"][1]["node"], 0);
+  const std::string what = said["under_way"][1]["what"];
+  EXPECT_TRUE(what.starts_with("writing s000000002.g1.") && what.ends_with("/part-00000.h5"))
+      << what;
+  fs::remove_all(folder);
+}
+
 }  // namespace
 }  // namespace perdure

@@ -28,6 +28,7 @@ class ScriptedHost final : public RankHost {
   }
   Command StepFinished(const StepReport&) override { return Command::kNone; }
 
+  void Waiting(int64_t step) override { waiting_ = step; }
   absl::Status Saved(const SavedRun& saved) override {
     const std::lock_guard lock(mutex_);
     saved_.push_back(saved);
@@ -83,12 +84,14 @@ class ScriptedHost final : public RankHost {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return asked_.size() > n; });
   }
+  int64_t waiting() const { return waiting_; }
   size_t saved_count() {
     const std::lock_guard lock(mutex_);
     return saved_.size();
   }
 
  private:
+  std::atomic<int64_t> waiting_ = -1;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<SaveOrder> orders_;
@@ -245,6 +248,7 @@ TEST_F(CheckpointSaverTest, ASecondSaveWaitsUntilTheFirstIsSettled) {
   });
   std::this_thread::sleep_for(std::chrono::milliseconds(30));
   EXPECT_FALSE(frozen);
+  EXPECT_EQ(host_.waiting(), 20);
   // Still the first state, should it have to be written again.
   host_.Order({.kind = Kind::kWrite, .nonce = 8, .part = {}});
   EXPECT_EQ(host_.AwaitSaved(1).run->atom_digests, first);
