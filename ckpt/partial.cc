@@ -17,9 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kMark = "perdure.partial";
-
-std::string MarkPath(const std::string& directory) { return directory + "/" + kMark; }
+std::string MarkPath(const std::string& directory) { return directory + "/" + kPartialMark; }
 
 std::string MarkText(const Digest& identity, const std::string& words) {
   return fmt::format("{}\n{}\n", identity.Hex(), words);
@@ -42,7 +40,8 @@ absl::StatusOr<bool> IsMarked(const std::string& directory, const Digest& identi
 bool IsUntouched(const std::string& directory) {
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(directory, error))
-    if (!entry.path().filename().string().starts_with(std::string(kMark) + ".tmp.")) return false;
+    if (!entry.path().filename().string().starts_with(std::string(kPartialMark) + ".tmp."))
+      return false;
   return !error;
 }
 
@@ -82,6 +81,19 @@ absl::StatusOr<PartialDirectory> PartialDirectory::Open(const std::string& targe
   }
   ASSIGN_OR_RETURN(made.lock_, Lock(made.path_));
   return made;
+}
+
+absl::Status PartialDirectory::Clear() {
+  std::error_code error;
+  std::vector<fs::path> scrap;
+  for (const auto& entry : fs::directory_iterator(path_, error))
+    if (entry.path().filename() != kPartialMark) scrap.push_back(entry.path());
+  if (error) return ErrnoStatus(error.value(), "list " + path_);
+  for (const fs::path& path : scrap) {
+    fs::remove_all(path, error);
+    if (error) return ErrnoStatus(error.value(), "delete " + path.string());
+  }
+  return absl::OkStatus();
 }
 
 absl::Status PartialDirectory::Publish() {

@@ -11,6 +11,9 @@
 
 namespace perdure {
 
+// The file that says what is being made; no maker writes one.
+inline constexpr const char* kPartialMark = "perdure.partial";
+
 class PartialDirectory {
  public:
   // What is being made: `identity` tells one work from another, `words` are for people ("step 60 in
@@ -22,6 +25,8 @@ class PartialDirectory {
   // Where to work. The target's own name when only the end of Publish is missing.
   const std::string& path() const { return path_; }
   bool published() const { return path_ == target_; }
+  // Deletes what an interrupted maker wrote, for one that cannot go on from it.
+  absl::Status Clear();
   // Gives it its name, then deletes the mark and all <file>.done. REQUIRES: every file is durable.
   absl::Status Publish();
 

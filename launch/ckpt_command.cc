@@ -55,6 +55,7 @@ Json EntryJson(const CheckpointEntry& entry, bool pinned) {
           {"verified", entry.verified},
           {"retired", entry.retired},
           {"quarantined", entry.quarantined},
+          {"gone", entry.gone},
           {"failed_attempts", entry.failed_attempts},
           {"pinned", pinned},
           {"generation", entry.generation},
@@ -68,6 +69,7 @@ Json EntryJson(const CheckpointEntry& entry, bool pinned) {
 std::string StateOf(const CheckpointEntry& entry, bool pinned) {
   std::string state = entry.retired       ? "retired"
                       : entry.quarantined ? "quarantined"
+                      : entry.gone        ? "gone"
                       : entry.verified    ? "yes"
                                           : "not yet";
   if (entry.failed_attempts > 0) state += fmt::format(", failed {}x", entry.failed_attempts);

@@ -395,6 +395,8 @@ std::vector<Field<CheckpointConfig>> CheckpointFields() {
            "Export at multiples of this, besides; 0: no"),
       Make("export_format", &C::export_format, Choices{{"hf", "universal", "dcp"}},
            "Of these exports: hf, universal or dcp"),
+      Make("refresh", &C::refresh, Choices{{"none", "access"}},
+           "access: touch kept files once a day, against purges, where the site allows it"),
   };
 }
 

@@ -21,7 +21,8 @@ struct ExportOptions {
 };
 
 // Every atom is compared with its digest. `config` is the run's: model, phases, optimizer.
-// AlreadyExists: the directory does.
+// AlreadyExists: the directory does. It appears when it is whole; what an interrupted call leaves
+// beside it does not stand in the way of the next one.
 absl::Status ExportCheckpoint(const std::string& checkpoint, const Manifest& manifest,
                               const RunConfig& config, const ExportOptions& options,
                               const Progress& progress = nullptr);

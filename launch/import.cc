@@ -11,6 +11,7 @@
 #include "ckpt/convert/universal.h"
 #include "ckpt/manifest_json.h"
 #include "ckpt/partial.h"
+#include "ckpt/room.h"
 #include "launch/backend.h"
 #include "launch/config.h"
 #include "model/parameters.h"
@@ -30,6 +31,10 @@ namespace fs = std::filesystem;
 constexpr int64_t kFileElements = (int64_t{1} << 30) / 12;
 constexpr uint64_t kGeneration = 1;
 constexpr int kExitMore = 75;  // As a job that stopped cleanly.
+
+std::vector<PartPlan> PlanFiles(const AtomTable& table) {
+  return CutParts(table, 1 + table.parameters() / kFileElements);
+}
 
 OpenSource Opener(const ImportOptions& options, const ModelConfig& model, const AtomTable* table) {
   using Source = absl::StatusOr<std::unique_ptr<StateSource>>;
@@ -143,10 +148,9 @@ absl::StatusOr<Manifest> WriteCheckpoint(const Import& import, Manifest manifest
                                          const std::string& directory, const StreamOptions& stream,
                                          Digest* digest) {
   RETURN_IF_ERROR(MakeDirectories(directory));
-  const int64_t files = 1 + import.table->parameters() / kFileElements;
   ASSIGN_OR_RETURN(
       manifest.parts,
-      StreamParts(directory, *import.table, CutParts(*import.table, files),
+      StreamParts(directory, *import.table, PlanFiles(*import.table),
                   {manifest.step, manifest.generation, manifest.run_id}, import.open, stream));
   std::error_code ignored;  // What an interrupted call left.
   fs::remove(fs::path(directory) / kManifestFile, ignored);
@@ -234,6 +238,8 @@ absl::StatusOr<Import> CheckImport(const ImportOptions& options, const Progress&
 
 absl::StatusOr<Manifest> WriteImport(const Import& import, const ImportOptions& options,
                                      const StreamOptions& stream) {
+  RETURN_IF_ERROR(CheckRoomFor(options.run_directory, "the run",
+                               CheckpointNeed(*import.table, PlanFiles(*import.table))));
   const Digest identity = IdentityOf(import, options);
   ASSIGN_OR_RETURN(PartialDirectory partial,
                    PartialDirectory::Open(options.run_directory, identity,

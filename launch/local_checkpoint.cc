@@ -1,31 +1,63 @@
 #include "launch/local_checkpoint.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <utility>
 
+#include "ckpt/room.h"
 #include "ckpt/view.h"
 #include "launch/run_export.h"
+#include "runtime/agent/kept_files.h"
 #include "runtime/agent/publish.h"
-#include "runtime/agent/records.h"
 #include "runtime/base/status.h"
+#include "runtime/train/plan.h"
 #include "runtime/train/rank_host.h"
+#include "runtime/train/writers.h"
 
 namespace perdure {
 namespace {
 
 using Json = nlohmann::json;
 
+// How often kept files are looked at: purges count in days.
+constexpr auto kTendEvery = std::chrono::hours(24);
+// From when on it is said that a file system does not answer, once per doubling.
+constexpr absl::Duration kPatience = absl::Minutes(2);
+constexpr int kSupervisor = -1;
+constexpr const char *kFreezing = "copying its state", *kMeasuring = "looking for room",
+                     *kPublishing = "publishing it";
+constexpr const char* kRoomAdvice =
+    "delete what is not needed, unpin checkpoints (perdure ckpt unpin), or lower "
+    "checkpoint.keep_last";
+
 }  // namespace
 
 LocalCheckpoint::LocalCheckpoint(const Options& options, const RunConfig* config,
-                                 const AtomTable* table, RunLog* log, Worker* worker, Hooks hooks)
+                                 const AtomTable* table, RunLog* log, Worker* worker,
+                                 Worker* exporter, Hooks hooks)
     : options_(options),
       config_(config),
       table_(table),
       log_(log),
       worker_(worker),
+      exporter_(exporter),
       hooks_(std::move(hooks)),
-      commit_({.ranks = static_cast<int>(config->layout.ranks())}) {}
+      directory_(options.run_directory + "/ckpt"),
+      need_(CheckpointNeed(
+          *table,
+          PlanWriters(*config, *table, RanksPerFile(config->checkpoint, options.ranks_per_node))
+              .files)),
+      commit_({.ranks = static_cast<int>(config->layout.ranks())}),
+      watch_(kPatience) {}
+
+// Monotonic; counted from nowhere.
+absl::Time LocalCheckpoint::Now() {
+  return absl::UnixEpoch() + absl::FromChrono(Clock::now().time_since_epoch());
+}
+
+std::string LocalCheckpoint::Reading(const std::string& file) const {
+  return fmt::format("reading {}/{}", Name(), file);
+}
 
 uint32_t LocalCheckpoint::Nonce() const {
   return options_.nonce + static_cast<uint32_t>(std::max(commit_.attempt(), 1) - 1);
@@ -43,11 +75,67 @@ void LocalCheckpoint::Note(const absl::Status& status) {
                           commit_.attempt(), Message(status)));
 }
 
+absl::Status LocalCheckpoint::OnFrozen(int rank, const Json& frame) {
+  const auto step = frame.at("step").get<int64_t>();
+  if (commit_.idle()) {
+    now_ = {.step = step};
+    for (int other = 0; other < config_->layout.ranks(); ++other)
+      watch_.Begin(Now(), other, kFreezing);
+  }
+  if (step != now_.step)
+    return DataLoss("rank {} froze step {} while step {} is under way", rank, step, now_.step);
+  watch_.End(rank, kFreezing);
+  writing_[rank] = frame.at("file").get<std::string>();
+  Step(CheckpointCommit::Frozen{.rank = rank});
+  return absl::OkStatus();
+}
+
+// Training waits: until now what took long cost nothing.
+absl::Status LocalCheckpoint::OnWaiting(const Json& frame) {
+  const auto step = frame.at("step").get<int64_t>();
+  if (commit_.idle()) return absl::OkStatus();
+  hooks_.event("back_pressure", {{"step", step},
+                                 {"generation", options_.generation},
+                                 {"unsettled", now_.step},
+                                 {"under_way", Describe(watch_.UnderWay(Now()))}});
+  return absl::OkStatus();
+}
+
+Json LocalCheckpoint::Describe(const std::vector<SaveWatch::Stall>& stalls) const {
+  Json list = Json::array();
+  for (const SaveWatch::Stall& stall : stalls) {
+    list.push_back({{"what", stall.what}, {"seconds", absl::ToDoubleSeconds(stall.waited)}});
+    if (stall.rank == kSupervisor) continue;
+    list.back()["rank"] = stall.rank;
+    list.back()["node"] = stall.rank / options_.ranks_per_node;
+  }
+  return list;
+}
+
+void LocalCheckpoint::TellStalls() {
+  const std::vector<SaveWatch::Stall> due = watch_.Due(Now());
+  if (due.empty()) return;
+  hooks_.event(
+      "save_stalls",
+      {{"step", now_.step}, {"generation", options_.generation}, {"under_way", Describe(due)}});
+  const SaveWatch::Stall& first = due.front();
+  const std::string who =
+      first.rank == kSupervisor
+          ? "the supervisor"
+          : fmt::format("rank {} (node {})", first.rank, first.rank / options_.ranks_per_node);
+  hooks_.warn(fmt::format(
+      "warning: checkpoint of step {}: {} has been {} for {:.0f} s{}; training goes on until the "
+      "next one is due: does the file system of {} answer?",
+      now_.step, who, first.what, absl::ToDoubleSeconds(first.waited),
+      due.size() > 1 ? fmt::format(" ({} more are named in the journal)", due.size() - 1) : "",
+      directory_));
+}
+
 absl::Status LocalCheckpoint::OnSaved(int rank, const Json& frame) {
   const auto step = frame.at("step").get<int64_t>();
-  if (commit_.idle()) now_ = {.step = step};
   if (step != now_.step)
     return DataLoss("rank {} saved step {} while step {} is under way", rank, step, now_.step);
+  watch_.End(rank, writing_[rank]);
   const auto longest = [&frame](double& seconds, const char* key) {
     seconds = std::max(seconds, frame.at(key).get<double>());
   };
@@ -74,6 +162,7 @@ absl::Status LocalCheckpoint::OnVoted(const Json& frame) {
   const auto part = std::find_if(parts_.begin(), parts_.end(),
                                  [&](const PartReport& p) { return p.file == file; });
   if (part == parts_.end()) return DataLoss("a vote about {}, which nobody wrote", file);
+  watch_.End(frame.at("rank").get<int>(), Reading(file));
   absl::Status status;
   if (frame.contains("error")) status = DataLoss("{}", frame.at("error").get<std::string>());
   Note(status);
@@ -97,6 +186,67 @@ int LocalCheckpoint::ReaderOf(size_t file) const {
       std::min(node * options_.ranks_per_node + within, config_->layout.ranks() - 1));
 }
 
+void LocalCheckpoint::On(const CheckpointCommit::Measure&) {
+  watch_.Begin(Now(), kSupervisor, kMeasuring);
+  worker_->Post([this] {
+    return [this, status = CheckSpace(directory_, "a checkpoint", need_, ReadSpace(directory_),
+                                      kRoomAdvice)] {
+      watch_.End(kSupervisor, kMeasuring);
+      now_.status = status;
+      Step(CheckpointCommit::Measured{.ok = status.ok()});
+    };
+  });
+}
+
+void LocalCheckpoint::Begin() {
+  CheckRoom();
+  TendFiles();
+  ExportMissing();  // What the job before was not given the time for.
+}
+
+void LocalCheckpoint::Tick() {
+  TellStalls();
+  if (tended_.has_value() && Clock::now() - *tended_ > kTendEvery) TendFiles();
+}
+
+void LocalCheckpoint::TendFiles() {
+  tended_ = Clock::now();
+  worker_->Post([this]() -> Worker::Then {
+    const std::vector<std::string> lines =
+        TendKeptFiles(*log_, {.run_directory = options_.run_directory,
+                              .refresh = config_->checkpoint.refresh == "access",
+                              .data_files = options_.data_files});
+    if (lines.empty()) return nullptr;
+    return [this, lines] {
+      for (const std::string& line : lines) {
+        hooks_.event("kept_files", {{"generation", options_.generation}, {"why", line}});
+        hooks_.warn("warning: " + line);
+      }
+    };
+  });
+}
+
+void LocalCheckpoint::CheckRoom() {
+  worker_->Post([this]() -> Worker::Then {
+    const std::vector<CheckpointEntry> entries = ListCheckpoints(*log_, options_.run_directory);
+    const int64_t there = std::count_if(entries.begin(), entries.end(), [](const auto& entry) {
+      return !entry.retired && !entry.quarantined;
+    });
+    // One more than are kept: the oldest goes when the newest has come.
+    const int64_t keep = std::max<int64_t>(config_->checkpoint.keep_last, 2);
+    const auto more = static_cast<uint64_t>(keep + 1 - std::min(there, keep));
+    const absl::Status status = CheckSpace(
+        directory_, fmt::format("keeping {} checkpoints and writing one ({} more)", keep, more),
+        {.bytes = more * need_.bytes, .files = more * need_.files}, ReadSpace(directory_),
+        kRoomAdvice);
+    if (status.ok()) return nullptr;
+    return [this, status] {
+      hooks_.event("little_room", {{"generation", options_.generation}, {"why", Message(status)}});
+      hooks_.warn("warning: " + Message(status));
+    };
+  });
+}
+
 void LocalCheckpoint::On(const CheckpointCommit::Join&) {
   parts_.clear();
   absl::Status status;
@@ -118,14 +268,16 @@ void LocalCheckpoint::SendOrder(int rank, int kind, const std::string& part) {
 }
 
 void LocalCheckpoint::On(const CheckpointCommit::Verify& effect) {
-  SendOrder(effect.rank, static_cast<int>(SaveOrder::Kind::kVerify),
-            SerializePart(parts_[static_cast<size_t>(effect.file)]));
+  const PartReport& part = parts_[static_cast<size_t>(effect.file)];
+  watch_.Begin(Now(), effect.rank, Reading(part.file));
+  SendOrder(effect.rank, static_cast<int>(SaveOrder::Kind::kVerify), SerializePart(part));
 }
 
 void LocalCheckpoint::On(const CheckpointCommit::Publish&) {
   Manifest manifest = hooks_.head(now_.step);
   manifest.parts = std::move(parts_);
   now_.name = Name();
+  watch_.Begin(Now(), kSupervisor, kPublishing);
   worker_->Post([this, name = now_.name, manifest = std::move(manifest)] {
     const Publication done =
         PublishCheckpoint(options_.run_directory, name, *table_, manifest, *log_);
@@ -137,6 +289,7 @@ void LocalCheckpoint::On(const CheckpointCommit::Publish&) {
       view = written.ok() ? WriteView(directory, *written, *table_) : written.status();
     }
     return [this, done, view] {
+      watch_.End(kSupervisor, kPublishing);
       if (done.lost) return hooks_.lost(done.status);
       if (!done.warning.ok()) hooks_.warn("warning: " + Message(done.warning));
       if (!view.ok()) hooks_.warn("warning: " + Message(view));
@@ -148,61 +301,73 @@ void LocalCheckpoint::On(const CheckpointCommit::Publish&) {
   });
 }
 
-void LocalCheckpoint::On(const CheckpointCommit::Rewrite&) {
+void LocalCheckpoint::On(const CheckpointCommit::Write&) {
   runs_.clear();
   first_rank_.clear();
-  for (int rank = 0; rank < config_->layout.ranks(); ++rank)
-    SendOrder(rank, static_cast<int>(SaveOrder::Kind::kRewrite), "");
+  for (auto& [rank, what] : writing_) {
+    // A rank without a share answers at once.
+    what = fmt::format("writing {}/{}", Name(), std::filesystem::path(what).filename().string());
+    watch_.Begin(Now(), rank, what);
+    SendOrder(rank, static_cast<int>(SaveOrder::Kind::kWrite), "");
+  }
 }
 
 void LocalCheckpoint::On(const CheckpointCommit::Settle& effect) {
   runs_.clear();
   first_rank_.clear();
   parts_.clear();
+  writing_.clear();
+  watch_.Clear();
   if (effect.committed) now_.status = absl::OkStatus();
   const Settled settled = now_;
   for (int rank = 0; rank < config_->layout.ranks(); ++rank)
     SendOrder(rank, static_cast<int>(SaveOrder::Kind::kSettled), "");
   hooks_.settled(settled);
   if (!effect.committed) return;
-  ExportMissing();  // Before what it reads may be retired.
+  ExportMissing();
   RetireOld();
 }
 
 void LocalCheckpoint::ExportMissing() {
   worker_->Post([this]() -> Worker::Then {
-    std::vector<std::pair<CheckpointEntry, absl::Status>> results;
-    for (const CheckpointEntry& entry :
-         MissingExports(*log_, options_.run_directory, config_->checkpoint)) {
-      if (failed_exports_.contains(entry.commit.checkpoint)) continue;
-      const absl::Status status = ExportFromRun(options_.run_directory, entry, *config_);
-      if (!status.ok()) failed_exports_.insert(entry.commit.checkpoint);
-      results.emplace_back(entry, status);
-    }
-    if (results.empty()) return nullptr;
-    return [this, results] {
-      for (const auto& [entry, status] : results) {
-        hooks_.event("export", {{"step", entry.commit.step},
-                                {"checkpoint", entry.commit.checkpoint},
-                                {"format", config_->checkpoint.export_format},
-                                {"written", status.ok()},
-                                {"why", Message(status)}});
-        if (!status.ok())
-          hooks_.warn(fmt::format("warning: step {} was not exported: {}; training goes on",
-                                  entry.commit.step, Message(status)));
+    return [this, missing = MissingExports(*log_, options_.run_directory, config_->checkpoint)] {
+      for (const CheckpointEntry& entry : missing)
+        if (begun_exports_.insert(entry.commit.checkpoint).second) Export(entry);
+    };
+  });
+}
+
+void LocalCheckpoint::Export(const CheckpointEntry& entry) {
+  exporter_->Post([this, entry]() -> Worker::Then {
+    const absl::Status status = ExportFromRun(options_.run_directory, entry, *config_);
+    return [this, entry, status] {
+      hooks_.event("export", {{"step", entry.commit.step},
+                              {"checkpoint", entry.commit.checkpoint},
+                              {"format", config_->checkpoint.export_format},
+                              {"written", status.ok()},
+                              {"why", Message(status)}});
+      if (!status.ok()) {
+        failed_exports_.insert(entry.commit.checkpoint);
+        hooks_.warn(fmt::format("warning: step {} was not exported: {}; training goes on",
+                                entry.commit.step, Message(status)));
       }
+      RetireOld();  // It was kept for this.
     };
   });
 }
 
 void LocalCheckpoint::RetireOld() {
-  worker_->Post([this]() -> Worker::Then {
+  worker_->Post([this, failed = failed_exports_]() -> Worker::Then {
+    KeepRule rule{.keep_last = config_->checkpoint.keep_last,
+                  .keep_every_steps = config_->checkpoint.keep_every_steps,
+                  .phase_end_steps = options_.phase_end_steps,
+                  .in_use = {}};
+    // An export appears when nothing is read for it any more.
+    for (const CheckpointEntry& entry :
+         MissingExports(*log_, options_.run_directory, config_->checkpoint))
+      if (!failed.contains(entry.commit.checkpoint)) rule.in_use.push_back(entry.commit.checkpoint);
     const Retirement done =
-        RetireCheckpoints(options_.run_directory, options_.generation,
-                          {.keep_last = config_->checkpoint.keep_last,
-                           .keep_every_steps = config_->checkpoint.keep_every_steps,
-                           .phase_end_steps = options_.phase_end_steps},
-                          *log_);
+        RetireCheckpoints(options_.run_directory, options_.generation, rule, *log_);
     if (done.status.ok() && done.deleted.empty()) return nullptr;
     return [this, done] {
       if (done.lost) return hooks_.lost(done.status);

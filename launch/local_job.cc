@@ -97,7 +97,7 @@ class LocalJob {
   std::unique_ptr<JobHealth> health_;
   std::unique_ptr<LocalRanks> ranks_;
   std::unique_ptr<LocalCheckpoint> checkpoint_;
-  std::unique_ptr<Worker> worker_;  // Uses checkpoint_ and the log: goes first.
+  std::unique_ptr<Worker> worker_, exporter_;  // Use checkpoint_ and the log: go first.
   int signal_fd_ = -1;
   std::map<int, std::string> addresses_;
   std::vector<Digest> loaded_;
@@ -171,6 +171,7 @@ absl::Status LocalJob::Begin() {
   record_->State("starting", ranks_->all());
   saved_step_ = run_.start.manifest.has_value() ? run_.start.step : -1;
   ASSIGN_OR_RETURN(worker_, Worker::Start());
+  ASSIGN_OR_RETURN(exporter_, Worker::Start(Worker::Priority::kLow));
   MakeCheckpoint();
   loaded_.resize(table_.atoms().size());
   loaded_seen_.resize(table_.atoms().size(), false);
@@ -231,6 +232,8 @@ absl::Status LocalJob::OnFrame(LocalRank& rank, const Json& frame) {
     record_->Say(line);
     return absl::OkStatus();
   }
+  if (type == "frozen") return checkpoint_->OnFrozen(rank.rank, frame);
+  if (type == "waiting") return checkpoint_->OnWaiting(frame);
   if (type == "saved") return checkpoint_->OnSaved(rank.rank, frame);
   if (type == "voted") return checkpoint_->OnVoted(frame);
   if (type == "done") {
@@ -266,7 +269,7 @@ absl::Status LocalJob::OnAddress(LocalRank& rank, const Json& frame) {
   if (run_.start.manifest.has_value())
     RETURN_IF_ERROR(run_.log.Append(RecordType::kAttempt, generation_,
                                     SerializeAttempt({.name = StartName()})));
-  checkpoint_->ExportMissing();  // What the job before was not given the time for.
+  checkpoint_->Begin();
   Json table = {{"type", "table"}, {"addresses", Json::array()}};
   for (const auto& [_, address] : addresses_) table["addresses"].push_back(address);
   return SendToAll(table);
@@ -336,7 +339,9 @@ void LocalJob::MakeCheckpoint() {
                                    .generation = generation_,
                                    .nonce = nonce_,
                                    .nodes = options_.nodes,
-                                   .ranks_per_node = options_.ranks_per_node};
+                                   .ranks_per_node = options_.ranks_per_node,
+                                   .phase_end_steps = {},
+                                   .data_files = DataFiles(config_, options_.data_directory)};
   for (const PhasePlan& phase : schedule_.phases())
     options.phase_end_steps.push_back(phase.first_step + phase.steps);
   LocalCheckpoint::Hooks hooks{
@@ -355,7 +360,7 @@ void LocalJob::MakeCheckpoint() {
                  fmt::format("the run log: {}", Message(status)), true);
           }};
   checkpoint_ = std::make_unique<LocalCheckpoint>(options, &config_, &table_, &run_.log,
-                                                  worker_.get(), std::move(hooks));
+                                                  worker_.get(), exporter_.get(), std::move(hooks));
 }
 
 Manifest LocalJob::ManifestHead(int64_t step) const {
@@ -506,7 +511,9 @@ void LocalJob::OnRank(LocalRank& rank, short socket_events, bool exited) {
 
 absl::Status LocalJob::Poll() {
   std::vector<pollfd> fds = {{.fd = signal_fd_, .events = POLLIN, .revents = 0},
-                             {.fd = worker_->fd(), .events = POLLIN, .revents = 0}};
+                             {.fd = worker_->fd(), .events = POLLIN, .revents = 0},
+                             {.fd = exporter_->fd(), .events = POLLIN, .revents = 0}};
+  const size_t first = fds.size();
   std::vector<LocalRank>& ranks = ranks_->all();
   for (const LocalRank& rank : ranks) {
     fds.push_back(
@@ -517,9 +524,11 @@ absl::Status LocalJob::Poll() {
     return ErrnoStatus(errno, "poll");
   if (fds[0].revents != 0) OnSignal();
   if (fds[1].revents != 0) worker_->Drain();
+  if (fds[2].revents != 0) exporter_->Drain();
+  checkpoint_->Tick();
   for (size_t i = 0; i < ranks.size(); ++i)
-    if (fds[2 + 2 * i].revents != 0 || fds[3 + 2 * i].revents != 0)
-      OnRank(ranks[i], fds[2 + 2 * i].revents, fds[3 + 2 * i].revents != 0);
+    if (fds[first + 2 * i].revents != 0 || fds[first + 2 * i + 1].revents != 0)
+      OnRank(ranks[i], fds[first + 2 * i].revents, fds[first + 2 * i + 1].revents != 0);
   return absl::OkStatus();
 }
 
@@ -551,7 +560,9 @@ bool LocalJob::BadCheckpoint(const absl::Status& status) const {
 }
 
 int LocalJob::Finish(const absl::Status& status) {
-  if (worker_ != nullptr) worker_->Finish();  // From here on the log is ours again.
+  // What one finds the other does, and retires then. From here on the log is ours again.
+  for (Worker* worker : {worker_.get(), exporter_.get(), worker_.get()})
+    if (worker != nullptr) worker->Finish();
   int exit_code = complete_ ? kExitComplete : kExitStopped;
   std::string state = complete_ ? "complete" : "stopped";
   if (!status.ok()) {

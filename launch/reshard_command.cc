@@ -13,7 +13,9 @@
 #include <vector>
 
 #include "ckpt/extract.h"
+#include "ckpt/file_io.h"
 #include "ckpt/reshard.h"
+#include "ckpt/room.h"
 #include "ckpt/view.h"
 #include "launch/byte_count.h"
 #include "launch/ckpt_target.h"
@@ -124,17 +126,22 @@ absl::StatusOr<std::string> RunReshard(const ReshardArguments& arguments) {
   const std::string target = AbsolutePath(arguments.target);
   ProgressLine progress("reshard to " + target);
   options.progress = progress.callback();
+  const AtomTable table(manifest.tensors, manifest.atom_elements);
   if (arguments.params_only) {
+    const uint64_t width = arguments.dtype == "bf16" ? sizeof(uint16_t) : sizeof(float);
+    RETURN_IF_ERROR(CheckRoomFor(
+        target, "the result",
+        {.bytes = static_cast<uint64_t>(table.parameters()) * width + kBlockBytes, .files = 3}));
     RETURN_IF_ERROR(ExtractParameters(
         source.path, manifest, target,
         arguments.dtype == "bf16" ? TensorDType::kBF16 : TensorDType::kF32, options));
     return fmt::format("{}/{}: parameters of step {} in {}", target, kParametersFile, manifest.step,
                        arguments.dtype);
   }
-  const AtomTable table(manifest.tensors, manifest.atom_elements);
   const auto plans = PlanOf(arguments, manifest, table);
   if (!plans.ok())
     return ErrorStatus(plans.status().code(), "{}: {}", source.path, Message(plans.status()));
+  RETURN_IF_ERROR(CheckRoomFor(target, "the result", CheckpointNeed(table, *plans)));
   ASSIGN_OR_RETURN(const Resharded resharded,
                    Reshard(source.path, manifest, *plans, target, options));
   const Manifest& made = resharded.manifest;

@@ -1,6 +1,7 @@
 #include "launch/run_data.h"
 
 #include <filesystem>
+#include <set>
 #include <vector>
 
 #include "runtime/base/status.h"
@@ -21,6 +22,15 @@ absl::Status CheckData(const RunConfig& config, const std::string& data_director
       return ErrorStatus(status.code(), "phase {}: {}", config.phases[p].name, Message(status));
   }
   return absl::OkStatus();
+}
+
+std::vector<std::string> DataFiles(const RunConfig& config, const std::string& data_directory) {
+  std::set<std::string> files;
+  for (const PhaseConfig& phase : config.phases)
+    for (const SourceConfig& source : phase.mixture)
+      for (const char* extension : {".bin", ".idx"})
+        files.insert((std::filesystem::path(data_directory) / source.path).string() + extension);
+  return {files.begin(), files.end()};
 }
 
 }  // namespace perdure

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "ckpt/partial.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
 
@@ -45,9 +46,11 @@ absl::StatusOr<File> CreateExportFile(const std::string& path) {
 
 absl::Status MakeExportDirectory(const std::string& path) {
   std::error_code error;
+  bool empty = true;
   if (std::filesystem::exists(path, error)) {
-    const bool empty = std::filesystem::is_empty(path, error) && !error;
-    if (!std::filesystem::is_directory(path, error) || !empty)
+    for (const auto& entry : std::filesystem::directory_iterator(path, error))
+      empty &= entry.path().filename() == kPartialMark;
+    if (error || !empty)
       return AlreadyExists(
           "{} exists and is not an empty directory: an export writes over nothing; choose another",
           path);

@@ -20,7 +20,8 @@ absl::StatusOr<File> OpenForeignFile(const std::string& path);
 // AlreadyExists: an export never writes over anything.
 absl::StatusOr<File> CreateExportFile(const std::string& path);
 
-// Makes `path` for an export: AlreadyExists when it is there and is not an empty directory.
+// Makes `path` for an export: AlreadyExists when it is there and is not an empty directory
+// (a PartialDirectory's mark does not count).
 absl::Status MakeExportDirectory(const std::string& path);
 
 absl::Status ReadBytes(const File& file, uint64_t offset, void* to, size_t bytes);

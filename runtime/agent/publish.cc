@@ -87,9 +87,10 @@ Retirement RetireCheckpoints(const std::string& run_directory, uint64_t generati
   std::erase_if(entries, [&](const CheckpointEntry& entry) {
     return !there->contains(entry.commit.checkpoint);
   });
-  const absl::StatusOr<std::vector<std::string>> pinned = PinnedCheckpoints(run_directory);
+  absl::StatusOr<std::vector<std::string>> pinned = PinnedCheckpoints(run_directory);
   result.status = pinned.status();
   if (!pinned.ok()) return result;  // What may be pinned stays.
+  pinned->insert(pinned->end(), rule.in_use.begin(), rule.in_use.end());
   std::vector<std::string> names =
       ChooseRetired(entries, rule.keep_last, rule.keep_every_steps, rule.phase_end_steps, *pinned);
   if (!names.empty()) {

@@ -97,6 +97,16 @@ class SocketHost final : public RankHost {
     return lost_.ok() ? std::exchange(command_, Command::kNone) : Command::kStop;
   }
 
+  // All ranks wait for the same reason.
+  void Waiting(int64_t step) override {
+    if (rank_ == 0) (void)Send({{"type", "waiting"}, {"step", step}});
+  }
+
+  absl::StatusOr<SaveOrder> Frozen(int64_t step, const std::string& file, uint32_t) override {
+    RETURN_IF_ERROR(Send({{"type", "frozen"}, {"step", step}, {"file", file}}));
+    return NextOrder(step);
+  }
+
   absl::Status Saved(const SavedRun& saved) override {
     Json frame = {{"type", "saved"},
                   {"step", saved.step},

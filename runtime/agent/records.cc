@@ -216,6 +216,8 @@ std::vector<CheckpointEntry> ListCheckpoints(const RunLog& log, const std::strin
     std::error_code ignored;  // A directory that cannot be seen is not there.
     entry.quarantined =
         !entry.retired && std::filesystem::exists(run / "quarantine" / name, ignored);
+    entry.gone = !entry.retired && !entry.quarantined &&
+                 !std::filesystem::exists(entry.path, ignored) && !ignored;
     if (const auto attempts = said.attempts.find(name); attempts != said.attempts.end())
       entry.failed_attempts =
           std::count_if(attempts->second.begin(), attempts->second.end(),

@@ -97,9 +97,10 @@ struct CheckpointEntry {
   bool verified = false;        // A VERIFIED of kind "read".
   bool retired = false;         // Named by a RETIRE.
   bool quarantined = false;     // Its directory is in RUN/quarantine.
+  bool gone = false;            // Its directory is nowhere, and it was not retired.
   int64_t failed_attempts = 0;  // ATTEMPTs since the last VERIFIED of kind "ran" whose generation
                                 // did not end cleanly (END with exit code 0 or 75).
-  std::string path;  // RUN/ckpt/<name>.
+  std::string path;             // RUN/ckpt/<name>.
 };
 
 // Newest first.

@@ -8,11 +8,8 @@
 #include "runtime/base/status.h"
 
 namespace perdure {
-namespace {
 
-// The manifest, and whether its files are there in full length: what can be known without reading
-// the state.
-absl::StatusOr<Manifest> Inspect(const CheckpointEntry& entry) {
+absl::StatusOr<Manifest> InspectCheckpoint(const CheckpointEntry& entry) {
   ASSIGN_OR_RETURN(Manifest manifest, ReadManifest(entry.path, &entry.commit.manifest));
   for (const PartReport& part : manifest.parts) {
     const std::string path = entry.path + "/" + part.file;
@@ -26,6 +23,8 @@ absl::StatusOr<Manifest> Inspect(const CheckpointEntry& entry) {
   }
   return manifest;
 }
+
+namespace {
 
 // A directory that is not there cannot be moved away, and may come back (from a copy, or from the
 // file system's cache).
@@ -61,7 +60,7 @@ absl::StatusOr<std::optional<StartCheckpoint>> ChooseStart(
       ++tried;
       continue;
     }
-    absl::StatusOr<Manifest> manifest = Inspect(entry);
+    absl::StatusOr<Manifest> manifest = InspectCheckpoint(entry);
     if (manifest.ok())
       return StartCheckpoint{
           .path = entry.path, .manifest = *std::move(manifest), .digest = entry.commit.manifest};

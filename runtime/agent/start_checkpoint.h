@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "ckpt/checkpoint.h"
+#include "runtime/agent/records.h"
 #include "runtime/agent/run_log.h"
 
 namespace perdure {
@@ -27,6 +28,10 @@ struct StartCheckpoint {
 absl::StatusOr<std::optional<StartCheckpoint>> ChooseStart(
     const RunLog& log, const std::string& run_directory, bool retry,
     const std::function<void(const std::string& line)>& tell);
+
+// The manifest, and whether its files are there in full length: what can be known without reading
+// the state. DataLoss, NotFound: they are not.
+absl::StatusOr<Manifest> InspectCheckpoint(const CheckpointEntry& entry);
 
 // Moves a checkpoint that must not be loaded to RUN/quarantine; nothing is deleted. `why` is
 // written beside it.

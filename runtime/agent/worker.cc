@@ -1,6 +1,7 @@
 #include "runtime/agent/worker.h"
 
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -10,14 +11,26 @@
 #include "runtime/base/status.h"
 
 namespace perdure {
+namespace {
 
-absl::StatusOr<std::unique_ptr<Worker>> Worker::Start() {
+// Of the calling thread and of those that it starts. Its disk priority follows (the lowest of the
+// best-effort class). Not the idle class: a commit's fsync waits for the file system's journal, and
+// that for the idle writes, which on a busy disk took minutes.
+void BecomeLow() { (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), 19); }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Worker>> Worker::Start(Priority priority) {
   const int event_fd = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (event_fd < 0) return ErrnoStatus(errno, "eventfd");
-  return std::unique_ptr<Worker>(new Worker(event_fd));
+  return std::unique_ptr<Worker>(new Worker(event_fd, priority));
 }
 
-Worker::Worker(int event_fd) : event_fd_(event_fd), thread_([this] { Run(); }) {}
+Worker::Worker(int event_fd, Priority priority)
+    : event_fd_(event_fd), thread_([this, priority] {
+        if (priority == Priority::kLow) BecomeLow();
+        Run();
+      }) {}
 
 Worker::~Worker() {
   {

@@ -16,7 +16,9 @@ namespace perdure {
 
 class Worker {
  public:
-  static absl::StatusOr<std::unique_ptr<Worker>> Start();
+  // kLow: the least nice share of processors and, where disks are scheduled by it, of disks.
+  enum class Priority { kNormal, kLow };
+  static absl::StatusOr<std::unique_ptr<Worker>> Start(Priority priority = Priority::kNormal);
   // Finishes what was posted; what it led to is dropped.
   ~Worker();
 
@@ -29,7 +31,7 @@ class Worker {
   void Finish();
 
  private:
-  explicit Worker(int event_fd);
+  Worker(int event_fd, Priority priority);
   void Run();
 
   const int event_fd_;

@@ -8,19 +8,30 @@ bool CheckpointCommit::Step(const Event& event, Effects& effects) {
   return std::visit([&](const auto& e) { return On(e, effects); }, event);
 }
 
-void CheckpointCommit::Begin() {
-  ++attempt_;
-  stage_ = Stage::kWriting;
+// Every rank is to be heard once in `stage`.
+void CheckpointCommit::Expect(Stage stage) {
+  stage_ = stage;
+  heard_.assign(static_cast<std::size_t>(options_.ranks), false);
+  heard_count_ = 0;
+}
+
+bool CheckpointCommit::Hear(int rank) {
+  if (rank < 0 || rank >= options_.ranks || heard_[static_cast<std::size_t>(rank)]) return false;
+  heard_[static_cast<std::size_t>(rank)] = true;
+  ++heard_count_;
+  return true;
+}
+
+void CheckpointCommit::Begin(Effects& effects) {
+  Expect(Stage::kWriting);
   failed_ = false;
-  written_.assign(static_cast<std::size_t>(options_.ranks), false);
-  written_count_ = 0;
+  effects.emplace_back(Write{++attempt_});
 }
 
 // Every writer waits for an order by now.
 void CheckpointCommit::GiveUp(Effects& effects) {
   if (attempt_ < options_.attempts_max) {
-    Begin();
-    effects.emplace_back(Rewrite{attempt_});
+    Begin(effects);
     return;
   }
   stage_ = Stage::kIdle;
@@ -28,14 +39,32 @@ void CheckpointCommit::GiveUp(Effects& effects) {
   effects.emplace_back(Settle{.committed = false});
 }
 
-bool CheckpointCommit::On(const Written& event, Effects& effects) {
+bool CheckpointCommit::On(const Frozen& event, Effects& effects) {
   if (event.rank < 0 || event.rank >= options_.ranks) return false;
-  if (stage_ == Stage::kIdle) Begin();
-  const auto rank = static_cast<std::size_t>(event.rank);
-  if (stage_ != Stage::kWriting || written_[rank]) return false;
-  written_[rank] = true;
+  if (stage_ == Stage::kIdle) Expect(Stage::kFreezing);
+  if (stage_ != Stage::kFreezing || !Hear(event.rank)) return false;
+  if (heard_count_ < options_.ranks) return true;
+  stage_ = Stage::kMeasuring;
+  effects.emplace_back(Measure{});
+  return true;
+}
+
+// What does not fit is not tried: there would be no more room the second time.
+bool CheckpointCommit::On(const Measured& event, Effects& effects) {
+  if (stage_ != Stage::kMeasuring) return false;
+  if (event.ok) {
+    Begin(effects);
+    return true;
+  }
+  stage_ = Stage::kIdle;
+  effects.emplace_back(Settle{.committed = false});
+  return true;
+}
+
+bool CheckpointCommit::On(const Written& event, Effects& effects) {
+  if (stage_ != Stage::kWriting || !Hear(event.rank)) return false;
   failed_ |= !event.ok;
-  if (++written_count_ < options_.ranks) return true;
+  if (heard_count_ < options_.ranks) return true;
   if (failed_) {
     GiveUp(effects);
   } else {

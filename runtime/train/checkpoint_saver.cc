@@ -79,6 +79,12 @@ absl::Status CheckpointSaver::Save(int64_t step) {
     stall_seconds_ += Since(began);
     return status;
   }
+  bool busy = false;
+  {
+    const std::lock_guard lock(mutex_);
+    busy = busy_;
+  }
+  if (busy) host_->Waiting(step);
   RETURN_IF_ERROR(Wait());
   saved.wait_seconds = Since(began);
   // The next step computes beside the copies; its update waits for them.
@@ -117,23 +123,24 @@ void CheckpointSaver::Work() {
 }
 
 absl::Status CheckpointSaver::SaveFrozen(SavedRun saved) {
-  for (;;) {
-    const Clock::time_point began = Clock::now();
-    saved.run.reset();
-    if (place_.file >= 0) saved.status = Write(saved, &saved.run.emplace());
-    if (!saved.status.ok()) saved.run.reset();
-    saved.write_seconds = Since(began);
-    RETURN_IF_ERROR(host_->Saved(saved));
-    for (;;) {
-      ASSIGN_OR_RETURN(const SaveOrder order, host_->NextOrder(saved.step));
-      if (order.kind == SaveOrder::Kind::kSettled) return absl::OkStatus();
-      if (order.kind == SaveOrder::Kind::kRewrite) {
-        saved.nonce = order.nonce;
-        break;
-      }
+  const std::string file =
+      place_.file >= 0 ? writers_->files[static_cast<size_t>(place_.file)].file : "";
+  ASSIGN_OR_RETURN(SaveOrder order, host_->Frozen(saved.step, file, saved.nonce));
+  while (order.kind != SaveOrder::Kind::kSettled) {
+    if (order.kind == SaveOrder::Kind::kVerify) {
       RETURN_IF_ERROR(host_->Verified(saved.step, order.part.file, Verify(saved.step, order)));
+    } else {
+      const Clock::time_point began = Clock::now();
+      saved.nonce = order.nonce;
+      saved.run.reset();
+      if (place_.file >= 0) saved.status = Write(saved, &saved.run.emplace());
+      if (!saved.status.ok()) saved.run.reset();
+      saved.write_seconds = Since(began);
+      RETURN_IF_ERROR(host_->Saved(saved));
     }
+    ASSIGN_OR_RETURN(order, host_->NextOrder(saved.step));
   }
+  return absl::OkStatus();
 }
 
 absl::Status CheckpointSaver::Write(const SavedRun& saved, RunReport* report) const {

@@ -50,9 +50,9 @@ struct SavedRun {
   double write_seconds = 0;
 };
 
-// What a rank that has reported a SavedRun does next.
+// What a rank that has frozen its state, or has reported a SavedRun, does next.
 struct SaveOrder {
-  enum class Kind : int { kVerify = 0, kRewrite = 1, kSettled = 2 };
+  enum class Kind : int { kVerify = 0, kWrite = 1, kSettled = 2 };
   Kind kind = Kind::kSettled;
   uint32_t nonce = 0;  // Of the checkpoint to read, or of the new name.
   PartReport part;     // kVerify: what to read and compare.
@@ -69,7 +69,16 @@ class RankHost {
   // Rank 0 only: a step is finished. Returns what to do after the next one.
   virtual Command StepFinished(const StepReport& report) = 0;
 
+  // Training waits with the state of `step` until the save before is settled.
+  virtual void Waiting(int64_t /*step*/) {}
+
   // From here on called by the saver's thread. Errors: the host is gone.
+  // The rank has a frozen state of `step` and would write it to `file` (empty: none of it is its to
+  // write) under `nonce`; returns the first order. Whoever is not asked wants it written.
+  virtual absl::StatusOr<SaveOrder> Frozen(int64_t /*step*/, const std::string& /*file*/,
+                                           uint32_t nonce) {
+    return SaveOrder{.kind = SaveOrder::Kind::kWrite, .nonce = nonce, .part = {}};
+  }
   virtual absl::Status Saved(const SavedRun& saved) = 0;
   // Blocks until there is one for the checkpoint of `step`.
   virtual absl::StatusOr<SaveOrder> NextOrder(int64_t step) = 0;

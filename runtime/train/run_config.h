@@ -109,6 +109,9 @@ struct CheckpointConfig {
   std::vector<int64_t> export_steps;  // Each has a checkpoint, which the run exports by itself.
   int64_t export_every_steps = 0;     // Besides; 0: none.
   std::string export_format = "hf";   // "hf", "universal" or "dcp".
+  // "access": once a day, read a byte of every kept file, so that a purge of untouched ones leaves
+  // it; "none": where the site forbids that.
+  std::string refresh = "none";
 
   // Whether the state after so many steps is exported.
   bool exports(int64_t step) const {

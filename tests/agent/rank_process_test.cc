@@ -273,8 +273,16 @@ TEST_F(RankProcessTrainingTest, AStopIsObeyedWithACheckpoint) {
             static_cast<ssize_t>(both.size()));
   EXPECT_EQ(Receive("step")["step"], 1);
   EXPECT_EQ(Receive("step")["step"], 2);  // Commands act after the step that follows.
+  const auto order = [&](SaveOrder::Kind kind, uint32_t of) -> Json {
+    return {{"type", "order"}, {"step", 2}, {"kind", static_cast<int>(kind)}, {"nonce", of}};
+  };
+  const Json frozen = Receive("frozen");
+  EXPECT_EQ(frozen["step"], 2);
+  EXPECT_EQ(frozen["file"], "part-00000.h5");
+  Send(order(SaveOrder::Kind::kWrite, 5));
   const Json saved = Receive("saved");
   EXPECT_EQ(saved["step"], 2);
+  EXPECT_EQ(saved["nonce"], 5);
   EXPECT_FALSE(saved.contains("error")) << saved;
   // Reads back what it is told to, writes again what it is told to, and ends when that is settled.
   const auto run = ParseRun(saved["run"].get<std::string>());
@@ -282,9 +290,6 @@ TEST_F(RankProcessTrainingTest, AStopIsObeyedWithACheckpoint) {
   const auto part = JoinRuns({&*run, 1});
   ASSERT_TRUE(part.ok()) << part.status();
   const uint32_t nonce = saved["nonce"];
-  const auto order = [&](SaveOrder::Kind kind, uint32_t of) -> Json {
-    return {{"type", "order"}, {"step", 2}, {"kind", static_cast<int>(kind)}, {"nonce", of}};
-  };
   Json verify = order(SaveOrder::Kind::kVerify, nonce);
   verify["part"] = SerializePart(*part);
   Send(verify);
@@ -295,7 +300,7 @@ TEST_F(RankProcessTrainingTest, AStopIsObeyedWithACheckpoint) {
   verify["part"] = SerializePart(wrong);
   Send(verify);
   EXPECT_THAT(Receive("voted")["error"].get<std::string>(), HasSubstr("block 1"));
-  Send(order(SaveOrder::Kind::kRewrite, nonce + 1));
+  Send(order(SaveOrder::Kind::kWrite, nonce + 1));
   const Json again = Receive("saved");
   EXPECT_EQ(again["nonce"], nonce + 1);
   EXPECT_EQ(again["run"], saved["run"]);
@@ -321,7 +326,7 @@ TEST_F(RankProcessTrainingTest, AnOrderThatMakesNoSenseEndsTheRank) {
     const absl::StatusOr<Json> next = Next();
     ASSERT_TRUE(next.ok()) << next.status();
     frame = *next;
-  } while (frame["type"] != "saved");
+  } while (frame["type"] != "frozen");
   Send({{"type", "order"}, {"step", 77}, {"kind", 2}, {"nonce", 0}});
   ExpectError("about step 77");
 }

@@ -151,7 +151,8 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
                   .write_mib_per_second = 13,
                   .export_steps = {14, 15},
                   .export_every_steps = 16,
-                  .export_format = "dcp"};
+                  .export_format = "dcp",
+                  .refresh = "access"};
   c.monitoring = {.port = 1234, .tensorboard = false};
   const std::string printed = PrintConfig(c);
   const auto again = ParseConfig(printed, "printed", {});

@@ -1,5 +1,7 @@
 // perdure ckpt import and export: states out of a run, into a new one, and on.
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/resource.h>
 
 #include <filesystem>
 #include <set>
@@ -122,6 +124,34 @@ TEST_F(ExchangeCommand, ExportsThatAreRefused) {
   ExpectRefused(Export(At("y"), "hf", {"--shard-size", "0"}), "--shard-size 0");
   ExpectRefused(Export(At("y"), "hf", {"--tokenizer", At("none")}), "none");
   EXPECT_FALSE(fs::exists(At("y")));
+}
+
+// The kernel kills it in the middle: no file may be longer than this.
+TEST_F(ExchangeCommand, AKilledExportIsMadeAnew) {
+  for (const std::string format : {"universal", "dcp"}) {
+    rlimit before{};
+    ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+    const rlimit little{.rlim_cur = 1 << 18, .rlim_max = before.rlim_max};
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &little), 0);
+    const CommandResult killed = Export(At("killed"), format);
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+    ASSERT_EQ(killed.exit_code, 128 + SIGXFSZ) << killed.errors;
+    EXPECT_FALSE(fs::exists(At("killed")));
+    ASSERT_TRUE(fs::exists(At("killed.partial")));
+    // Other work in its place is not touched.
+    const CommandResult other = Export(At("killed"), format == "dcp" ? "universal" : "dcp");
+    ExpectRefused(other, "holds other work that was interrupted");
+    const CommandResult again = Export(At("killed"), format);
+    ASSERT_EQ(again.exit_code, 0) << again.errors;
+    EXPECT_FALSE(fs::exists(At("killed.partial")));
+    EXPECT_FALSE(fs::exists(At("killed/perdure.partial")));
+    const CommandResult imported = Import(format, "killed", "from_killed");
+    EXPECT_EQ(imported.exit_code, 0) << imported.errors;
+    EXPECT_EQ(ListedCheckpoints(At("from_killed"))[0]["certificate"],
+              ListedCheckpoints(At("run")).back()["certificate"]);
+    fs::remove_all(At("killed"));
+    fs::remove_all(At("from_killed"));
+  }
 }
 
 TEST_F(ExchangeCommand, ARunExportsByItself) {

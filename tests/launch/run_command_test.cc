@@ -1,7 +1,9 @@
 // perdure run, status, stop as users meet them: what is refused, what a death looks like, what is
 // left behind.
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/stat.h>
 
 #include <chrono>
 #include <filesystem>
@@ -164,6 +166,55 @@ TEST_F(RunCommand, RetentionKeepsWhatIsAskedFor) {
   }
   EXPECT_EQ(steps, (std::vector<int64_t>{3, 6, 7}));
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(run_ + "/ckpt"), {}), 3);
+}
+
+// As after a purge of files that nobody touched.
+TEST_F(RunCommand, KeptFilesAreTended) {
+  const std::vector<std::string> keep = {"--set", "checkpoint.keep_every_steps=1", "--set",
+                                         "checkpoint.every_steps=1"};
+  const auto run = [&](const char* until, std::vector<std::string> more) {
+    more.insert(more.end(), keep.begin(), keep.end());
+    more.insert(more.end(), {"--until-step", until});
+    const CommandResult result = Perdure(Arguments(more));
+    EXPECT_EQ(result.exit_code, 75) << result.errors;
+    return result.errors;
+  };
+  run("4", {});
+  const nlohmann::json listed = ListedCheckpoints(run_);
+  ASSERT_EQ(listed.size(), 4U);
+  const auto path = [&](size_t n) { return listed[n]["path"].get<std::string>(); };
+  std::filesystem::remove(path(1) + "/part-00000.h5");
+  std::filesystem::remove_all(path(2));
+  const std::vector<std::string> files = {path(0) + "/part-00000.h5", path(0) + "/manifest.json",
+                                          run_ + "/log/00000000.rec", run_ + "/run.toml",
+                                          folder_ + "/data/it.bin"};
+  const auto access = [](const std::string& file) {
+    struct stat info {};
+    EXPECT_EQ(::stat(file.c_str(), &info), 0);
+    EXPECT_EQ(info.st_mtim.tv_sec, 1'000'000) << "only the access time is refreshed";
+    return info.st_atim.tv_sec;
+  };
+  // An access time in the future, which reading alone does not change.
+  constexpr time_t kLater = 4'000'000'000;
+  const timespec times[2] = {{.tv_sec = kLater, .tv_nsec = 0}, {.tv_sec = 1'000'000, .tv_nsec = 0}};
+  for (const std::string& file : files) ASSERT_EQ(::utimensat(AT_FDCWD, file.c_str(), times, 0), 0);
+  std::string errors = run("5", {});
+  EXPECT_NE(errors.find("part-00000.h5 is gone (a purge"), std::string::npos) << errors;
+  EXPECT_NE(errors.find("and goes to quarantine/"), std::string::npos) << errors;
+  EXPECT_NE(errors.find(listed[2]["name"].get<std::string>() + " is gone"), std::string::npos)
+      << errors;
+  EXPECT_EQ(errors.find("none is whole"), std::string::npos) << errors;
+  const nlohmann::json now = ListedCheckpoints(run_);
+  EXPECT_EQ(now[1]["quarantined"], true);
+  EXPECT_EQ(now[2]["gone"], true);
+  EXPECT_EQ(now[3]["gone"], false);
+  for (const std::string& file : files)
+    if (!file.ends_with("run.toml")) EXPECT_EQ(access(file), kLater) << file;
+  ASSERT_EQ(::utimensat(AT_FDCWD, files[3].c_str(), times, 0), 0);
+  errors = run("6", {"--set", "checkpoint.refresh=access"});
+  EXPECT_EQ(errors.find("quarantine"), std::string::npos) << errors;
+  for (const std::string& file : files)
+    if (!file.ends_with("run.toml")) EXPECT_LT(access(file), kLater) << file;
 }
 
 TEST_F(RunCommand, StatusOfNothingIsRefused) {

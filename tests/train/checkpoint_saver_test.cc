@@ -28,6 +28,7 @@ class ScriptedHost final : public RankHost {
   }
   Command StepFinished(const StepReport&) override { return Command::kNone; }
 
+  void Waiting(int64_t step) override { waiting_ = step; }
   absl::Status Saved(const SavedRun& saved) override {
     const std::lock_guard lock(mutex_);
     saved_.push_back(saved);
@@ -83,12 +84,14 @@ class ScriptedHost final : public RankHost {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, [&] { return asked_.size() > n; });
   }
+  int64_t waiting() const { return waiting_; }
   size_t saved_count() {
     const std::lock_guard lock(mutex_);
     return saved_.size();
   }
 
  private:
+  std::atomic<int64_t> waiting_ = -1;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<SaveOrder> orders_;
@@ -211,7 +214,7 @@ TEST_F(CheckpointSaverTest, RewritesTheFrozenStateThoughTheLiveOneHasChanged) {
   EXPECT_THAT(Message(failed.status), HasSubstr(PathOf(10, 7)));
   EXPECT_FALSE(failed.run.has_value());
   for (const uint32_t nonce : {8u, 9u}) {
-    host_.Order({.kind = Kind::kRewrite, .nonce = nonce, .part = {}});
+    host_.Order({.kind = Kind::kWrite, .nonce = nonce, .part = {}});
     ChangeLive();
     const SavedRun again = host_.AwaitSaved(nonce - 7);
     ASSERT_OK(again.status);
@@ -245,8 +248,9 @@ TEST_F(CheckpointSaverTest, ASecondSaveWaitsUntilTheFirstIsSettled) {
   });
   std::this_thread::sleep_for(std::chrono::milliseconds(30));
   EXPECT_FALSE(frozen);
+  EXPECT_EQ(host_.waiting(), 20);
   // Still the first state, should it have to be written again.
-  host_.Order({.kind = Kind::kRewrite, .nonce = 8, .part = {}});
+  host_.Order({.kind = Kind::kWrite, .nonce = 8, .part = {}});
   EXPECT_EQ(host_.AwaitSaved(1).run->atom_digests, first);
   EXPECT_FALSE(frozen);
   host_.Settle();
