@@ -6,14 +6,14 @@
 #include <filesystem>
 
 #include "ckpt/file_io.h"
+#include "ckpt/store_hdf5.h"
 
 namespace perdure {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr uint64_t kAlignedBytes = uint64_t{1} << 16;  // A dataset from here on begins at a block.
-constexpr uint64_t kBytesPerAtom = 512;                // In manifest and view.
+constexpr uint64_t kBytesPerAtom = 512;  // In manifest and view.
 // Directory, manifest, view, and what is written on the way: temporaries, records of the run log.
 constexpr uint64_t kOtherFiles = 8;
 
@@ -25,7 +25,8 @@ SpaceNeed CheckpointNeed(const AtomTable& table, std::span<const PartPlan> plans
   for (const PartPlan& plan : plans) {
     uint64_t bytes =
         static_cast<uint64_t>(PlaceElements(table, plan.atoms, plan.runs).length) * sizeof(float);
-    if (bytes >= kAlignedBytes) bytes = (bytes + kBlockBytes - 1) / kBlockBytes * kBlockBytes;
+    if (bytes >= kAlignedDatasetBytes)
+      bytes = (bytes + kBlockBytes - 1) / kBlockBytes * kBlockBytes;
     need.bytes += kBlockBytes + kStatePartCount * bytes;
   }
   return need;

@@ -19,6 +19,9 @@
 
 namespace perdure {
 
+// A dataset of so many bytes or more begins at a whole block.
+inline constexpr uint64_t kAlignedDatasetBytes = 64 << 10;
+
 // What a part file says about itself.
 struct PartLayout {
   const AtomTable* table = nullptr;

@@ -2,13 +2,11 @@
 
 #include <algorithm>
 
+#include "ckpt/store_hdf5.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
 namespace {
-
-constexpr hsize_t kAlignment = 1 << 20;
-constexpr hsize_t kAlignmentThreshold = 64 << 10;
 
 std::mutex& LibraryMutex() {
   static std::mutex mutex;
@@ -53,7 +51,7 @@ Hdf5Id FileAccess(const Hdf5Id& driver, Hdf5Backing* backing) {
   if (!access.ok() || !driver.ok() || SetBackingDriver(access.get(), driver.get(), backing) < 0 ||
       // The version 3 superblock carries a write mark: a file that was not closed does not open.
       H5Pset_libver_bounds(access.get(), H5F_LIBVER_V110, H5F_LIBVER_V110) < 0 ||
-      H5Pset_alignment(access.get(), kAlignmentThreshold, kAlignment) < 0 ||
+      H5Pset_alignment(access.get(), kAlignedDatasetBytes, kBlockBytes) < 0 ||
       H5Pset_fclose_degree(access.get(), H5F_CLOSE_STRONG) < 0)
     return Hdf5Id();
   return access;

@@ -230,7 +230,7 @@ void LocalCheckpoint::CheckRoom() {
   worker_->Post([this]() -> Worker::Then {
     const std::vector<CheckpointEntry> entries = ListCheckpoints(*log_, options_.run_directory);
     const int64_t there = std::count_if(entries.begin(), entries.end(), [](const auto& entry) {
-      return !entry.retired && !entry.quarantined;
+      return !entry.retired && !entry.quarantined && !entry.gone;
     });
     // One more than are kept: the oldest goes when the newest has come.
     const int64_t keep = std::max<int64_t>(config_->checkpoint.keep_last, 2);

@@ -25,19 +25,13 @@ class BadDevice : public testing::Test {
 
   CommandResult Run(int until, bool wrong, const std::string& setting = "layout.tensor=1") const {
     if (wrong) ::setenv("LD_PRELOAD", PERDURE_BINARY_DIR "/tests/libwrong_matmul.so", 1);
-    CommandResult result =
-        Perdure(RunOfTwoRanks(run_, folder_, {"--set", setting, "--until-step",
-                                              std::to_string(until)}));
+    CommandResult result = Perdure(
+        RunOfTwoRanks(run_, folder_, {"--set", setting, "--until-step", std::to_string(until)}));
     ::unsetenv("LD_PRELOAD");
     return result;
   }
   std::vector<nlohmann::json> Events(const std::string& name) const {
-    std::vector<nlohmann::json> events;
-    std::istringstream lines(ReadFile(run_ + "/journal.jsonl").value());
-    for (std::string line; std::getline(lines, line);)
-      if (nlohmann::json event = nlohmann::json::parse(line); event["event"] == name)
-        events.push_back(event);
-    return events;
+    return JournalEvents(run_, name);
   }
 
   const std::string folder_, run_;

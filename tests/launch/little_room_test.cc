@@ -36,14 +36,6 @@ class LittleRoom : public testing::Test {
     return Perdure(
         RunOfTwoRanks(run, folder_, {"--set", "checkpoint.every_steps=1", "--until-step", until}));
   }
-  static std::vector<nlohmann::json> Events(const std::string& run, const std::string& name) {
-    std::vector<nlohmann::json> events;
-    std::istringstream lines(ReadFile(run + "/journal.jsonl").value());
-    for (std::string line; std::getline(lines, line);)
-      if (nlohmann::json event = nlohmann::json::parse(line); event["event"] == name)
-        events.push_back(event);
-    return events;
-  }
   // The run trained all steps, though the last ones could not be saved, and nothing half written is
   // left of them.
   void ExpectTrainedOn(const CommandResult& result, const std::string& words) const {
@@ -56,8 +48,9 @@ class LittleRoom : public testing::Test {
     EXPECT_THAT(result.errors, HasSubstr(words));
     EXPECT_THAT(result.errors, HasSubstr("lower checkpoint.keep_last; training goes on"));
     EXPECT_EQ(LossColumn(run, "step"), (std::vector<std::string>{"1", "2", "3", "4"}));
-    EXPECT_EQ(Events(run, "little_room").size(), 1U);
-    const auto saved = Events(run, "checkpoint"), failed = Events(run, "checkpoint_failed");
+    EXPECT_EQ(JournalEvents(run, "little_room").size(), 1U);
+    const auto saved = JournalEvents(run, "checkpoint"),
+               failed = JournalEvents(run, "checkpoint_failed");
     EXPECT_EQ(saved.size() + failed.size(), 4U);
     ASSERT_FALSE(saved.empty() || failed.empty());
     EXPECT_EQ(failed.back()["step"], 4);
@@ -75,7 +68,7 @@ TEST_F(LittleRoom, ARunTrainsOnAndSaysSo) {
   ASSERT_EQ(::mount("perdure-test", disk_.c_str(), "tmpfs", MS_REMOUNT, "size=400m"), 0);
   const CommandResult resumed = Run(disk_ + "/run", "4");
   EXPECT_EQ(resumed.exit_code, 75) << resumed.errors;
-  EXPECT_EQ(Events(disk_ + "/run", "little_room").size(), 1U);
+  EXPECT_EQ(JournalEvents(disk_ + "/run", "little_room").size(), 1U);
 }
 
 TEST_F(LittleRoom, ARunWithoutFilesLeftTrainsOnAndSaysSo) {

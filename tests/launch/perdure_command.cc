@@ -139,6 +139,17 @@ nlohmann::json ListedCheckpoints(const std::string& run_directory) {
                                false);
 }
 
+std::vector<nlohmann::json> JournalEvents(const std::string& run_directory,
+                                          const std::string& name) {
+  std::vector<nlohmann::json> events;
+  std::istringstream lines(ReadFile(run_directory + "/journal.jsonl").value_or(""));
+  for (std::string line; std::getline(lines, line);)
+    if (nlohmann::json event = nlohmann::json::parse(line, nullptr, false);
+        event.is_object() && event["event"] == name)
+      events.push_back(std::move(event));
+  return events;
+}
+
 nlohmann::json StatusOf(const std::string& run_directory) {
   return nlohmann::json::parse(Perdure({"status", run_directory, "--json"}).output, nullptr, false);
 }

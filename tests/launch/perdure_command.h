@@ -39,6 +39,9 @@ std::string NanoToml();  // Path of launch/recipes/nano.toml.
 std::vector<std::string> LossColumn(const std::string& run_directory, const std::string& name);
 // `perdure ckpt list RUN_DIR --json`.
 nlohmann::json ListedCheckpoints(const std::string& run_directory);
+// The events NAME of RUN_DIR/journal.jsonl, in order; what is not written to its end is left out.
+std::vector<nlohmann::json> JournalEvents(const std::string& run_directory,
+                                          const std::string& name);
 nlohmann::json StatusOf(const std::string& run_directory);
 
 }  // namespace perdure
