@@ -372,8 +372,9 @@ const std::vector<Ban>& Bans() {
        "launch alone reads the environment"},
       {{"setenv(", "putenv("},
        {},
-       // libfabric and NCCL have settings that only the environment can change.
-       {"runtime/comm/transport_ofi.cc", "runtime/comm/make_collectives.cc", "launch/", "tests/"},
+       // UCX, libfabric and NCCL have settings that only the environment can change.
+       {"runtime/comm/transport_ucx.cc", "runtime/comm/transport_ofi.cc",
+        "runtime/comm/make_collectives.cc", "launch/", "tests/"},
        "launch alone sets the environment"},
       {{"#pragma omp"}, {}, {}, "one thread per rank; threads are the matmul library's"},
       {{"std::thread", "std::jthread", "std::async", "std::mutex", "pthread_create("},

@@ -10,6 +10,7 @@
 #include <ucs/config/global_opts.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <string_view>
 #include <utility>
 
@@ -63,6 +64,15 @@ void QuietenWarnings() {
   if (ucs_global_opts_get_value("LOG_LEVEL", level, sizeof level) == UCS_OK &&
       std::string_view(level) == "WARN")
     (void)ucs_global_opts_set_value("LOG_LEVEL", "ERROR");
+}
+
+// A connection that is refused while UCX 1.13 waits for it ends the process: the endpoint fails
+// before it may (tcp_ep.c, "!(ep->flags & UCT_TCP_EP_FLAG_CTX_TYPE_TX)"), and a peer that dies
+// takes along whoever connects to it. So it does not wait. ucp_config_modify does not reach this
+// setting.
+void ConnectWithoutWaiting() {
+  static const int once = ::setenv("UCX_TCP_CONN_NB", "y", /*overwrite=*/0);
+  (void)once;
 }
 
 class UcxFabric final : public Fabric {
@@ -135,6 +145,7 @@ absl::StatusOr<std::unique_ptr<Fabric>> UcxFabric::Create(const TransportOptions
 
 absl::Status UcxFabric::Open(int size) {
   QuietenWarnings();
+  ConnectWithoutWaiting();
   ucp_config_t* config = nullptr;
   if (const ucs_status_t status = ucp_config_read(nullptr, nullptr, &config); status != UCS_OK)
     return Unavailable("UCX cannot read its configuration: {}; check the UCX_* variables",
