@@ -16,7 +16,6 @@
 namespace perdure {
 namespace {
 
-constexpr uint64_t kReadBytes = 8 << 20;  // Of one direct transfer.
 constexpr size_t kHugePage = 2 << 20;
 constexpr size_t kPiecesPerCall = 1024;  // IOV_MAX of Linux.
 

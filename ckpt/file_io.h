@@ -17,6 +17,7 @@ namespace perdure {
 inline constexpr uint64_t kBlockBytes = uint64_t{1} << 20;  // What one block digest covers.
 // Direct transfers begin, end and lie in memory at multiples of this.
 inline constexpr uint64_t kDirectBytes = 4096;
+inline constexpr uint64_t kReadBytes = 8 * kBlockBytes;  // Of one transfer, at most.
 
 // Memory for direct transfers, not initialised.
 class AlignedBuffer {

@@ -15,8 +15,6 @@
 namespace perdure {
 namespace {
 
-constexpr uint64_t kReadBytes = 8 * kBlockBytes;
-
 // The digests of a part's atoms from one pass over the file: its datasets stand in the order in
 // which an atom's digest takes its parts, so one open digest per atom is enough.
 class AtomScanner {
