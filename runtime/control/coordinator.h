@@ -1,0 +1,286 @@
+// Who runs the job: takes the lead in the run log, gathers nodes, decides which layout they take,
+// starts generations, grants leases, replaces what fails, commits checkpoints, ends the job.
+//
+// A role of one agent, at a time: a Coordinator is made when the agent's Member asks for it
+// (TakeLead) and destroyed when it resigns. It holds no state that a successor needs: that is the
+// run log and what members report. A pure machine, see docs/architecture.md, "Control plane".
+//
+// Whatever it does, a member does not step without its lease, and nothing counts without a slot of
+// the log; so its own mistakes about who is alive cost time only.
+#pragma once
+
+#include <deque>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "runtime/control/authority.h"
+#include "runtime/control/checkpoint_commit.h"
+#include "runtime/control/control_options.h"
+#include "runtime/control/failure_detector.h"
+#include "runtime/control/layout_planner.h"
+#include "runtime/control/log_view.h"
+#include "runtime/control/message.h"
+
+namespace perdure {
+
+class Coordinator {
+ public:
+  struct Identity {
+    Author me;
+    NodeId nodes = 1;  // In the job's allocation: node ids are below it.
+  };
+
+  // ---- events; `now` is the node's monotonic clock
+
+  struct Tick {};
+  struct Received {
+    Endpoint from;
+    ControlMessage message;
+  };
+  struct Closed {
+    NodeId node = 0;
+  };
+  // The record that is in the slot of an Append now, which may be somebody else's; nothing: it
+  // could not be found out.
+  struct Appended {
+    std::optional<LogEntry> entry;
+  };
+  struct LogRead {  // Answers ReadLog; nothing: the log could not be read.
+    Slot from = 0;
+    std::optional<std::vector<LogEntry>> entries;
+  };
+  struct Measured {  // Answers MeasureRoom.
+    Generation generation = 0;
+    StepIndex step = 0;
+    bool ok = false;
+  };
+  // Answers JoinParts: by file the member that reads it back, as an index into members().
+  struct PartsJoined {
+    Generation generation = 0;
+    StepIndex step = 0;
+    int32_t attempt = 0;
+    std::vector<int> readers;
+    bool ok = false;
+  };
+  struct SaveNow {};  // Somebody asked for a checkpoint.
+  struct Drain {      // A node is (no longer) to be used, whatever it says itself.
+    NodeId node = 0;
+    bool drained = true;
+  };
+  struct EndJob {  // Save, stop, leave with this code.
+    int32_t exit_code = 0;
+  };
+  using Event = std::variant<Tick, Received, Closed, Appended, LogRead, Measured, PartsJoined,
+                             SaveNow, Drain, EndJob>;
+
+  // ---- effects, to be done in order
+
+  struct Send {
+    Endpoint to;
+    ControlMessage message;
+  };
+  // Put the record into its slot, which is entry.slot and no other; answered by Appended. A COMMIT
+  // needs its manifest first.
+  struct Append {
+    LogEntry entry;
+    int32_t attempt = 0;  // COMMIT: of the save.
+  };
+  struct ReadLog {
+    Slot from = 0;
+  };
+  struct MeasureRoom {
+    Generation generation = 0;
+    StepIndex step = 0;
+  };
+  struct JoinParts {
+    Generation generation = 0;
+    StepIndex step = 0;
+    int32_t attempt = 0;
+  };
+  struct Evidence {  // Against a node, for the book.
+    NodeId node = 0;
+    FailureKind kind = FailureKind::kOther;
+    bool lost = false;  // The node itself.
+  };
+  struct Remark {  // A decision and its reason, for journal and log.
+    std::string text;
+  };
+  struct Resign {  // Destroy me.
+    std::string reason;
+  };
+  struct Finished {  // END is written; members are told.
+    int32_t exit_code = 0;
+  };
+  using Effect = std::variant<Send, Append, ReadLog, MeasureRoom, JoinParts, Evidence, Remark,
+                              Resign, Finished>;
+  using Effects = std::vector<Effect>;
+
+  enum class Phase : uint8_t {
+    kClaiming,   // LEAD is not written yet.
+    kGathering,  // Who is there?
+    kRunning,    // Members step, and are granted leases.
+    kStopping,   // Members let go of a generation.
+    kWaiting,    // For nodes.
+    kStarting,   // START is not written yet.
+    kForming,    // Members make ranks, connect and load.
+    kEnding,     // END is not written yet.
+    kEnded,
+    kResigned,
+  };
+
+  Coordinator(const ControlOptions& options, const LayoutRule& rule, const Identity& identity,
+              LogView view, absl::Time now);
+
+  void Step(absl::Time now, const Event& event, Effects& effects);
+  absl::Time NextDeadline() const;
+
+  Phase phase() const { return phase_; }
+  Slot term() const { return term_; }
+  const PlacedLayout& layout() const { return layout_; }
+  const std::vector<NodeId>& members() const { return members_; }
+
+ private:
+  // What is known of a node.
+  struct Peer {
+    bool present = false;  // It reports, and was not lost since.
+    bool stuck = false;    // Its ranks did not stop; not to be used until they have.
+    bool drained = false;
+    bool member = false;                     // Of layout_.
+    msg::Report report;                      // Its newest; incarnation 0: none.
+    std::optional<Generation> stopped;       // Stopped of this generation has come,
+    std::vector<Holding> holdings;           // with this.
+    absl::Time told = absl::InfinitePast();  // When it was last sent a command.
+    bool gathered = false;                   // Counted in gathered_,
+    bool stop_counted = false;               // in stop_missing_,
+    bool addressed = false;                  // in addressed_,
+    bool ready = false;                      // in ready_,
+    bool done = false;                       // in done_.
+    std::vector<int32_t> verifying;          // Files whose vote is missing.
+  };
+  struct Pending {
+    LogEntry entry;
+    int32_t attempt = 0;
+  };
+
+  void On(const Tick&, Effects&) {}
+  void On(const Received& event, Effects& effects);
+  void On(const Closed& event, Effects& effects);
+  void On(const Appended& event, Effects& effects);
+  void On(const LogRead& event, Effects& effects);
+  void On(const Measured& event, Effects& effects);
+  void On(const PartsJoined& event, Effects& effects);
+  void On(const SaveNow& event, Effects& effects);
+  void On(const Drain& event, Effects& effects);
+  void On(const EndJob& event, Effects& effects);
+
+  // coordinator.cc: lead, log, reports.
+  void OnReport(NodeId node, const msg::Report& report, Effects& effects);
+  void Advance(NodeId node, const msg::Report& before, Effects& effects);
+  bool Hear(NodeId node, const msg::Report& report);
+  void AnswerReport(NodeId node, Effects& effects);
+  void Reconcile(NodeId node, Effects& effects);
+  void Tell(NodeId node, ControlMessage message, Effects& effects);
+  void Post(LogEntry entry, int32_t attempt, Effects& effects);
+  void IssueAppend(Effects& effects);
+  void Won(const LogEntry& entry, Effects& effects);
+  void Timers(Effects& effects);
+  void Detect(const FailureDetector::Event& event, Effects& effects);
+  void OnFound(const FailureDetector::NodeLost& found, Effects& effects);
+  void OnFound(const FailureDetector::Stalled& found, Effects& effects);
+  void OnFound(const auto&, Effects&) {}
+  void StopWithoutBoundary(Effects& effects);
+  void PhaseIsLate(Effects& effects);
+  void Resigns(std::string reason, Effects& effects);
+  Endpoint At(NodeId node) const { return {identity_.me.at.job, node}; }
+  void Say(std::string text, Effects& effects);
+
+  // coordinator_generation.cc: from one generation to the next.
+  void Gather(NodeId node, Effects& effects);
+  void OnMemberReport(NodeId node, const msg::Report& before, Effects& effects);
+  void Adopt(const LogView::Live& live, Effects& effects);
+  void BeginStop(bool at_boundary, std::string why, Effects& effects);
+  bool StoppedFor(const Peer& peer) const;
+  void CountStopped(NodeId node);
+  void TryStopped(Effects& effects);
+  void Decide(Effects& effects);
+  void Begin(const Decision& decision, Effects& effects);
+  void Form(Effects& effects);
+  msg::Prepare PrepareFor(NodeId node) const;
+  void OnStopped(NodeId node, const msg::Stopped& m, Effects& effects);
+  void OnPresent(NodeId node, const msg::Present& m, Effects& effects);
+  void SendTable(NodeId node, Effects& effects);
+  void TryGo(Effects& effects);
+  void MemberFailed(NodeId node, std::string why, Effects& effects);
+  void ConsiderChange(Effects& effects);
+  void TryEnd(Effects& effects);
+  void TakeOver(PlacedLayout layout, Effects& effects);
+  Situation Survey() const;
+
+  // coordinator_save.cc: checkpoints.
+  void SaveTimers(Effects& effects);
+  void OnSaving(NodeId node, const msg::Report& report, Effects& effects);
+  void OnVoted(NodeId node, const msg::Voted& m, Effects& effects);
+  void DoCommit(const CheckpointCommit::Event& event, Effects& effects);
+  void OnCommit(const CheckpointCommit::Measure& e, Effects& effects);
+  void OnCommit(const CheckpointCommit::Write& e, Effects& effects);
+  void OnCommit(const CheckpointCommit::Join& e, Effects& effects);
+  void OnCommit(const CheckpointCommit::Verify& e, Effects& effects);
+  void OnCommit(const CheckpointCommit::Publish& e, Effects& effects);
+  void OnCommit(const CheckpointCommit::Settle& e, Effects& effects);
+  void AfterSave(Effects& effects);
+  void TellSettled(NodeId node, StepIndex step, Effects& effects);
+  void DropSave(Effects& effects);
+  int MemberIndex(NodeId node) const;
+
+  ControlOptions options_;
+  LayoutRule rule_;
+  Identity identity_;
+  LogView view_;
+  absl::Time now_;
+
+  Phase phase_ = Phase::kClaiming;
+  absl::Time phase_due_ = absl::InfiniteFuture();  // When patience with this phase ends.
+  Slot term_ = 0;
+  uint64_t ids_ = 0;
+  std::deque<Pending> pending_;                     // Records to append; the first is under way.
+  absl::Time appended_at_ = absl::InfinitePast();   // When it was asked for.
+  absl::Time append_due_ = absl::InfiniteFuture();  // When to try it again.
+  absl::Time poll_due_ = absl::InfiniteFuture();
+  absl::Time polled_at_ = absl::InfinitePast();
+  Authority authority_;
+  Fence fence_;
+  FailureDetector detector_;
+  FailureDetector::Effects found_;
+
+  std::vector<Peer> peers_;  // By node.
+  size_t present_ = 0, gathered_ = 0;
+  absl::Time changed_at_;  // When the set of usable nodes changed last.
+  absl::Time waiting_since_ = absl::InfiniteFuture();
+  absl::Time look_again_ = absl::InfiniteFuture();
+
+  PlacedLayout layout_;          // Of the newest generation that this coordinator answers for.
+  std::vector<NodeId> members_;  // Its nodes, sorted.
+  Generation stopping_ = 0;      // kStopping: this one and all before it.
+  bool stop_at_boundary_ = false;
+  std::string stop_reason_;
+  size_t stop_missing_ = 0;  // Present nodes that have not stopped.
+  Resume resume_;
+  std::vector<std::vector<msg::Prepare::Assignment>> assignments_;  // By member index.
+  std::vector<std::string> addresses_;                              // By rank.
+  size_t addressed_ = 0, ready_ = 0, done_ = 0;                     // Members.
+  absl::Time go_due_ = absl::InfiniteFuture();                      // When the fence opens.
+  std::optional<int32_t> ending_;  // The job is to end with this code.
+
+  std::optional<CheckpointCommit> commit_;  // Of layout_.
+  absl::Time save_due_ = absl::InfiniteFuture();
+  bool save_asked_ = false;  // The ranks were told to freeze a state.
+  absl::Time save_give_up_ = absl::InfiniteFuture();
+  StepIndex saving_ = -1;   // The step of the state that is being saved.
+  StepIndex settled_ = -1;  // Of the last one,
+  bool settled_ok_ = false;
+};
+
+}  // namespace perdure

@@ -1,0 +1,459 @@
+// From one generation to the next: gather, stop, decide, start, form, go; and the end of the job.
+#include <algorithm>
+#include <utility>
+
+#include "runtime/base/check.h"
+#include "runtime/base/status.h"
+#include "runtime/control/coordinator.h"
+#include "runtime/control/resume.h"
+
+namespace perdure {
+namespace {
+
+bool Idle(Stage stage) {
+  return stage == Stage::kIdle || stage == Stage::kStopped || stage == Stage::kDone;
+}
+
+// Parts of the table of about this many bytes.
+constexpr size_t kTableBytes = size_t{128} << 10;
+
+}  // namespace
+
+// ---- gathering
+
+// Nothing ran before: all nodes of the allocation are waited for. Otherwise the nodes of the
+// running generation: when all of them run it still, it is taken over as it is.
+void Coordinator::Gather(NodeId node, Effects& effects) {
+  Peer& peer = peers_[node];
+  if (!std::exchange(peer.gathered, true)) ++gathered_;
+  const bool runs = !view_.live.empty() && view_.live.back().job == identity_.me.at.job;
+  if (!runs) {
+    if (gathered_ == identity_.nodes) Decide(effects);
+    return;
+  }
+  const PlacedLayout& layout = view_.live.back().layout;
+  if (gathered_ * static_cast<size_t>(layout.shape.ranks()) == 0) return;
+  const std::vector<NodeId> nodes = NodesOf(layout);
+  if (gathered_ < nodes.size()) return;
+  for (NodeId member : nodes)
+    if (!peers_[member].present) return;
+  for (NodeId member : nodes) {
+    const msg::Report& r = peers_[member].report;
+    if (r.generation != layout.generation || r.stage != Stage::kRunning) {
+      BeginStop(false, fmt::format("node {} does not run generation {}", member, layout.generation),
+                effects);
+      return;
+    }
+  }
+  Say(fmt::format("generation {} runs on under a new coordinator", layout.generation), effects);
+  TakeOver(layout, effects);
+  phase_ = Phase::kRunning;
+  phase_due_ = absl::InfiniteFuture();
+  save_due_ = now_ + options_.save_every;
+  for (NodeId member : members_) {
+    peers_[member].addressed = peers_[member].ready = true;
+    if (peers_[member].report.frozen >= 0)
+      TellSettled(member, peers_[member].report.frozen, effects);
+  }
+}
+
+// `layout` is what this coordinator answers for from now on.
+void Coordinator::TakeOver(PlacedLayout layout, Effects& effects) {
+  layout_ = std::move(layout);
+  members_ = NodesOf(layout_);
+  for (Peer& peer : peers_) peer.member = peer.addressed = peer.ready = peer.done = false;
+  for (NodeId member : members_) peers_[member].member = true;
+  addressed_ = ready_ = done_ = 0;
+  authority_.Elect(members_, now_);
+  commit_.emplace(CheckpointCommit::Options{.ranks = static_cast<int>(members_.size())});
+  saving_ = settled_ = -1;
+  Detect(FailureDetector::GenerationFormed{layout_.generation, members_, resume_.step}, effects);
+}
+
+// ---- stopping
+
+bool Coordinator::StoppedFor(const Peer& peer) const {
+  const msg::Report& r = peer.report;
+  if (r.generation == 0 && r.stage == Stage::kIdle) return true;
+  return Idle(r.stage) && peer.stopped == r.generation;
+}
+
+void Coordinator::CountStopped(NodeId node) {
+  Peer& peer = peers_[node];
+  if (peer.stop_counted || !StoppedFor(peer)) return;
+  peer.stop_counted = true;
+  --stop_missing_;
+}
+
+void Coordinator::BeginStop(bool at_boundary, std::string why, Effects& effects) {
+  DropSave(effects);
+  while (pending_.size() > 1) pending_.pop_back();  // What is under way may be in its slot already.
+  Detect(FailureDetector::GenerationEnded{}, effects);
+  Say(fmt::format("stopping generation {}: {}", view_.generation, why), effects);
+  phase_ = Phase::kStopping;
+  phase_due_ = now_ + options_.stop_max;
+  go_due_ = look_again_ = save_due_ = absl::InfiniteFuture();
+  stopping_ = view_.generation;
+  stop_at_boundary_ = at_boundary;
+  stop_missing_ = 0;
+  for (NodeId node = 0; node < identity_.nodes; ++node) {
+    Peer& peer = peers_[node];
+    peer.stop_counted = !peer.present || peer.stuck || StoppedFor(peer);
+    if (peer.stop_counted) continue;
+    ++stop_missing_;
+    Tell(node, msg::Stop{.term = term_, .generation = stopping_, .at_boundary = at_boundary},
+         effects);
+  }
+  TryStopped(effects);
+}
+
+void Coordinator::OnStopped(NodeId node, const msg::Stopped& m, Effects& effects) {
+  Peer& peer = peers_[node];
+  if (m.generation < peer.report.generation) return;
+  peer.stopped = m.generation;
+  peer.holdings = m.holdings;
+  if (peer.report.generation != m.generation || !Idle(peer.report.stage)) {
+    peer.report.generation = m.generation;
+    peer.report.stage = Stage::kStopped;
+  }
+  fence_.Stopped(node, m.generation);
+  if (phase_ != Phase::kStopping) return;
+  CountStopped(node);
+  TryStopped(effects);
+}
+
+void Coordinator::TryStopped(Effects& effects) {
+  // What is in the log decides; a record that is under way is not known yet.
+  if (phase_ != Phase::kStopping || stop_missing_ > 0 || !pending_.empty()) return;
+  phase_due_ = absl::InfiniteFuture();
+  Decide(effects);
+}
+
+// ---- deciding
+
+Situation Coordinator::Survey() const {
+  Situation situation;
+  for (NodeId node = 0; node < identity_.nodes; ++node) {
+    const Peer& peer = peers_[node];
+    if (!peer.present || peer.stuck || peer.report.leaving) continue;
+    NodeOffer offer{
+        .node = node, .slots = {}, .domain = peer.report.domain, .drained = peer.drained};
+    for (int32_t slot = 0; slot < 64; ++slot)
+      if ((peer.report.slots >> slot & 1) != 0) offer.slots.push_back(slot);
+    situation.offers.push_back(std::move(offer));
+  }
+  const bool mine = !view_.live.empty() && view_.live.back().job == identity_.me.at.job;
+  if (layout_.generation != 0)
+    situation.current = layout_;
+  else if (mine)
+    situation.current = view_.live.back().layout;
+  situation.now = now_;
+  situation.unchanged_since = changed_at_;
+  situation.waiting_since = waiting_since_;
+  return situation;
+}
+
+void Coordinator::Decide(Effects& effects) {
+  if (ending_.has_value()) {
+    TryEnd(effects);
+    return;
+  }
+  const Decision decision = DecideLayout(rule_, Survey());
+  Say(decision.words, effects);
+  look_again_ = decision.look_again;
+  if (decision.action == LayoutAction::kEnd) {
+    ending_ = decision.exit_code;
+    TryEnd(effects);
+    return;
+  }
+  if (decision.action == LayoutAction::kWait) {
+    phase_ = Phase::kWaiting;
+    phase_due_ = absl::InfiniteFuture();
+    waiting_since_ = std::min(waiting_since_, now_);
+    return;
+  }
+  waiting_since_ = absl::InfiniteFuture();
+  look_again_ = absl::InfiniteFuture();
+  std::vector<NodeHoldings> holdings;
+  for (NodeId node = 0; node < identity_.nodes; ++node)
+    if (peers_[node].present && !peers_[node].stuck && !peers_[node].holdings.empty())
+      holdings.push_back({node, &peers_[node].holdings});
+  resume_ = ChooseResume(view_.live, holdings, view_.commit_step);
+  phase_ = Phase::kStarting;
+  phase_due_ = absl::InfiniteFuture();
+  LogEntry start{
+      .kind = EntryKind::kStart,
+      .generation = view_.generation + 1,
+      .step = resume_.step,
+      .layout = {
+          .generation = view_.generation + 1, .shape = decision.shape, .seats = decision.seats}};
+  Post(std::move(start), 0, effects);
+}
+
+// The set of usable nodes may have changed, or something that was too early is not any more.
+void Coordinator::ConsiderChange(Effects& effects) {
+  if (phase_ == Phase::kWaiting) {
+    Decide(effects);
+    return;
+  }
+  if (phase_ != Phase::kRunning || ending_.has_value()) return;
+  const Decision decision = DecideLayout(rule_, Survey());
+  look_again_ = decision.look_again;
+  if (decision.action == LayoutAction::kKeep || decision.action == LayoutAction::kWait ||
+      decision.action == LayoutAction::kEnd)
+    return;
+  BeginStop(true, decision.words, effects);
+}
+
+// ---- forming
+
+void Coordinator::Form(Effects& effects) {
+  TakeOver(view_.live.back().layout, effects);
+  phase_ = Phase::kForming;
+  phase_due_ = now_ + options_.form_max;
+  assignments_.assign(members_.size(), {});
+  for (size_t rank = 0; rank < layout_.seats.size(); ++rank) {
+    const Seat& seat = layout_.seats[rank];
+    assignments_[static_cast<size_t>(MemberIndex(seat.node))].push_back(
+        {.local_rank = seat.local_rank, .rank = static_cast<int32_t>(rank)});
+  }
+  addresses_.assign(layout_.seats.size(), {});
+  Say(fmt::format("generation {}: {} ranks on {} nodes, from {} at step {}", layout_.generation,
+                  layout_.seats.size(), members_.size(),
+                  resume_.from_checkpoint ? "the checkpoint" : "memory", resume_.step),
+      effects);
+  for (NodeId node : members_)
+    if (!peers_[node].present) {
+      BeginStop(false, fmt::format("node {} was lost meanwhile", node), effects);
+      return;
+    }
+  for (NodeId node : members_) Tell(node, PrepareFor(node), effects);
+}
+
+// Node i hands the table on to the nodes fan_out * (i + 1) + 0, 1, ...; the coordinator to the
+// first fan_out.
+msg::Prepare Coordinator::PrepareFor(NodeId node) const {
+  const auto index = static_cast<size_t>(MemberIndex(node));
+  msg::Prepare prepare{.term = term_,
+                       .generation = layout_.generation,
+                       .shape = layout_.shape,
+                       .ranks = assignments_[index],
+                       .resume = resume_,
+                       .children = {}};
+  const auto fan_out = static_cast<size_t>(options_.table_fan_out);
+  for (size_t child = fan_out * (index + 1); child < fan_out * (index + 2); ++child)
+    if (child < members_.size()) prepare.children.push_back(members_[child]);
+  return prepare;
+}
+
+void Coordinator::OnPresent(NodeId node, const msg::Present& m, Effects& effects) {
+  Peer& peer = peers_[node];
+  if (phase_ != Phase::kForming || !peer.member || m.generation != layout_.generation ||
+      peer.addressed)
+    return;
+  const std::vector<msg::Prepare::Assignment>& ranks =
+      assignments_[static_cast<size_t>(MemberIndex(node))];
+  if (m.addresses.size() != ranks.size()) return;
+  for (size_t i = 0; i < ranks.size(); ++i)
+    addresses_[static_cast<size_t>(ranks[i].rank)] = m.addresses[i];
+  peer.addressed = true;
+  if (++addressed_ < members_.size()) return;
+  const size_t first = std::min(static_cast<size_t>(options_.table_fan_out), members_.size());
+  for (size_t i = 0; i < first; ++i) SendTable(members_[i], effects);
+}
+
+void Coordinator::SendTable(NodeId node, Effects& effects) {
+  if (phase_ != Phase::kForming || !peers_[node].member || addressed_ < members_.size()) return;
+  msg::Table table{.term = term_,
+                   .generation = layout_.generation,
+                   .ranks = static_cast<int32_t>(addresses_.size()),
+                   .first = 0,
+                   .addresses = {}};
+  size_t bytes = 0;
+  for (size_t rank = 0; rank < addresses_.size(); ++rank) {
+    table.addresses.push_back(addresses_[rank]);
+    bytes += addresses_[rank].size() + 2;
+    if (bytes < kTableBytes && rank + 1 < addresses_.size()) continue;
+    const auto next = static_cast<int32_t>(rank + 1);
+    effects.emplace_back(Send{At(node), table});
+    table.addresses.clear();
+    table.first = next;
+    bytes = 0;
+  }
+}
+
+void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects& effects) {
+  Peer& peer = peers_[node];
+  const msg::Report& r = peer.report;
+  const bool had = before.generation == layout_.generation && before.incarnation != 0;
+  if (r.generation < layout_.generation) {
+    if (had || phase_ == Phase::kRunning)
+      MemberFailed(node, fmt::format("node {} came back without its ranks", node), effects);
+    return;
+  }
+  if (r.generation != layout_.generation) return;
+  switch (r.stage) {
+    case Stage::kBroken:
+      effects.emplace_back(Evidence{.node = node, .kind = r.failure, .lost = false});
+      MemberFailed(node,
+                   fmt::format("local rank {} of node {} failed (kind {})", r.failed_local_rank,
+                               node, static_cast<int>(r.failure)),
+                   effects);
+      return;
+    case Stage::kIdle:
+    case Stage::kStopping:
+    case Stage::kStopped:
+      MemberFailed(node, fmt::format("the ranks of node {} have stopped", node), effects);
+      return;
+    case Stage::kDone:
+      if (phase_ != Phase::kRunning || std::exchange(peer.done, true)) return;
+      if (++done_ < members_.size()) return;
+      ending_ = ending_.value_or(0);
+      BeginStop(false, "the run is complete", effects);
+      return;
+    case Stage::kReady:
+      if (phase_ == Phase::kForming && !std::exchange(peer.ready, true)) {
+        ++ready_;
+        TryGo(effects);
+      }
+      return;
+    case Stage::kRunning:
+      if (phase_ != Phase::kRunning) return;
+      Detect(FailureDetector::StepProgress{node, r.generation, r.finished}, effects);
+      if (phase_ == Phase::kRunning) OnSaving(node, r, effects);
+      return;
+    default:
+      return;
+  }
+}
+
+// All are ready; the leases of whatever ran before have ended.
+void Coordinator::TryGo(Effects& effects) {
+  if (phase_ != Phase::kForming || ready_ < members_.size()) return;
+  go_due_ = fence_.Opens();
+  if (now_ < go_due_) return;
+  go_due_ = absl::InfiniteFuture();
+  phase_ = Phase::kRunning;
+  phase_due_ = absl::InfiniteFuture();
+  fence_.Passed();
+  save_due_ = now_ + options_.save_every;
+  look_again_ = now_ + options_.resend;
+  addresses_.clear();
+  for (NodeId node : members_)
+    Tell(node, msg::Go{.term = term_, .generation = layout_.generation}, effects);
+}
+
+// ---- failures
+
+void Coordinator::MemberFailed(NodeId, std::string why, Effects& effects) {
+  if (phase_ == Phase::kForming || phase_ == Phase::kRunning)
+    BeginStop(false, std::move(why), effects);
+}
+
+void Coordinator::OnFound(const FailureDetector::NodeLost& found, Effects& effects) {
+  Peer& peer = peers_[found.node];
+  if (!peer.present) return;
+  peer.present = false;
+  --present_;
+  changed_at_ = now_;
+  Detect(FailureDetector::NodeForgotten{found.node}, effects);
+  effects.emplace_back(Evidence{.node = found.node, .kind = FailureKind::kOther, .lost = true});
+  if (phase_ == Phase::kStopping) {
+    if (!std::exchange(peer.stop_counted, true)) --stop_missing_;
+    StopWithoutBoundary(effects);
+    TryStopped(effects);
+    return;
+  }
+  if (peer.member) MemberFailed(found.node, found.reason, effects);
+}
+
+void Coordinator::OnFound(const FailureDetector::Stalled& found, Effects& effects) {
+  for (NodeId node : found.suspects)
+    effects.emplace_back(Evidence{.node = node, .kind = FailureKind::kOther, .lost = false});
+  if (phase_ == Phase::kRunning) BeginStop(false, found.reason, effects);
+}
+
+// A boundary that somebody is missing at will not come.
+void Coordinator::StopWithoutBoundary(Effects& effects) {
+  if (phase_ != Phase::kStopping || !std::exchange(stop_at_boundary_, false)) return;
+  for (NodeId node = 0; node < identity_.nodes; ++node)
+    if (!peers_[node].stop_counted)
+      Tell(node, msg::Stop{.term = term_, .generation = stopping_, .at_boundary = false}, effects);
+}
+
+void Coordinator::PhaseIsLate(Effects& effects) {
+  switch (phase_) {
+    case Phase::kGathering:
+      if (!view_.live.empty() && view_.live.back().job == identity_.me.at.job)
+        BeginStop(false, "nodes of it are missing", effects);
+      else
+        Decide(effects);
+      return;
+    case Phase::kStopping:
+      if (stop_at_boundary_) {
+        StopWithoutBoundary(effects);
+        phase_due_ = now_ + options_.stop_max;
+        return;
+      }
+      for (NodeId node = 0; node < identity_.nodes; ++node) {
+        Peer& peer = peers_[node];
+        if (peer.stop_counted) continue;
+        peer.stop_counted = peer.stuck = true;
+        effects.emplace_back(Evidence{.node = node, .kind = FailureKind::kOther, .lost = false});
+        Say(fmt::format("node {} does not stop its ranks: done without", node), effects);
+      }
+      stop_missing_ = 0;
+      changed_at_ = now_;
+      TryStopped(effects);
+      return;
+    case Phase::kForming:
+      for (NodeId node : members_)
+        if (!peers_[node].ready)
+          effects.emplace_back(Evidence{.node = node, .kind = FailureKind::kOther, .lost = false});
+      BeginStop(false, fmt::format("{} of {} nodes were ready in time", ready_, members_.size()),
+                effects);
+      return;
+    default:
+      return;
+  }
+}
+
+// ---- the end
+
+void Coordinator::On(const EndJob& event, Effects& effects) {
+  if (ending_.has_value() || phase_ == Phase::kEnded) return;
+  ending_ = event.exit_code;
+  switch (phase_) {
+    case Phase::kRunning:
+      if (saving_ < 0) save_due_ = now_;  // Settled, it ends the generation.
+      return;
+    case Phase::kForming:
+      BeginStop(false, "the job ends", effects);
+      return;
+    case Phase::kGathering:
+    case Phase::kWaiting:
+      BeginStop(false, "the job ends", effects);
+      return;
+    default:
+      return;  // What is under way comes to Decide, or is stopped when it is known.
+  }
+}
+
+// END says that nobody steps any more.
+void Coordinator::TryEnd(Effects& effects) {
+  if (phase_ == Phase::kEnded || phase_ == Phase::kEnding) {
+    if (phase_ == Phase::kEnded || go_due_ > now_ || !pending_.empty()) return;
+  }
+  phase_ = Phase::kEnding;
+  phase_due_ = look_again_ = absl::InfiniteFuture();
+  go_due_ = fence_.Opens();
+  if (now_ < go_due_) return;
+  go_due_ = absl::InfiniteFuture();
+  Post({.kind = EntryKind::kEnd,
+        .generation = view_.generation,
+        .step = std::max(view_.commit_step, StepIndex{0}),
+        .exit_code = *ending_},
+       0, effects);
+}
+
+}  // namespace perdure

@@ -1,0 +1,183 @@
+// Checkpoints: asks the ranks to freeze their state, and leads CheckpointCommit through it.
+#include <algorithm>
+#include <utility>
+
+#include "runtime/base/status.h"
+#include "runtime/control/coordinator.h"
+
+namespace perdure {
+
+int Coordinator::MemberIndex(NodeId node) const {
+  return static_cast<int>(std::lower_bound(members_.begin(), members_.end(), node) -
+                          members_.begin());
+}
+
+void Coordinator::On(const SaveNow&, Effects&) {
+  if (phase_ == Phase::kRunning && saving_ < 0) save_due_ = now_;
+}
+
+void Coordinator::SaveTimers(Effects& effects) {
+  if (phase_ != Phase::kRunning) return;
+  if (saving_ < 0 && now_ >= save_due_) {
+    save_due_ = now_ + options_.resend;
+    save_asked_ = true;
+    effects.emplace_back(Send{At(layout_.seats.front().node),
+                              msg::Save{.term = term_,
+                                        .generation = layout_.generation,
+                                        .after = std::max(settled_, view_.commit_step)}});
+  }
+  // Unless its COMMIT may be in the log already.
+  if (now_ >= save_give_up_) {
+    save_give_up_ = absl::InfiniteFuture();
+    if (!pending_.empty()) return;
+    Say("a checkpoint took too long and was given up", effects);
+    settled_ = std::exchange(saving_, -1);
+    settled_ok_ = false;
+    commit_.emplace(CheckpointCommit::Options{.ranks = static_cast<int>(members_.size())});
+    AfterSave(effects);
+  }
+}
+
+// The members are told that the state of settled_ may go.
+void Coordinator::AfterSave(Effects& effects) {
+  save_give_up_ = absl::InfiniteFuture();
+  save_due_ = now_ + options_.save_every;
+  save_asked_ = false;
+  for (NodeId node : members_) TellSettled(node, settled_, effects);
+  if (ending_.has_value()) BeginStop(true, "the job ends", effects);
+}
+
+void Coordinator::TellSettled(NodeId node, StepIndex step, Effects& effects) {
+  Tell(node,
+       msg::Settle{.term = term_,
+                   .generation = layout_.generation,
+                   .step = step,
+                   .committed = step == settled_ ? settled_ok_ : step == view_.commit_step},
+       effects);
+}
+
+// Of a generation that is over.
+void Coordinator::DropSave(Effects&) {
+  commit_.reset();
+  saving_ = -1;
+  save_asked_ = false;
+  save_due_ = save_give_up_ = absl::InfiniteFuture();
+  for (Peer& peer : peers_) peer.verifying.clear();
+}
+
+// A member's report says how far it is with the state that it froze.
+void Coordinator::OnSaving(NodeId node, const msg::Report& report, Effects& effects) {
+  if (report.frozen < 0 || !commit_.has_value()) return;
+  Peer& peer = peers_[node];
+  const bool may_tell = now_ >= peer.told + options_.resend;
+  // Settled already, or frozen for a coordinator before this one.
+  if (report.frozen == settled_ || !save_asked_) {
+    if (may_tell) TellSettled(node, report.frozen, effects);
+    return;
+  }
+  if (saving_ < 0) {
+    saving_ = report.frozen;
+    save_due_ = absl::InfiniteFuture();
+    save_give_up_ = now_ + options_.save_max;
+  }
+  if (report.frozen != saving_) return;
+  const int index = MemberIndex(node);
+  DoCommit(CheckpointCommit::Frozen{index}, effects);
+  if (saving_ < 0 || commit_->attempt() == 0) return;
+  if (report.written == commit_->attempt()) {
+    DoCommit(CheckpointCommit::Written{index, report.written_ok}, effects);
+    if (saving_ < 0 || !may_tell) return;
+    for (int32_t file : peer.verifying)
+      Tell(node,
+           msg::Verify{.term = term_,
+                       .generation = layout_.generation,
+                       .step = saving_,
+                       .attempt = commit_->attempt(),
+                       .file = file},
+           effects);
+  } else if (may_tell) {
+    Tell(node,
+         msg::Write{.term = term_,
+                    .generation = layout_.generation,
+                    .step = saving_,
+                    .attempt = commit_->attempt()},
+         effects);
+  }
+}
+
+void Coordinator::On(const Measured& event, Effects& effects) {
+  if (commit_.has_value() && event.generation == layout_.generation && event.step == saving_)
+    DoCommit(CheckpointCommit::Measured{event.ok}, effects);
+}
+
+void Coordinator::On(const PartsJoined& event, Effects& effects) {
+  if (!commit_.has_value() || event.generation != layout_.generation || event.step != saving_ ||
+      event.attempt != commit_->attempt())
+    return;
+  const bool known = std::all_of(event.readers.begin(), event.readers.end(), [&](int reader) {
+    return reader >= 0 && static_cast<size_t>(reader) < members_.size();
+  });
+  DoCommit(CheckpointCommit::Joined{event.readers, event.ok && known}, effects);
+}
+
+void Coordinator::OnVoted(NodeId node, const msg::Voted& m, Effects& effects) {
+  Peer& peer = peers_[node];
+  if (!commit_.has_value() || m.generation != layout_.generation || m.step != saving_ ||
+      m.attempt != commit_->attempt() || std::erase(peer.verifying, m.file) == 0)
+    return;
+  DoCommit(CheckpointCommit::Voted{m.file, m.ok}, effects);
+}
+
+void Coordinator::DoCommit(const CheckpointCommit::Event& event, Effects& effects) {
+  if (!commit_.has_value()) return;
+  CheckpointCommit::Effects done;
+  commit_->Step(event, done);
+  for (const CheckpointCommit::Effect& effect : done)
+    std::visit([&](const auto& e) { OnCommit(e, effects); }, effect);
+}
+
+void Coordinator::OnCommit(const CheckpointCommit::Measure&, Effects& effects) {
+  effects.emplace_back(MeasureRoom{layout_.generation, saving_});
+}
+
+void Coordinator::OnCommit(const CheckpointCommit::Write& e, Effects& effects) {
+  for (NodeId node : members_) {
+    peers_[node].verifying.clear();
+    Tell(
+        node,
+        msg::Write{
+            .term = term_, .generation = layout_.generation, .step = saving_, .attempt = e.attempt},
+        effects);
+  }
+}
+
+void Coordinator::OnCommit(const CheckpointCommit::Join&, Effects& effects) {
+  effects.emplace_back(JoinParts{layout_.generation, saving_, commit_->attempt()});
+}
+
+void Coordinator::OnCommit(const CheckpointCommit::Verify& e, Effects& effects) {
+  const NodeId node = members_[static_cast<size_t>(e.rank)];
+  peers_[node].verifying.push_back(e.file);
+  Tell(node,
+       msg::Verify{.term = term_,
+                   .generation = layout_.generation,
+                   .step = saving_,
+                   .attempt = commit_->attempt(),
+                   .file = e.file},
+       effects);
+}
+
+void Coordinator::OnCommit(const CheckpointCommit::Publish&, Effects& effects) {
+  Post({.kind = EntryKind::kCommit, .generation = layout_.generation, .step = saving_},
+       commit_->attempt(), effects);
+}
+
+void Coordinator::OnCommit(const CheckpointCommit::Settle& e, Effects& effects) {
+  settled_ = std::exchange(saving_, -1);
+  settled_ok_ = e.committed;
+  Say(fmt::format("checkpoint of step {} {}", settled_, e.committed ? "committed" : "given up"),
+      effects);
+  AfterSave(effects);
+}
+
+}  // namespace perdure

@@ -1,0 +1,44 @@
+#include "runtime/control/log_view.h"
+
+#include <algorithm>
+
+#include "runtime/base/check.h"
+
+namespace perdure {
+
+std::vector<NodeId> NodesOf(const PlacedLayout& layout) {
+  std::vector<NodeId> nodes;
+  nodes.reserve(layout.seats.size());
+  for (const Seat& seat : layout.seats) nodes.push_back(seat.node);
+  std::sort(nodes.begin(), nodes.end());
+  nodes.erase(std::unique(nodes.begin(), nodes.end()), nodes.end());
+  return nodes;
+}
+
+void LogView::Absorb(const LogEntry& entry) {
+  PERDURE_CHECK(entry.slot == next_slot);
+  ++next_slot;
+  switch (entry.kind) {
+    case EntryKind::kLead:
+      lead = Lead{.term = entry.slot, .author = entry.author};
+      end.reset();
+      return;
+    case EntryKind::kStart:
+      generation = std::max(generation, entry.generation);
+      live.push_back({.job = entry.author.at.job, .resumed = entry.step, .layout = entry.layout});
+      return;
+    case EntryKind::kCommit:
+      commit_step = std::max(commit_step, entry.step);
+      std::erase_if(live, [&](const Live& l) { return l.layout.generation < entry.generation; });
+      return;
+    case EntryKind::kEnd:
+      lead.reset();
+      end = End{.job = entry.author.at.job, .exit_code = entry.exit_code};
+      live.clear();
+      return;
+    case EntryKind::kNote:
+      return;
+  }
+}
+
+}  // namespace perdure

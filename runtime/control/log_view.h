@@ -1,0 +1,91 @@
+// What the control plane knows of the run log: its records as values, and the little that follows
+// from all of them. Pure; the shell reads and writes the files (runtime/agent/run_log.h).
+//
+// Two records establish authority. LEAD: its author is the coordinator from now on; its slot is the
+// **term**. START: a generation begins. All types share one sequence of slots, so whoever did not
+// see a LEAD or START cannot append anything (facts of that: tests/formal).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "runtime/control/ids.h"
+#include "runtime/control/layout.h"
+
+namespace perdure {
+
+using Slot = uint64_t;
+
+// An agent of some job.
+struct Endpoint {
+  uint64_t job = 0;
+  NodeId node = 0;
+  friend auto operator<=>(const Endpoint&, const Endpoint&) = default;
+};
+
+// Who wrote a record: one life of one agent.
+struct Author {
+  Endpoint at;
+  uint64_t incarnation = 0;
+  friend auto operator<=>(const Author&, const Author&) = default;
+};
+
+enum class EntryKind : uint8_t {
+  kLead,    // The author coordinates.
+  kStart,   // A generation begins.
+  kCommit,  // A checkpoint exists.
+  kEnd,     // The author's job is over, all its ranks have stopped.
+  kNote,    // Anything else that takes a slot: ATTEMPT, VERIFIED, RETIRE.
+};
+
+// The nodes of a layout, sorted, each once.
+std::vector<NodeId> NodesOf(const PlacedLayout& layout);
+
+struct LogEntry {
+  Slot slot = 0;
+  EntryKind kind = EntryKind::kNote;
+  Author author;
+  uint64_t id = 0;  // Tells records of one author apart, and a retry from a second record.
+  Generation generation = 0;
+  StepIndex step = 0;     // START: where it resumes. COMMIT: of the checkpoint. END: the last one.
+  int32_t exit_code = 0;  // END.
+  PlacedLayout layout;    // START.
+  friend bool operator==(const LogEntry&, const LogEntry&) = default;
+};
+
+// The log, read from its beginning to next_slot.
+struct LogView {
+  // A generation whose ranks may still be stepping.
+  struct Live {
+    uint64_t job = 0;
+    StepIndex resumed = 0;
+    PlacedLayout layout;
+    friend bool operator==(const Live&, const Live&) = default;
+  };
+  struct Lead {
+    Slot term = 0;
+    Author author;
+    friend bool operator==(const Lead&, const Lead&) = default;
+  };
+  struct End {
+    uint64_t job = 0;
+    int32_t exit_code = 0;
+    friend bool operator==(const End&, const End&) = default;
+  };
+
+  Slot next_slot = 0;
+  Generation generation = 0;   // Highest of a START.
+  std::optional<Lead> lead;    // The latest; nothing once its job has ended.
+  std::optional<End> end;      // The latest, unless a LEAD follows.
+  StepIndex commit_step = -1;  // Of the newest checkpoint; -1: none.
+  // Newest last. A COMMIT proves that its generation ran, hence that all before it had stopped; an
+  // END that nobody runs.
+  std::vector<Live> live;
+
+  // REQUIRES: entry.slot == next_slot.
+  void Absorb(const LogEntry& entry);
+  friend bool operator==(const LogView&, const LogView&) = default;
+};
+
+}  // namespace perdure

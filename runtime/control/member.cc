@@ -1,0 +1,435 @@
+#include "runtime/control/member.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace perdure {
+namespace {
+
+// Terms are slots, and slots begin at 0.
+bool IsCoordinators(const ControlMessage& message) {
+  return std::holds_alternative<msg::Answer>(message) ||
+         std::holds_alternative<msg::Announce>(message) ||
+         std::holds_alternative<msg::Stop>(message) ||
+         std::holds_alternative<msg::Prepare>(message) ||
+         std::holds_alternative<msg::Go>(message) || std::holds_alternative<msg::Save>(message) ||
+         std::holds_alternative<msg::Write>(message) ||
+         std::holds_alternative<msg::Verify>(message) ||
+         std::holds_alternative<msg::Settle>(message) || std::holds_alternative<msg::Bye>(message);
+}
+
+Slot TermOf(const ControlMessage& message) {
+  return std::visit([](const auto& m) { return m.term; }, message);
+}
+
+}  // namespace
+
+Member::Member(const ControlOptions& options, const Identity& identity, const Adopted& adopted,
+               absl::Time now)
+    : options_(options),
+      identity_(identity),
+      now_(now),
+      heard_(now),
+      seek_due_(now),
+      report_due_(now) {
+  sent_.fill(absl::InfinitePast());
+  if (adopted.generation == 0) return;
+  stage_ = Stage::kRunning;
+  generation_ = adopted.generation;
+  finished_ = adopted.finished;
+}
+
+void Member::Step(absl::Time now, const Event& event, Effects& effects) {
+  if (exited_) return;
+  now_ = now;
+  std::visit([&](const auto& e) { On(e, effects); }, event);
+  Timers(effects);
+}
+
+absl::Time Member::NextDeadline() const {
+  if (exited_) return absl::InfiniteFuture();
+  absl::Time next = std::min({kill_due_, table_due_, report_due_});
+  next = std::min(next, seek_due_);
+  return next;
+}
+
+void Member::Enter(Stage stage) {
+  if (stage_ == stage) return;
+  stage_ = stage;
+  changed_ = true;
+}
+
+void Member::Timers(Effects& effects) {
+  if (exited_) return;
+  if (now_ >= kill_due_) {
+    kill_due_ = now_ + options_.stop_max;  // And again: a process may not die at once.
+    effects.emplace_back(KillRanks{generation_});
+  }
+  if (now_ >= table_due_) {
+    table_due_ = now_ + options_.resend;
+    effects.emplace_back(Send{leader_, msg::NeedTable{.term = term_, .generation = generation_}});
+  }
+  if (has_term_ && (changed_ || now_ >= report_due_)) Report(effects);
+  if (!has_term_) report_due_ = absl::InfiniteFuture();
+  Seek(effects);
+}
+
+// ---- who leads
+
+// The coordinator is not heard: read the log, whose newest LEAD says who should be. When it is
+// still the silent one (or nobody) and it is this node's turn, offer this agent.
+void Member::Seek(Effects& effects) {
+  if (has_term_ && now_ < heard_ + options_.leader_silence && !closed_) {
+    viewed_ = false;
+    seek_due_ = heard_ + options_.leader_silence;
+    return;
+  }
+  if (viewed_ && !leading_) {
+    const absl::Time turn = TurnToLead();
+    if (now_ >= turn) {
+      Lead(effects);
+      return;
+    }
+    seek_due_ = std::min(seek_due_, turn);
+  }
+  if (now_ < seek_due_) return;
+  effects.emplace_back(ReadLog{view_.next_slot});
+  seek_due_ = now_ + options_.seek;
+}
+
+void Member::Lead(Effects& effects) {
+  leading_ = true;
+  seek_due_ = now_ + options_.seek;
+  effects.emplace_back(TakeLead{});
+}
+
+bool Member::OwnJobLeads() const {
+  return view_.lead.has_value() && view_.lead->author.at.job == identity_.me.at.job;
+}
+
+// Nodes of the running generation first, in order; then the others.
+absl::Time Member::TurnToLead() const {
+  int64_t place = identity_.me.at.node;
+  if (!view_.live.empty() && view_.live.back().job == identity_.me.at.job) {
+    const std::vector<NodeId> nodes = NodesOf(view_.live.back().layout);
+    const auto at = std::lower_bound(nodes.begin(), nodes.end(), identity_.me.at.node);
+    place = at - nodes.begin();
+    if (at == nodes.end() || *at != identity_.me.at.node)
+      place = static_cast<int64_t>(nodes.size()) + identity_.me.at.node;
+  }
+  const absl::Duration wait = std::min(place, options_.stagger_max) * options_.stagger;
+  // Of another job: only when it has been silent for as long as it could still be granting leases.
+  if (view_.lead.has_value() && !OwnJobLeads())
+    return heard_ + OthersWait(options_, options_.lease_log) + wait;
+  if (!view_.lead.has_value() || closed_) return heard_ + wait;
+  return heard_ + options_.leader_silence + wait;
+}
+
+// `heard`: by a message of it, not only in the log.
+void Member::Follow(Slot term, const Endpoint& leader, bool heard, Effects& effects) {
+  if (has_term_ && term <= term_) return;
+  has_term_ = true;
+  term_ = term;
+  leader_ = leader;
+  heard_ = now_;
+  closed_ = false;
+  echo_ = 0;
+  changed_ = true;
+  viewed_ = false;
+  sent_.fill(absl::InfinitePast());
+  seek_due_ = now_ + options_.leader_silence;
+  const bool mine = leader == identity_.me.at;
+  if (leading_ && !(mine && heard)) effects.emplace_back(DropLead{});
+  leading_ = mine && heard;
+}
+
+void Member::On(const LogRead& event, Effects& effects) {
+  if (!event.entries.has_value()) return;
+  for (const LogEntry& entry : *event.entries)
+    if (entry.slot == view_.next_slot) view_.Absorb(entry);
+  if (event.from + event.entries->size() < view_.next_slot) return;  // Older than what is known.
+  viewed_ = true;
+  if (view_.end.has_value() && view_.end->job == identity_.me.at.job) {
+    exited_ = true;
+    effects.emplace_back(Exit{view_.end->exit_code});
+    return;
+  }
+  if (!view_.lead.has_value()) return;
+  if (!OwnJobLeads()) {
+    effects.emplace_back(Send{view_.lead->author.at, msg::Probe{.term = view_.lead->term}});
+    return;
+  }
+  // A life of this very agent that is over answers nobody.
+  Follow(view_.lead->term, view_.lead->author.at, false, effects);
+}
+
+void Member::On(const LeadLost&, Effects&) {
+  leading_ = false;
+  heard_ = now_;  // Whoever won gets time to be heard.
+  viewed_ = false;
+  seek_due_ = now_;
+}
+
+void Member::On(const Closed& event, Effects&) {
+  if (!has_term_ || event.peer != leader_ || closed_) return;
+  closed_ = true;
+  heard_ = now_;
+  seek_due_ = now_;
+}
+
+void Member::On(const Received& event, Effects& effects) {
+  if (const auto* leading = std::get_if<msg::Leading>(&event.message)) {
+    // The other job's coordinator lives: wait on.
+    if (view_.lead.has_value() && !OwnJobLeads() && leading->term == view_.lead->term)
+      heard_ = now_;
+    return;
+  }
+  if (event.from.job != identity_.me.at.job) return;
+  const Slot term = TermOf(event.message);
+  if (IsCoordinators(event.message)) {
+    Follow(term, event.from, true, effects);
+    if (term != term_ || event.from != leader_) return;
+    heard_ = now_;
+    closed_ = false;
+  } else if (!has_term_ || term != term_) {
+    return;
+  }
+  std::visit([&](const auto& m) { OnMessage(m, effects); }, event.message);
+}
+
+// ---- reports and leases
+
+void Member::Report(Effects& effects) {
+  changed_ = false;
+  report_due_ = now_ + options_.heartbeat;
+  ++sequence_;
+  sent_[sequence_ % kSentKept] = now_;
+  effects.emplace_back(Send{leader_, msg::Report{.term = term_,
+                                                 .incarnation = identity_.me.incarnation,
+                                                 .sequence = sequence_,
+                                                 .echo = echo_,
+                                                 .slots = identity_.slots,
+                                                 .domain = identity_.domain,
+                                                 .leaving = leaving_,
+                                                 .generation = generation_,
+                                                 .stage = stage_,
+                                                 .finished = finished_,
+                                                 .failure = failure_,
+                                                 .failed_local_rank = failed_local_rank_,
+                                                 .frozen = frozen_,
+                                                 .written = written_,
+                                                 .written_ok = written_ok_}});
+}
+
+// The lease runs from the sending of the report that is answered.
+void Member::OnMessage(const msg::Answer& m, Effects& effects) {
+  if (m.sequence > sequence_ || sequence_ - m.sequence >= kSentKept) return;
+  echo_ = std::max(echo_, m.stamp);
+  if (m.lease <= 0 || m.generation != generation_ || generation_ == 0) return;
+  if (stage_ != Stage::kRunning && stage_ != Stage::kReady) return;
+  const absl::Time sent = sent_[m.sequence % kSentKept];
+  const absl::Time until =
+      sent + HolderCounts(options_, std::min(absl::Nanoseconds(m.lease), options_.lease_agent));
+  if (until > now_) effects.emplace_back(Renew{generation_, until});
+}
+
+// ---- generations
+
+void Member::BeginStop(bool at_boundary, Effects& effects) {
+  Enter(Stage::kStopping);
+  table_due_ = absl::InfiniteFuture();
+  kill_due_ = now_ + options_.stop_max / 2;
+  effects.emplace_back(StopRanks{generation_, at_boundary});
+}
+
+void Member::OnMessage(const msg::Stop& m, Effects& effects) {
+  if (m.generation < generation_) return;
+  switch (stage_) {
+    case Stage::kIdle:
+    case Stage::kStopped:
+    case Stage::kDone:
+      SendStopped(effects);
+      return;
+    case Stage::kStopping:
+      // What was to end at a boundary that will not come is to end now.
+      if (!m.at_boundary) effects.emplace_back(StopRanks{generation_, false});
+      return;
+    default:
+      BeginStop(m.at_boundary && stage_ == Stage::kRunning, effects);
+  }
+}
+
+void Member::SendStopped(Effects& effects) {
+  effects.emplace_back(
+      Send{leader_, msg::Stopped{.term = term_, .generation = generation_, .holdings = holdings_}});
+}
+
+void Member::On(const RanksStopped& event, Effects& effects) {
+  if (event.generation != generation_ || stage_ == Stage::kStopped || stage_ == Stage::kDone)
+    return;
+  holdings_ = event.holdings;
+  kill_due_ = absl::InfiniteFuture();
+  frozen_ = -1;
+  written_ = 0;
+  failure_ = FailureKind::kNone;
+  failed_local_rank_ = -1;
+  Enter(Stage::kStopped);
+  if (has_term_) SendStopped(effects);
+}
+
+void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
+  if (m.generation == generation_ && stage_ == Stage::kPresent) SendPresent(effects);
+  if (m.generation <= generation_) return;
+  if (stage_ != Stage::kIdle && stage_ != Stage::kStopped && stage_ != Stage::kDone) {
+    if (stage_ != Stage::kStopping) BeginStop(false, effects);
+    return;  // It will be said again.
+  }
+  generation_ = m.generation;
+  finished_ = m.resume.step;
+  prepare_ = m;
+  addresses_.clear();
+  parts_.clear();
+  parts_ranks_ = 0;
+  frozen_ = -1;
+  written_ = 0;
+  votes_.clear();
+  failure_ = FailureKind::kNone;
+  failed_local_rank_ = -1;
+  Enter(Stage::kSpawning);
+  effects.emplace_back(MakeRanks{m});
+}
+
+void Member::On(const RanksMade& event, Effects& effects) {
+  if (event.generation != generation_ || stage_ != Stage::kSpawning) return;
+  addresses_ = event.addresses;
+  Enter(Stage::kPresent);
+  table_due_ = now_ + 4 * options_.resend;
+  SendPresent(effects);
+}
+
+void Member::SendPresent(Effects& effects) {
+  effects.emplace_back(Send{
+      leader_, msg::Present{.term = term_, .generation = generation_, .addresses = addresses_}});
+}
+
+// Parts come from the parent in the tree, or from the coordinator.
+void Member::OnMessage(const msg::Table& m, Effects& effects) {
+  if (m.generation != generation_ || stage_ != Stage::kPresent || m.addresses.empty()) return;
+  const auto at = std::lower_bound(parts_.begin(), parts_.end(), m.first);
+  if (at != parts_.end() && *at == m.first) return;
+  parts_.insert(at, m.first);
+  parts_ranks_ += static_cast<int32_t>(m.addresses.size());
+  for (NodeId child : prepare_.children)
+    effects.emplace_back(Send{Endpoint{identity_.me.at.job, child}, m});
+  effects.emplace_back(Connect{m});
+  if (parts_ranks_ < m.ranks) return;
+  table_due_ = absl::InfiniteFuture();
+  Enter(Stage::kLoading);
+  effects.emplace_back(Load{generation_});
+}
+
+void Member::On(const RanksLoaded& event, Effects&) {
+  if (event.generation == generation_ && stage_ == Stage::kLoading) Enter(Stage::kReady);
+}
+
+void Member::OnMessage(const msg::Go& m, Effects& effects) {
+  if (m.generation != generation_ || stage_ != Stage::kReady) return;
+  Enter(Stage::kRunning);
+  effects.emplace_back(Run{generation_});
+}
+
+void Member::On(const Progress& event, Effects&) {
+  if (event.generation != generation_) return;
+  finished_ = std::max(finished_, event.finished);
+  if (!event.complete) return;
+  kill_due_ = absl::InfiniteFuture();
+  holdings_.clear();
+  Enter(Stage::kDone);
+}
+
+void Member::On(const RankFailed& event, Effects&) {
+  if (event.slot_lost) identity_.slots &= ~(uint64_t{1} << event.local_rank);
+  changed_ |= event.slot_lost;
+  if (event.generation != generation_ || stage_ == Stage::kIdle || stage_ == Stage::kStopping ||
+      stage_ == Stage::kStopped || stage_ == Stage::kDone)
+    return;
+  if (failure_ == FailureKind::kNone) {
+    failure_ = event.kind;
+    failed_local_rank_ = event.local_rank;
+  }
+  table_due_ = absl::InfiniteFuture();
+  Enter(Stage::kBroken);
+}
+
+void Member::On(const Leave&, Effects&) {
+  changed_ |= !leaving_;
+  leaving_ = true;
+}
+
+// ---- checkpoints
+
+void Member::OnMessage(const msg::Save& m, Effects& effects) {
+  if (m.generation == generation_ && stage_ == Stage::kRunning && frozen_ < 0)
+    effects.emplace_back(FreezeState{m});
+}
+
+void Member::On(const Frozen& event, Effects&) {
+  if (event.generation != generation_ || stage_ == Stage::kStopped) return;
+  frozen_ = event.step;
+  written_ = 0;
+  votes_.clear();
+  changed_ = true;
+}
+
+void Member::OnMessage(const msg::Write& m, Effects& effects) {
+  if (m.generation != generation_ || m.step != frozen_ || m.attempt <= written_) return;
+  votes_.clear();
+  effects.emplace_back(WriteState{m});
+}
+
+void Member::On(const Written& event, Effects&) {
+  if (event.generation != generation_ || event.step != frozen_ || event.attempt <= written_) return;
+  written_ = event.attempt;
+  written_ok_ = event.ok;
+  changed_ = true;
+}
+
+void Member::OnMessage(const msg::Verify& m, Effects& effects) {
+  if (m.generation != generation_ || m.step != frozen_ || m.attempt != written_) return;
+  for (msg::Voted& vote : votes_)
+    if (vote.file == m.file) {
+      vote.term = term_;
+      effects.emplace_back(Send{leader_, vote});
+      return;
+    }
+  effects.emplace_back(VerifyFile{m});
+}
+
+void Member::On(const Verified& event, Effects& effects) {
+  if (event.generation != generation_ || event.step != frozen_ || event.attempt != written_) return;
+  for (const msg::Voted& vote : votes_)
+    if (vote.file == event.file) return;
+  votes_.push_back({.term = term_,
+                    .generation = event.generation,
+                    .step = event.step,
+                    .attempt = event.attempt,
+                    .file = event.file,
+                    .ok = event.ok});
+  effects.emplace_back(Send{leader_, votes_.back()});
+}
+
+void Member::OnMessage(const msg::Settle& m, Effects& effects) {
+  if (m.generation != generation_ || m.step != frozen_) return;
+  frozen_ = -1;
+  written_ = 0;
+  votes_.clear();
+  changed_ = true;
+  effects.emplace_back(SettleState{m});
+}
+
+void Member::OnMessage(const msg::Bye& m, Effects& effects) {
+  exited_ = true;
+  effects.emplace_back(Exit{m.exit_code});
+}
+
+}  // namespace perdure

@@ -1,0 +1,249 @@
+// An agent's view of its job: who coordinates, what this node's ranks are to do, until when they
+// may step. One per agent; a pure machine, see docs/architecture.md, "Control plane".
+//
+// It finds the coordinator by the run log (the newest LEAD says who), reports to it, does what it
+// says, and offers its own agent as coordinator when nobody answers. It decides nothing about the
+// run. Ranks do not need it between failures but for their lease.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "runtime/control/control_options.h"
+#include "runtime/control/log_view.h"
+#include "runtime/control/message.h"
+
+namespace perdure {
+
+class Member {
+ public:
+  struct Identity {
+    Author me;
+    uint64_t slots = 1;   // Bit i: local rank i can be used.
+    uint32_t domain = 0;  // Of failures.
+  };
+  // Ranks that outlived their agent, now this one's.
+  struct Adopted {
+    Generation generation = 0;  // 0: there are none.
+    StepIndex finished = 0;
+  };
+
+  // ---- events; `now` is the node's monotonic clock
+
+  struct Tick {};
+  struct Received {
+    Endpoint from;
+    ControlMessage message;
+  };
+  struct Closed {  // The connection to `peer` ended.
+    Endpoint peer;
+  };
+  // What ReadLog found: the records from slot `from` on; nothing when the log could not be read.
+  struct LogRead {
+    Slot from = 0;
+    std::optional<std::vector<LogEntry>> entries;
+  };
+  struct LeadLost {};  // This agent's coordinator has resigned.
+  // Of this node's ranks.
+  struct RanksMade {
+    Generation generation = 0;
+    std::vector<std::string> addresses;
+  };
+  struct RanksLoaded {
+    Generation generation = 0;
+  };
+  struct Progress {
+    Generation generation = 0;
+    StepIndex finished = 0;
+    bool complete = false;  // Nothing is left to train; the ranks have stopped.
+  };
+  struct RankFailed {
+    Generation generation = 0;
+    int32_t local_rank = 0;
+    FailureKind kind = FailureKind::kOther;
+    bool slot_lost = false;  // Its device is.
+  };
+  struct RanksStopped {  // None of them steps again, whatever happens.
+    Generation generation = 0;
+    std::vector<Holding> holdings;
+  };
+  struct Frozen {
+    Generation generation = 0;
+    StepIndex step = 0;
+  };
+  struct Written {
+    Generation generation = 0;
+    StepIndex step = 0;
+    int32_t attempt = 0;
+    bool ok = false;
+  };
+  struct Verified {
+    Generation generation = 0;
+    StepIndex step = 0;
+    int32_t attempt = 0;
+    int32_t file = 0;
+    bool ok = false;
+  };
+  struct Leave {};  // The node is to be given back.
+  using Event = std::variant<Tick, Received, Closed, LogRead, LeadLost, RanksMade, RanksLoaded,
+                             Progress, RankFailed, RanksStopped, Frozen, Written, Verified, Leave>;
+
+  // ---- effects, to be done in order
+
+  struct Send {
+    Endpoint to;
+    ControlMessage message;
+  };
+  struct ReadLog {
+    Slot from = 0;
+  };
+  struct TakeLead {};  // Make a Coordinator on view().
+  struct DropLead {};  // Destroy it, if there is one: somebody else leads.
+  struct MakeRanks {
+    msg::Prepare prepare;
+  };
+  struct Connect {  // A part of the addresses of all ranks.
+    msg::Table table;
+  };
+  struct Load {  // All parts have come.
+    Generation generation = 0;
+  };
+  struct Run {
+    Generation generation = 0;
+  };
+  struct Renew {
+    Generation generation = 0;
+    absl::Time until;
+  };
+  struct StopRanks {
+    Generation generation = 0;
+    bool at_boundary = false;
+  };
+  struct KillRanks {  // They did not stop; answered by RanksStopped with what is left.
+    Generation generation = 0;
+  };
+  struct FreezeState {
+    msg::Save save;
+  };
+  struct WriteState {
+    msg::Write write;
+  };
+  struct VerifyFile {
+    msg::Verify verify;
+  };
+  struct SettleState {
+    msg::Settle settle;
+  };
+  struct Exit {
+    int32_t code = 0;
+  };
+  using Effect =
+      std::variant<Send, ReadLog, TakeLead, DropLead, MakeRanks, Connect, Load, Run, Renew,
+                   StopRanks, KillRanks, FreezeState, WriteState, VerifyFile, SettleState, Exit>;
+  using Effects = std::vector<Effect>;
+
+  Member(const ControlOptions& options, const Identity& identity, const Adopted& adopted,
+         absl::Time now);
+
+  void Step(absl::Time now, const Event& event, Effects& effects);
+  // When to send Tick if nothing else happens before.
+  absl::Time NextDeadline() const;
+
+  const LogView& view() const { return view_; }
+  Stage stage() const { return stage_; }
+  Generation generation() const { return generation_; }
+  Slot term() const { return term_; }
+  bool exited() const { return exited_; }
+
+ private:
+  void On(const Tick&, Effects&) {}
+  void On(const Received& event, Effects& effects);
+  void On(const Closed& event, Effects& effects);
+  void On(const LogRead& event, Effects& effects);
+  void On(const LeadLost& event, Effects& effects);
+  void On(const RanksMade& event, Effects& effects);
+  void On(const RanksLoaded& event, Effects& effects);
+  void On(const Progress& event, Effects& effects);
+  void On(const RankFailed& event, Effects& effects);
+  void On(const RanksStopped& event, Effects& effects);
+  void On(const Frozen& event, Effects& effects);
+  void On(const Written& event, Effects& effects);
+  void On(const Verified& event, Effects& effects);
+  void On(const Leave& event, Effects& effects);
+
+  void OnMessage(const msg::Answer& m, Effects& effects);
+  void OnMessage(const msg::Announce&, Effects&) {}
+  void OnMessage(const msg::Stop& m, Effects& effects);
+  void OnMessage(const msg::Prepare& m, Effects& effects);
+  void OnMessage(const msg::Table& m, Effects& effects);
+  void OnMessage(const msg::Go& m, Effects& effects);
+  void OnMessage(const msg::Save& m, Effects& effects);
+  void OnMessage(const msg::Write& m, Effects& effects);
+  void OnMessage(const msg::Verify& m, Effects& effects);
+  void OnMessage(const msg::Settle& m, Effects& effects);
+  void OnMessage(const msg::Bye& m, Effects& effects);
+  // Not a member's to hear.
+  void OnMessage(const auto&, Effects&) {}
+
+  void Follow(Slot term, const Endpoint& leader, bool heard, Effects& effects);
+  void Seek(Effects& effects);
+  void Lead(Effects& effects);
+  bool OwnJobLeads() const;
+  absl::Time TurnToLead() const;
+  void BeginStop(bool at_boundary, Effects& effects);
+  void Enter(Stage stage);
+  void Report(Effects& effects);
+  void SendStopped(Effects& effects);
+  void SendPresent(Effects& effects);
+  void Timers(Effects& effects);
+
+  ControlOptions options_;
+  Identity identity_;
+  absl::Time now_;
+  LogView view_;
+
+  // The coordinator.
+  Slot term_ = 0;
+  bool has_term_ = false;
+  Endpoint leader_;
+  absl::Time heard_;      // Or since when one is missed.
+  bool closed_ = false;   // Its connection ended since.
+  bool leading_ = false;  // It is this agent's own.
+  absl::Time seek_due_;   // When to read the log, or to give up the reading under way.
+  bool viewed_ = false;   // The log was read since the coordinator was last heard.
+
+  // Reports.
+  uint64_t sequence_ = 0;
+  int64_t echo_ = 0;
+  absl::Time report_due_;
+  bool changed_ = true;  // Report at once.
+  static constexpr size_t kSentKept = 16;
+  std::array<absl::Time, kSentKept> sent_;  // By sequence: when it was sent.
+
+  // The ranks.
+  Stage stage_ = Stage::kIdle;
+  Generation generation_ = 0;
+  StepIndex finished_ = 0;
+  FailureKind failure_ = FailureKind::kNone;
+  int32_t failed_local_rank_ = -1;
+  bool leaving_ = false;
+  absl::Time kill_due_ = absl::InfiniteFuture();
+  std::vector<Holding> holdings_;
+  msg::Prepare prepare_;
+  std::vector<std::string> addresses_;
+  std::vector<int32_t> parts_;  // First ranks of the parts of the table that have come, sorted.
+  int32_t parts_ranks_ = 0;     // Ranks in them.
+  absl::Time table_due_ = absl::InfiniteFuture();
+  StepIndex frozen_ = -1;
+  int32_t written_ = 0;
+  bool written_ok_ = false;
+  std::vector<msg::Voted> votes_;  // On files of the attempt under way.
+  bool exited_ = false;
+};
+
+}  // namespace perdure

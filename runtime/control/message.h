@@ -1,0 +1,227 @@
+// What agents of one run tell each other. Every message names the coordinator's term and, where it
+// is about one, the generation: what is of another is dropped at the door.
+//
+// Messages may be lost, doubled and reordered (connections break). So members report a state, not
+// events: a coordinator compares it with what it wants and repeats the command. Commands may
+// come twice.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "runtime/control/ids.h"
+#include "runtime/control/log_view.h"
+
+namespace perdure {
+
+// What a node is about.
+enum class Stage : uint8_t {
+  kIdle,      // No rank of it belongs to a generation.
+  kSpawning,  // Ranks of `generation` are made; they have no addresses yet.
+  kPresent,   // They have, and wait for the others'.
+  kLoading,   // They connect and load.
+  kReady,     // They hold the state and wait for Go.
+  kRunning,
+  kBroken,  // One of them failed; the others are still there.
+  kStopping,
+  kStopped,  // They stepped for the last time, have let go of each other, and hold their state.
+  kDone,     // As kStopped: there is nothing more to train.
+};
+
+// Why ranks cannot go on.
+enum class FailureKind : uint8_t {
+  kNone,
+  kExited,       // Left with a code,
+  kKilled,       // was killed by a signal,
+  kOutOfMemory,  // by the kernel for want of memory.
+  kDevice,
+  kTransport,
+  kStorage,
+  kOther,
+};
+
+// State of a rank of `generation` at `step`, verified, in this node's memory.
+struct Holding {
+  Generation generation = 0;
+  StepIndex step = 0;
+  int32_t rank = 0;
+  friend auto operator<=>(const Holding&, const Holding&) = default;
+};
+
+// Where the state comes from: the ranks of `generation` at `step`, where they sat, or from a
+// checkpoint.
+struct Resume {
+  bool from_checkpoint = true;
+  Generation generation = 0;
+  StepIndex step = 0;
+  struct Held {
+    int32_t rank = 0;
+    NodeId node = 0;
+    friend bool operator==(const Held&, const Held&) = default;
+  };
+  std::vector<Held> elsewhere;  // Ranks whose state is not in their own seat any more.
+  friend bool operator==(const Resume&, const Resume&) = default;
+};
+namespace msg {
+
+// ---- member to coordinator
+
+// Every heartbeat, and at once when something changed.
+struct Report {
+  Slot term = 0;
+  uint64_t incarnation = 0;
+  uint64_t sequence = 0;  // Rises with each; an older one that comes later is dropped.
+  int64_t echo = 0;       // The stamp of the newest Answer of this term.
+  uint64_t slots = 0;     // Bit i: local rank i can be used.
+  uint32_t domain = 0;    // Of failures: rack, switch.
+  bool leaving = false;   // Its node is to be given back.
+  Generation generation = 0;
+  Stage stage = Stage::kIdle;
+  StepIndex finished = 0;
+  FailureKind failure = FailureKind::kNone;  // kBroken: of the first rank that failed,
+  int32_t failed_local_rank = -1;            // which is this.
+  StepIndex frozen = -1;  // The step of the state that is kept for a checkpoint; -1: none.
+  int32_t written = 0;    // The attempt that was written; 0: none yet.
+  bool written_ok = false;
+  friend bool operator==(const Report&, const Report&) = default;
+};
+// What is left behind; answers Stop.
+struct Stopped {
+  Slot term = 0;
+  Generation generation = 0;
+  std::vector<Holding> holdings;
+  friend bool operator==(const Stopped&, const Stopped&) = default;
+};
+// Answers Prepare.
+struct Present {
+  Slot term = 0;
+  Generation generation = 0;
+  std::vector<std::string> addresses;  // By the order of Prepare's ranks.
+  friend bool operator==(const Present&, const Present&) = default;
+};
+// Answers Verify.
+struct Voted {
+  Slot term = 0;
+  Generation generation = 0;
+  StepIndex step = 0;
+  int32_t attempt = 0;
+  int32_t file = 0;
+  bool ok = false;
+  friend bool operator==(const Voted&, const Voted&) = default;
+};
+// A part of the table got lost on its way down the tree.
+struct NeedTable {
+  Slot term = 0;
+  Generation generation = 0;
+  friend bool operator==(const NeedTable&, const NeedTable&) = default;
+};
+
+// ---- coordinator to member
+
+// Answers Report.
+struct Answer {
+  Slot term = 0;
+  uint64_t sequence = 0;  // Of the report.
+  int64_t stamp = 0;      // When this was sent, by the coordinator's clock, in ns.
+  Generation generation = 0;
+  int64_t lease = 0;  // ns, from the sending of the report; 0: ranks may not step.
+  friend bool operator==(const Answer&, const Answer&) = default;
+};
+// There is a new coordinator.
+struct Announce {
+  Slot term = 0;
+  friend bool operator==(const Announce&, const Announce&) = default;
+};
+struct Stop {
+  Slot term = 0;
+  Generation generation = 0;  // And all before it.
+  bool at_boundary = false;   // Finish the step that is under way, if that is possible.
+  friend bool operator==(const Stop&, const Stop&) = default;
+};
+struct Prepare {
+  Slot term = 0;
+  Generation generation = 0;
+  LayoutShape shape;
+  struct Assignment {
+    int32_t local_rank = 0;
+    int32_t rank = 0;
+    friend bool operator==(const Assignment&, const Assignment&) = default;
+  };
+  std::vector<Assignment> ranks;
+  Resume resume;
+  std::vector<NodeId> children;  // In the tree that hands on the table.
+  friend bool operator==(const Prepare&, const Prepare&) = default;
+};
+// The addresses of ranks first, first + 1, ... of `ranks`.
+struct Table {
+  Slot term = 0;
+  Generation generation = 0;
+  int32_t ranks = 0;
+  int32_t first = 0;
+  std::vector<std::string> addresses;
+  friend bool operator==(const Table&, const Table&) = default;
+};
+struct Go {
+  Slot term = 0;
+  Generation generation = 0;
+  friend bool operator==(const Go&, const Go&) = default;
+};
+// Freeze the state of a step boundary; goes to the node of rank 0, the ranks tell each other.
+struct Save {
+  Slot term = 0;
+  Generation generation = 0;
+  StepIndex after = 0;  // Of a step later than this.
+  friend bool operator==(const Save&, const Save&) = default;
+};
+struct Write {
+  Slot term = 0;
+  Generation generation = 0;
+  StepIndex step = 0;
+  int32_t attempt = 0;
+  friend bool operator==(const Write&, const Write&) = default;
+};
+struct Verify {
+  Slot term = 0;
+  Generation generation = 0;
+  StepIndex step = 0;
+  int32_t attempt = 0;
+  int32_t file = 0;
+  friend bool operator==(const Verify&, const Verify&) = default;
+};
+// The frozen state may go.
+struct Settle {
+  Slot term = 0;
+  Generation generation = 0;
+  StepIndex step = 0;
+  bool committed = false;
+  friend bool operator==(const Settle&, const Settle&) = default;
+};
+// The job is over.
+struct Bye {
+  Slot term = 0;
+  int32_t exit_code = 0;
+  friend bool operator==(const Bye&, const Bye&) = default;
+};
+
+// ---- between jobs
+
+// Does the author of LEAD `term` still lead?
+struct Probe {
+  Slot term = 0;
+  friend bool operator==(const Probe&, const Probe&) = default;
+};
+struct Leading {
+  Slot term = 0;
+  friend bool operator==(const Leading&, const Leading&) = default;
+};
+
+}  // namespace msg
+
+using ControlMessage =
+    std::variant<msg::Report, msg::Stopped, msg::Present, msg::Voted, msg::NeedTable, msg::Answer,
+                 msg::Announce, msg::Stop, msg::Prepare, msg::Table, msg::Go, msg::Save, msg::Write,
+                 msg::Verify, msg::Settle, msg::Bye, msg::Probe, msg::Leading>;
+
+}  // namespace perdure

@@ -1,0 +1,201 @@
+#include "runtime/control/message_codec.h"
+
+#include <concepts>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+template <typename T, typename... Of>
+concept OneOf = (std::same_as<std::remove_const_t<T>, Of> || ...);
+
+// ---- the fields of each struct, for whoever wants to visit them
+
+void Fields(auto& io, OneOf<LayoutShape> auto& m) { io(m.tensor, m.pipeline, m.data); }
+void Fields(auto& io, OneOf<Holding> auto& m) { io(m.generation, m.step, m.rank); }
+void Fields(auto& io, OneOf<Resume::Held> auto& m) { io(m.rank, m.node); }
+void Fields(auto& io, OneOf<Resume> auto& m) {
+  io(m.from_checkpoint, m.generation, m.step, m.elsewhere);
+}
+void Fields(auto& io, OneOf<msg::Prepare::Assignment> auto& m) { io(m.local_rank, m.rank); }
+void Fields(auto& io, OneOf<msg::Report> auto& m) {
+  io(m.term, m.incarnation, m.sequence, m.echo, m.slots, m.domain, m.leaving, m.generation, m.stage,
+     m.finished, m.failure, m.failed_local_rank, m.frozen, m.written, m.written_ok);
+}
+void Fields(auto& io, OneOf<msg::Stopped> auto& m) { io(m.term, m.generation, m.holdings); }
+void Fields(auto& io, OneOf<msg::Present> auto& m) { io(m.term, m.generation, m.addresses); }
+void Fields(auto& io, OneOf<msg::Voted> auto& m) {
+  io(m.term, m.generation, m.step, m.attempt, m.file, m.ok);
+}
+void Fields(auto& io, OneOf<msg::NeedTable, msg::Go> auto& m) { io(m.term, m.generation); }
+void Fields(auto& io, OneOf<msg::Answer> auto& m) {
+  io(m.term, m.sequence, m.stamp, m.generation, m.lease);
+}
+void Fields(auto& io, OneOf<msg::Announce, msg::Probe, msg::Leading> auto& m) { io(m.term); }
+void Fields(auto& io, OneOf<msg::Stop> auto& m) { io(m.term, m.generation, m.at_boundary); }
+void Fields(auto& io, OneOf<msg::Prepare> auto& m) {
+  io(m.term, m.generation, m.shape, m.ranks, m.resume, m.children);
+}
+void Fields(auto& io, OneOf<msg::Table> auto& m) {
+  io(m.term, m.generation, m.ranks, m.first, m.addresses);
+}
+void Fields(auto& io, OneOf<msg::Save> auto& m) { io(m.term, m.generation, m.after); }
+void Fields(auto& io, OneOf<msg::Write> auto& m) { io(m.term, m.generation, m.step, m.attempt); }
+void Fields(auto& io, OneOf<msg::Verify> auto& m) {
+  io(m.term, m.generation, m.step, m.attempt, m.file);
+}
+void Fields(auto& io, OneOf<msg::Settle> auto& m) { io(m.term, m.generation, m.step, m.committed); }
+void Fields(auto& io, OneOf<msg::Bye> auto& m) { io(m.term, m.exit_code); }
+
+// The highest value of an enum that travels.
+uint64_t Highest(Stage) { return static_cast<uint64_t>(Stage::kDone); }
+uint64_t Highest(FailureKind) { return static_cast<uint64_t>(FailureKind::kOther); }
+
+class Writer {
+ public:
+  explicit Writer(std::string& bytes) : bytes_(bytes) {}
+
+  template <typename... T>
+  void operator()(const T&... field) {
+    (Put(field), ...);
+  }
+
+ private:
+  void Number(uint64_t value) {
+    for (; value >= 0x80; value >>= 7) bytes_.push_back(static_cast<char>(value | 0x80));
+    bytes_.push_back(static_cast<char>(value));
+  }
+  template <typename T>
+  void Put(const T& field) {
+    if constexpr (std::is_enum_v<T> || std::unsigned_integral<T>)
+      Number(static_cast<uint64_t>(field));
+    else if constexpr (std::signed_integral<T>)
+      Number((static_cast<uint64_t>(field) << 1) ^ static_cast<uint64_t>(int64_t{field} >> 63));
+    else
+      Fields(*this, field);
+  }
+  void Put(const std::string& field) {
+    Number(field.size());
+    bytes_ += field;
+  }
+  template <typename T>
+  void Put(const std::vector<T>& field) {
+    Number(field.size());
+    for (const T& item : field) Put(item);
+  }
+
+  std::string& bytes_;
+};
+
+class Reader {
+ public:
+  explicit Reader(std::string_view bytes) : bytes_(bytes) {}
+
+  template <typename... T>
+  void operator()(T&... field) {
+    (Take(field), ...);
+  }
+  bool whole() const { return ok_ && bytes_.empty(); }
+
+ private:
+  uint64_t Number() {
+    uint64_t value = 0;
+    for (int shift = 0; shift < 64; shift += 7) {
+      if (bytes_.empty()) break;
+      const auto byte = static_cast<uint8_t>(bytes_.front());
+      bytes_.remove_prefix(1);
+      const uint64_t part = byte & 0x7f;
+      if (shift == 63 && part > 1) break;
+      value |= part << shift;
+      if (byte >= 0x80) continue;
+      // One number has one form.
+      if (part == 0 && shift > 0) break;
+      return value;
+    }
+    ok_ = false;
+    return 0;
+  }
+  template <typename T>
+  void Take(T& field) {
+    if constexpr (std::same_as<T, bool>) {
+      const uint64_t value = Number();
+      ok_ &= value <= 1;
+      field = value == 1;
+    } else if constexpr (std::is_enum_v<T>) {
+      const uint64_t value = Number();
+      ok_ &= value <= Highest(T{});
+      field = ok_ ? static_cast<T>(value) : T{};
+    } else if constexpr (std::unsigned_integral<T>) {
+      const uint64_t value = Number();
+      ok_ &= value <= std::numeric_limits<T>::max();
+      field = static_cast<T>(value);
+    } else if constexpr (std::signed_integral<T>) {
+      const uint64_t zigzag = Number();
+      const auto value = static_cast<int64_t>((zigzag >> 1) ^ (~(zigzag & 1) + 1));
+      ok_ &= std::in_range<T>(value);
+      field = static_cast<T>(value);
+    } else {
+      Fields(*this, field);
+    }
+  }
+  // Each item takes a byte at least.
+  bool Count(uint64_t& count) {
+    count = Number();
+    ok_ &= count <= bytes_.size();
+    return ok_;
+  }
+  void Take(std::string& field) {
+    uint64_t size = 0;
+    if (!Count(size)) return;
+    field.assign(bytes_.substr(0, size));
+    bytes_.remove_prefix(size);
+  }
+  template <typename T>
+  void Take(std::vector<T>& field) {
+    uint64_t size = 0;
+    if (!Count(size)) return;
+    field.resize(size);
+    for (uint64_t i = 0; i < size && ok_; ++i) Take(field[i]);
+  }
+
+  std::string_view bytes_;
+  bool ok_ = true;
+};
+
+template <size_t I = 0>
+bool Emplace(size_t type, ControlMessage& message) {
+  if constexpr (I < std::variant_size_v<ControlMessage>) {
+    if (type != I) return Emplace<I + 1>(type, message);
+    message.emplace<I>();
+    return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+void EncodeMessage(const ControlMessage& message, std::string& bytes) {
+  bytes.push_back(static_cast<char>(message.index()));
+  Writer writer(bytes);
+  std::visit([&](const auto& m) { Fields(writer, m); }, message);
+}
+
+absl::StatusOr<ControlMessage> DecodeMessage(std::string_view bytes) {
+  ControlMessage message;
+  if (bytes.empty() || !Emplace(static_cast<uint8_t>(bytes.front()), message))
+    return DataLoss(
+        "a control message of unknown type ({} bytes): is another version of Perdure in this job?",
+        bytes.size());
+  Reader reader(bytes.substr(1));
+  std::visit([&](auto& m) { Fields(reader, m); }, message);
+  if (!reader.whole())
+    return DataLoss("a control message of type {} and {} bytes is torn or malformed",
+                    message.index(), bytes.size());
+  return message;
+}
+
+}  // namespace perdure

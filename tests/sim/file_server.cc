@@ -1,0 +1,83 @@
+// The file server of the world: slots that are filled once. A request is executed when it gets
+// there, also when who sent it has died; its reply may be lost; readings may be old.
+#include <algorithm>
+#include <utility>
+
+#include "tests/sim/world.h"
+
+namespace perdure::sim {
+
+void World::AskLog(LogRequest request) {
+  Nanos at = now_ + disk_.Between(kMs / 2, scenario_.log_delay_max);
+  // A request that got stuck on its way.
+  if (disk_.PerMille(10)) at += disk_.Between(0, 4 * kSecond);
+  at = std::max(at, log_stalled_);
+  const Agent& agent = Of(request.agent);
+  const bool blind = agent.log_blind > now_;
+  const bool errors = blind || (log_errors_ > now_ && disk_.PerMille(500));
+  request.failed = errors;
+  const auto index = static_cast<uint32_t>(requests_.size());
+  requests_.push_back(std::move(request));
+  // Half of what fails has been done.
+  const bool executed = !blind && (!errors || disk_.PerMille(500));
+  At(at, {.what = executed ? What::kLogExecute : What::kLogReply,
+          .agent = executed ? ~Index{0} : requests_[index].agent,
+          .a = index});
+}
+
+void World::ExecuteLog(uint32_t index) {
+  LogRequest& r = requests_[index];
+  if (r.kind == LogRequest::Kind::kAppend) {
+    if (r.entry.slot > log_.size()) {
+      Violate("a record for a slot behind an empty one");
+      return;
+    }
+    if (r.entry.slot == log_.size()) {
+      if (Checker::Problem problem = checker_.OnAppend(r.entry)) {
+        Violate(*problem);
+        return;
+      }
+      log_.emplace_back(now_, r.entry);
+      if (r.entry.kind == EntryKind::kStart) {
+        GenerationBooks& books = generations_[r.entry.generation];
+        books.job = static_cast<uint32_t>(r.entry.author.at.job);
+        books.layout = r.entry.layout;
+        books.nodes = NodesOf(r.entry.layout);
+      }
+      if (trace_)
+        Trace("log slot " + std::to_string(r.entry.slot) + ": kind " +
+              std::to_string(static_cast<int>(r.entry.kind)) + " generation " +
+              std::to_string(r.entry.generation) + " step " + std::to_string(r.entry.step) +
+              " by job " + std::to_string(r.entry.author.at.job) + " node " +
+              std::to_string(r.entry.author.at.node));
+    }
+    r.found = log_[r.entry.slot].second;
+  } else {
+    // Old by up to the staleness, but never with a hole.
+    const Nanos as_of =
+        now_ - (scenario_.log_stale_max > 0 ? disk_.Between(0, scenario_.log_stale_max) : 0);
+    for (Slot slot = r.from; slot < log_.size() && log_[slot].first <= as_of; ++slot)
+      r.read.push_back(log_[slot].second);
+  }
+  At(now_ + disk_.Between(kMs / 2, scenario_.log_delay_max),
+     {.what = What::kLogReply, .agent = r.agent, .a = index});
+}
+
+void World::ReplyLog(uint32_t index) {
+  LogRequest r = std::move(requests_[index]);
+  const Agent& agent = Of(r.agent);
+  if (!agent.alive || agent.incarnation != r.incarnation) return;
+  if (r.kind == LogRequest::Kind::kMemberRead) {
+    StepMember(r.agent,
+               Member::LogRead{r.from, r.failed ? std::nullopt : std::optional(std::move(r.read))});
+    return;
+  }
+  if (!agent.lead.has_value() || agent.lead_id != r.lead_id) return;
+  if (r.kind == LogRequest::Kind::kLeadRead)
+    StepLead(r.agent, Coordinator::LogRead{
+                          r.from, r.failed ? std::nullopt : std::optional(std::move(r.read))});
+  else
+    StepLead(r.agent, Coordinator::Appended{r.failed ? std::nullopt : std::move(r.found)});
+}
+
+}  // namespace perdure::sim

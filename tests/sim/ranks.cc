@@ -1,0 +1,329 @@
+// The ranks of the world: they are made, load, step together, keep snapshots for each other, freeze
+// and write checkpoints, stop or do not.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "tests/sim/world.h"
+
+namespace perdure::sim {
+namespace {
+
+int64_t Signed(Generation generation) { return static_cast<int64_t>(generation); }
+
+}  // namespace
+
+void World::MakeRanks(Index index, const msg::Prepare& prepare) {
+  Agent& agent = Of(index);
+  const uint64_t version = agent.ranks.version + 1;
+  agent.ranks = {.state = Ranks::kMade, .version = version, .prepare = prepare};
+  // Those that a seat of before was left with are used again, the others are new processes.
+  At(now_ + work_.Between(2 * kMs, 60 * kMs),
+     {.what = What::kRanksMade, .agent = index, .version = version});
+}
+
+void World::Connect(Index index, const msg::Table& table) {
+  Agent& agent = Of(index);
+  const PlacedLayout* layout = checker_.LayoutOf(table.generation);
+  if (layout == nullptr || layout->seats.size() != static_cast<size_t>(table.ranks)) {
+    Violate(fmt::format("a table of generation {} with {} ranks", table.generation, table.ranks));
+    return;
+  }
+  for (size_t i = 0; i < table.addresses.size(); ++i) {
+    const Seat& seat = layout->seats[static_cast<size_t>(table.first) + i];
+    if (table.addresses[i] !=
+        fmt::format("{}.{}.{}", table.generation, seat.node, seat.local_rank)) {
+      Violate(fmt::format("rank {} of generation {} has address {}",
+                          static_cast<size_t>(table.first) + i, table.generation,
+                          table.addresses[i]));
+      return;
+    }
+  }
+  agent.ranks.connected += static_cast<int32_t>(table.addresses.size());
+}
+
+void World::Load(Index index) {
+  RankGroup& ranks = Of(index).ranks;
+  if (ranks.connected != ranks.prepare.shape.ranks()) {
+    Violate(fmt::format("ranks load with {} of {} addresses", ranks.connected,
+                        ranks.prepare.shape.ranks()));
+    return;
+  }
+  ranks.state = Ranks::kLoading;
+  At(now_ + work_.Between(5 * kMs, 300 * kMs),
+     {.what = What::kRanksLoaded, .agent = index, .version = ranks.version});
+}
+
+// Each atom from where Prepare says that it is; all must be there, of one step.
+void World::FinishLoad(Index index) {
+  Agent& agent = Of(index);
+  if (!agent.alive) return;
+  RankGroup& ranks = agent.ranks;
+  const Resume& resume = ranks.prepare.resume;
+  ranks.value = checker_.Expected(resume.step);
+  if (!resume.from_checkpoint) {
+    const auto from = generations_.find(resume.generation);
+    if (from == generations_.end()) {
+      Violate(fmt::format("state of generation {} is asked for", resume.generation));
+      return;
+    }
+    const std::vector<Seat>& seats = from->second.layout.seats;
+    for (size_t rank = 0; rank < seats.size(); ++rank) {
+      NodeId holder = seats[rank].node;
+      for (const Resume::Held& held : resume.elsewhere)
+        if (held.rank == static_cast<int32_t>(rank)) holder = held.node;
+      const Index at = IndexOf({agent.job, holder});
+      const Agent& source = Of(at);
+      const auto held =
+          std::find_if(source.memory.begin(), source.memory.end(), [&](const Held& m) {
+            return m.what.generation == resume.generation && m.what.step == resume.step &&
+                   m.what.rank == static_cast<int32_t>(rank);
+          });
+      if (held == source.memory.end() || !source.alive || Cut(at, index)) {
+        FailRank(index, ranks.prepare.ranks.front().local_rank, FailureKind::kTransport, false);
+        return;
+      }
+      ranks.value = held->value;
+    }
+    ++outcome_.resumed_from_memory;
+  }
+  if (Checker::Problem problem = checker_.OnLoad(ranks.prepare.generation, resume.step,
+                                                 resume.from_checkpoint, ranks.value)) {
+    Violate(*problem);
+    return;
+  }
+  ranks.state = Ranks::kLoaded;
+  ranks.finished = resume.step;
+  for (const auto& rank : ranks.prepare.ranks)
+    Remember(agent, {{ranks.prepare.generation, resume.step, rank.rank}, ranks.value, true});
+  StepMember(index, Member::RanksLoaded{ranks.prepare.generation});
+}
+
+// A rank's own state is of one step; of others' the two newest are kept. What an older generation
+// left goes when this one has stepped.
+void World::Remember(Agent& agent, const Held& held) {
+  size_t newer = 0;
+  for (const Held& m : agent.memory)
+    if (m.what.generation == held.what.generation && m.what.rank == held.what.rank &&
+        m.what.step > held.what.step)
+      ++newer;
+  if (newer > 0 && held.own) return;
+  std::erase_if(agent.memory, [&](const Held& m) {
+    if (m.what.rank != held.what.rank || m.what.generation != held.what.generation) return false;
+    return m.own || held.own ? m.own == held.own
+                             : m.what.step < held.what.step - 1 || m.what.step == held.what.step;
+  });
+  agent.memory.push_back(held);
+  if (agent.memory.size() > 4096) Violate("snapshots pile up");
+}
+
+void World::DropOwn(Agent& agent, int32_t rank) {
+  std::erase_if(agent.memory,
+                [&](const Held& m) { return m.own && (rank < 0 || m.what.rank == rank); });
+}
+
+// ---- steps
+
+void World::StartStep(Index index) {
+  RankGroup& ranks = Of(index).ranks;
+  ranks.contributed = false;
+  ranks.waits = RankGroup::Waits::kNo;
+  if (ranks.stop_at_boundary) {
+    FinishStop(index, ranks.prepare.generation, false);
+    return;
+  }
+  const Nanos work = scenario_.step * work_.Between(90, 110) / 100;
+  At(std::max(now_ + work, stalled_),
+     {.what = What::kContribute, .agent = index, .version = ranks.version});
+}
+
+void World::Contribute(Index index) {
+  Agent& agent = Of(index);
+  RankGroup& ranks = agent.ranks;
+  if (ranks.state != Ranks::kRunning || ranks.failed_local_rank >= 0 || ranks.contributed) return;
+  if (!ranks.guard.MayStep(Local(agent, now_))) {
+    ranks.waits = RankGroup::Waits::kToContribute;
+    return;
+  }
+  ranks.waits = RankGroup::Waits::kNo;
+  ranks.contributed = true;
+  GenerationBooks& books = generations_[ranks.prepare.generation];
+  StepBooks& step = books.steps[ranks.finished];
+  for (const auto& rank : ranks.prepare.ranks)
+    step.leaves += checker_.Leaves(ranks.prepare.shape, rank.rank, ranks.finished);
+  step.ranks += static_cast<int32_t>(ranks.prepare.ranks.size());
+  step.agents.emplace_back(index, ranks.version);
+  if (step.ranks > books.layout.shape.ranks()) {
+    Violate(fmt::format("{} ranks work on step {} of generation {}", step.ranks, ranks.finished,
+                        ranks.prepare.generation));
+    return;
+  }
+  if (step.ranks == books.layout.shape.ranks())
+    At(now_ + kMs,
+       {.what = What::kComplete, .a = Signed(ranks.prepare.generation), .b = ranks.finished});
+}
+
+// All have given their gradients; they get there when the network lets them.
+void World::Complete(Generation generation, StepIndex step) {
+  GenerationBooks& books = generations_[generation];
+  const auto found = books.steps.find(step);
+  if (found == books.steps.end()) return;
+  const auto& agents = found->second.agents;
+  for (const auto& [a, _a] : agents)
+    for (const auto& [b, _b] : agents)
+      if (Cut(a, b)) {
+        At(now_ + 100 * kMs, {.what = What::kComplete, .a = Signed(generation), .b = step});
+        return;
+      }
+  if (books.freeze_after.has_value() && step + 1 > *books.freeze_after) {
+    books.freeze_step = step + 1;
+    books.freeze_after.reset();
+  }
+  for (const auto& [a, version] : agents)
+    At(now_ + work_.Between(0, 4 * kMs), {.what = What::kApply, .agent = a, .version = version});
+}
+
+void World::Apply(Index index) {
+  Agent& agent = Of(index);
+  RankGroup& ranks = agent.ranks;
+  if (ranks.state != Ranks::kRunning || ranks.failed_local_rank >= 0 || !ranks.contributed) return;
+  if (!ranks.guard.MayStep(Local(agent, now_))) {
+    ranks.waits = RankGroup::Waits::kToApply;
+    return;
+  }
+  const Generation generation = ranks.prepare.generation;
+  GenerationBooks& books = generations_[generation];
+  const StepBooks& step = books.steps[ranks.finished];
+  if (trace_)
+    Trace(fmt::format("job {} node {} takes step {} of generation {} ({} ranks)", agent.job, agent.node,
+                      ranks.finished + 1, generation, step.ranks));
+  ranks.value = Mix(ranks.value, step.leaves);
+  ++ranks.finished;
+  ++outcome_.steps;
+  if (Checker::Problem problem =
+          checker_.OnApply(generation, agent.node, ranks.finished, ranks.value)) {
+    Violate(*problem);
+    return;
+  }
+  books.steps.erase(books.steps.begin(), books.steps.lower_bound(ranks.finished - 2));
+  std::erase_if(agent.memory, [&](const Held& m) { return m.what.generation < generation; });
+  // The snapshot of each rank goes to the next node.
+  const auto me = std::lower_bound(books.nodes.begin(), books.nodes.end(), agent.node);
+  const NodeId next = me + 1 == books.nodes.end() ? books.nodes.front() : *(me + 1);
+  for (const auto& rank : ranks.prepare.ranks) {
+    Remember(agent, {{generation, ranks.finished, rank.rank}, ranks.value, true});
+    if (next != agent.node)
+      At(now_ + work_.Between(kMs, scenario_.step / 2 + kMs), {.what = What::kSnapshot,
+                                                               .agent = IndexOf({agent.job, next}),
+                                                               .from = index,
+                                                               .version = ranks.value,
+                                                               .a = Signed(generation),
+                                                               .b = ranks.finished,
+                                                               .c = rank.rank});
+  }
+  if (books.freeze_step == ranks.finished && ranks.frozen < 0) {
+    ranks.frozen = ranks.finished;
+    ranks.frozen_value = ranks.value;
+    At(now_ + kMs, {.what = What::kFrozen,
+                    .agent = index,
+                    .version = ranks.version,
+                    .a = Signed(generation),
+                    .b = ranks.finished});
+  }
+  StepMember(index, Member::Progress{generation, ranks.finished, false});
+  if (agent.ranks.state == Ranks::kRunning) StartStep(index);
+}
+
+// ---- the end of a generation on a node
+
+void World::StopRanks(Index index, Generation generation, bool at_boundary) {
+  Agent& agent = Of(index);
+  RankGroup& ranks = agent.ranks;
+  if (at_boundary && ranks.state == Ranks::kRunning && ranks.contributed) {
+    ranks.stop_at_boundary = true;
+    return;
+  }
+  if (agent.stubborn > now_ && ranks.state == Ranks::kRunning) return;
+  At(now_ + work_.Between(kMs / 2, 30 * kMs), {.what = What::kRanksStopped,
+                                               .agent = index,
+                                               .version = ranks.version,
+                                               .a = Signed(generation),
+                                               .b = 0});
+}
+
+void World::KillRanks(Index index, Generation generation) {
+  Agent& agent = Of(index);
+  if (agent.unkillable > now_) return;
+  FinishStop(index, generation, true);
+}
+
+void World::FinishStop(Index index, Generation generation, bool killed) {
+  Agent& agent = Of(index);
+  RankGroup& ranks = agent.ranks;
+  if (killed) DropOwn(agent, -1);
+  if (ranks.failed_local_rank >= 0)
+    for (const auto& rank : ranks.prepare.ranks)
+      if (rank.local_rank == ranks.failed_local_rank) DropOwn(agent, rank.rank);
+  ranks = {.version = ranks.version + 1};
+  if (!agent.alive) return;
+  Member::RanksStopped stopped{generation, {}};
+  for (const Held& held : agent.memory) stopped.holdings.push_back(held.what);
+  std::sort(stopped.holdings.begin(), stopped.holdings.end());
+  stopped.holdings.erase(std::unique(stopped.holdings.begin(), stopped.holdings.end()),
+                         stopped.holdings.end());
+  StepMember(index, stopped);
+}
+
+void World::FailRank(Index index, int32_t local_rank, FailureKind kind, bool slot_lost) {
+  Agent& agent = Of(index);
+  RankGroup& ranks = agent.ranks;
+  if (slot_lost) agent.slots &= ~(uint64_t{1} << local_rank);
+  if (ranks.failed_local_rank < 0) ranks.failed_local_rank = local_rank;
+  At(now_ + work_.Between(kMs / 2, 100 * kMs), {.what = What::kRankFailed,
+                                                .agent = index,
+                                                .version = ranks.version,
+                                                .a = local_rank,
+                                                .b = static_cast<int64_t>(kind),
+                                                .c = slot_lost ? 1 : 0});
+}
+
+// ---- checkpoints
+
+void World::WriteState(Index index, const msg::Write& write) {
+  Agent& agent = Of(index);
+  if (agent.ranks.frozen != write.step) return;
+  bool good = true, told = true;
+  if (agent.write_errors > now_) {
+    // It fails, or claims not to.
+    good = false;
+    told = disk_.PerMille(500);
+  }
+  if (log_stalled_ > now_ && disk_.PerMille(300)) good = told = false;
+  checker_.OnWritten(write.generation, write.step, write.attempt, agent.node, good,
+                     agent.ranks.frozen_value);
+  At(std::max(now_ + disk_.Between(10 * kMs, 500 * kMs), log_stalled_),
+     {.what = What::kWritten,
+      .agent = index,
+      .version = agent.ranks.version,
+      .a = Signed(write.generation),
+      .b = write.step,
+      .c = write.attempt,
+      .d = told ? 1 : 0});
+}
+
+void World::VerifyFile(Index index, const msg::Verify& verify) {
+  const GenerationBooks& books = generations_[verify.generation];
+  const NodeId of = books.nodes[static_cast<size_t>(verify.file)];
+  const bool good = checker_.PartIsGood(verify.generation, verify.step, verify.attempt, of);
+  if (good) checker_.OnVerified(verify.generation, verify.step, verify.attempt, of);
+  At(std::max(now_ + disk_.Between(5 * kMs, 100 * kMs), log_stalled_),
+     {.what = What::kVerified,
+      .agent = index,
+      .version = Of(index).ranks.version,
+      .a = Signed(verify.generation),
+      .b = verify.step,
+      .c = int64_t{verify.attempt} << 32 | verify.file,
+      .d = good ? 1 : 0});
+}
+
+}  // namespace perdure::sim

@@ -1,0 +1,236 @@
+// The world that the control plane's machines are simulated in: clocks, network, file server,
+// processes, the ranks' steps, and the faults of a Scenario. Virtual time; one thread; the same
+// seed gives the same history on every compiler.
+//
+// The machines are the production's, every message passes through the production's encoder. What is
+// not simulated is the work: a step is a delay and a hash of what went into it (step, leaves,
+// ranks), so that a wrong membership, a lost or doubled leaf, a wrong or mixed state changes the
+// hash. Checks are made by this world's own books (checker.h), which share nothing with the
+// machines.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/control/coordinator.h"
+#include "runtime/control/member.h"
+#include "runtime/control/rank_guard.h"
+#include "tests/sim/checker.h"
+#include "tests/sim/prng.h"
+#include "tests/sim/scenario.h"
+
+namespace perdure::sim {
+
+struct Outcome {
+  std::string violation;  // Empty: none.
+  Nanos violated_at = 0;
+  uint64_t digest = 0;  // Of all that happened.
+  uint64_t events = 0, messages = 0, message_bytes = 0;
+  Nanos ended = 0;
+  int64_t generations = 0, commits = 0, steps = 0, leads = 0;
+  uint32_t faults_hit = 0;  // Bit by FaultKind: it struck something that was there.
+  uint32_t resumed_from_memory = 0, adopted = 0;
+};
+
+class World {
+ public:
+  // `trace`: tell what happens on standard output.
+  explicit World(const Scenario& scenario, bool trace = false);
+  Outcome Run();
+
+ private:
+  using Index = uint32_t;  // Of an agent: job * nodes + node.
+
+  enum class What : uint8_t {
+    kDeliver,
+    kTick,
+    kBoot,
+    kClosed,
+    kLogExecute,
+    kLogReply,
+    kLeadReply,
+    kRanksMade,
+    kRanksLoaded,
+    kRanksStopped,
+    kContribute,
+    kComplete,
+    kApply,
+    kSnapshot,
+    kFrozen,
+    kWritten,
+    kVerified,
+    kRankFailed,
+    kFault,
+    kHeal,
+    kFaultEnd,
+    kNextJob,
+    kHardEnd,
+  };
+  struct Happening {
+    What what = What::kTick;
+    Index agent = 0, from = 0;
+    uint64_t version = 0;  // Of what it was meant for: void when that has changed.
+    int64_t a = 0, b = 0, c = 0, d = 0;
+    std::string bytes;
+  };
+  struct Due {
+    Nanos at;
+    uint64_t order;
+    uint32_t slot;
+    bool operator>(const Due& o) const { return at != o.at ? at > o.at : order > o.order; }
+  };
+
+  enum class Ranks : uint8_t { kNone, kMade, kLoading, kLoaded, kRunning };
+  struct Held {
+    Holding what;
+    uint64_t value = 0;
+    bool own = false;
+  };
+  struct RankGroup {  // The ranks of a node.
+    Ranks state = Ranks::kNone;
+    uint64_t version = 0;
+    msg::Prepare prepare;
+    RankGuard guard;
+    StepIndex finished = 0;
+    uint64_t value = 0;
+    int32_t failed_local_rank = -1;
+    bool contributed = false;
+    bool stop_at_boundary = false;
+    enum class Waits : uint8_t { kNo, kToContribute, kToApply } waits = Waits::kNo;
+    StepIndex frozen = -1;
+    uint64_t frozen_value = 0;
+    int32_t connected = 0;
+  };
+  struct Agent {
+    uint32_t job = 0;
+    NodeId node = 0;
+    bool alive = false, leaving = false, left = false;  // left: for good.
+    uint64_t incarnation = 0;
+    int64_t offset = 0, ppm = 0;  // Of its clock.
+    uint64_t slots = 0;
+    std::optional<Member> member;
+    std::optional<Coordinator> lead;
+    uint64_t lead_id = 0;
+    Nanos tick_at = -1;
+    Nanos paused = 0, ranks_paused = 0, isolated = 0, log_blind = 0;
+    Nanos write_errors = 0, stubborn = 0, unkillable = 0;
+    RankGroup ranks;
+    std::vector<Held> memory;
+  };
+  struct LogRequest {
+    enum class Kind : uint8_t { kAppend, kLeadRead, kMemberRead } kind = Kind::kAppend;
+    Index agent = 0;
+    uint64_t incarnation = 0, lead_id = 0;
+    LogEntry entry;
+    Slot from = 0;
+    bool failed = false;  // The reply says so.
+    std::vector<LogEntry> read;
+    std::optional<LogEntry> found;
+  };
+  struct StepBooks {  // A step that is under way in one generation.
+    int32_t ranks = 0;
+    uint64_t leaves = 0;
+    std::vector<std::pair<Index, uint64_t>> agents;  // With the version of their ranks.
+  };
+  struct GenerationBooks {
+    uint32_t job = 0;
+    PlacedLayout layout;
+    std::vector<NodeId> nodes;
+    std::map<StepIndex, StepBooks> steps;
+    std::optional<StepIndex> freeze_after;
+    StepIndex freeze_step = -1;
+  };
+
+  // world.cc
+  uint32_t Put(Happening happening);
+  void At(Nanos at, Happening happening);
+  void Handle(Happening& h);
+  bool Defer(const Happening& h);
+  Agent& Of(Index index) { return agents_[index]; }
+  Index IndexOf(const Endpoint& e) const {
+    return static_cast<Index>(e.job) * static_cast<Index>(scenario_.nodes) + e.node;
+  }
+  absl::Time Local(const Agent& agent, Nanos at) const;
+  Nanos Global(const Agent& agent, absl::Time local) const;
+  void StepMember(Index index, const Member::Event& event);
+  void StepLead(Index index, const Coordinator::Event& event);
+  void Perform(Index index, Member::Effects& effects);
+  void PerformLead(Index index, Coordinator::Effects& effects);
+  void ScheduleTick(Index index);
+  void Boot(Index index);
+  void Violate(std::string what);
+  bool Tracing() const { return trace_; }
+  void Trace(const std::string& line) const;
+  void CheckProgress();
+
+  // network.cc
+  void Send(Index from, const Endpoint& to, const ControlMessage& message);
+  void Deliver(Happening& h);
+  bool Cut(Index from, Index to) const;
+  void CloseConnectionsOf(Index index);
+
+  // file_server.cc
+  void AskLog(LogRequest request);
+  void ExecuteLog(uint32_t request);
+  void ReplyLog(uint32_t request);
+
+  // ranks.cc
+  void MakeRanks(Index index, const msg::Prepare& prepare);
+  void Connect(Index index, const msg::Table& table);
+  void Load(Index index);
+  void FinishLoad(Index index);
+  void StartStep(Index index);
+  void Contribute(Index index);
+  void Complete(Generation generation, StepIndex step);
+  void Apply(Index index);
+  void StopRanks(Index index, Generation generation, bool at_boundary);
+  void KillRanks(Index index, Generation generation);
+  void FinishStop(Index index, Generation generation, bool killed);
+  void FailRank(Index index, int32_t local_rank, FailureKind kind, bool slot_lost);
+  void DropOwn(Agent& agent, int32_t rank);
+  void Remember(Agent& agent, const Held& held);
+  void WriteState(Index index, const msg::Write& write);
+  void VerifyFile(Index index, const msg::Verify& verify);
+
+  // faults.cc
+  void Strike(const Fault& fault);
+  void CrashAgent(Index index, Nanos back_at);
+  void CrashNode(Index index, Nanos back_at);
+  void StartJob();
+  void EndJobs();
+  void Heal();
+
+  Scenario scenario_;
+  bool trace_;
+  Nanos now_ = 0;
+  uint64_t order_ = 0;
+  std::vector<Due> heap_;
+  std::vector<Happening> happenings_;
+  std::vector<uint32_t> free_;
+  std::vector<Agent> agents_;
+  std::vector<LogRequest> requests_;
+  std::vector<std::pair<Nanos, LogEntry>> log_;  // With when each was linked.
+  std::map<Generation, GenerationBooks> generations_;
+  struct CutLink {
+    Index from, to;
+    Nanos until;
+  };
+  std::vector<CutLink> cuts_;
+  Nanos slow_network_ = 0, log_stalled_ = 0, log_errors_ = 0, stalled_ = 0;
+  bool healed_ = false;
+  int64_t commits_at_heal_ = 0;
+  std::vector<bool> job_ending_;
+  uint64_t incarnations_ = 0;
+  Prng network_, disk_, work_, clocks_;
+  Checker checker_;
+  Outcome outcome_;
+  Member::Effects member_effects_;
+  Coordinator::Effects lead_effects_;
+  std::string encoded_;
+};
+
+}  // namespace perdure::sim
