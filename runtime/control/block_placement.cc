@@ -13,29 +13,33 @@ class Placer {
  public:
   Placer(const OfferedSlots& offered, std::span<const int32_t> source, std::vector<int32_t>& room,
          std::vector<int32_t>& at)
-      : offered_(offered),
-        source_(source),
-        blocks_(offered.blocks()),
-        room_(room),
-        at_(at),
-        domains_(static_cast<size_t>(offered.domains())) {}
+      : offered_(offered), source_(source), blocks_(offered.blocks()), room_(room), at_(at) {}
 
   void Run(int32_t spares) {
-    need_ = static_cast<int64_t>(std::count(at_.begin(), at_.end(), -1));
-    if (need_ == 0) return;
-    FindHomes();
-    OpenNodes(spares);
-    GoHome();
-    SpreadNewReplicas();
-    FillUp();
+    for (const bool drained : {false, true}) {
+      need_ = static_cast<int64_t>(std::count(at_.begin(), at_.end(), -1));
+      if (need_ == 0) return;
+      domains_.assign(static_cast<size_t>(offered_.domains()), {});
+      open_.clear();
+      FindHomes();
+      if (drained)
+        OpenDrained();
+      else
+        OpenHealthy(spares);
+      FillDomains();
+      GoHome();
+      SpreadNewReplicas();
+      FillUp();
+    }
+    PERDURE_CHECK(std::find(at_.begin(), at_.end(), -1) == at_.end());
   }
 
  private:
   struct Domain {
-    int64_t free = 0;          // Blocks on its open nodes.
-    int64_t wanted = 0;        // Blocks to be placed that would like to be here.
-    int32_t replicas = 0;      // At home here.
-    size_t next = 0, end = 0;  // Of its open nodes, in open_.
+    int64_t free = 0;      // Blocks on its open nodes.
+    int64_t wanted = 0;    // Blocks to be placed that would like to be here.
+    int32_t replicas = 0;  // At home here.
+    size_t next = 0;       // Of its open nodes, in open_.
   };
 
   bool InUse(int32_t node) const { return room_[node] < offered_.nodes()[node].blocks; }
@@ -45,7 +49,10 @@ class Placer {
   }
 
   void FindHomes();
-  void OpenNodes(int32_t spares);
+  void OpenHealthy(int32_t spares);
+  void OpenDrained();
+  void OpenUntilEnough(std::vector<int32_t> nodes);
+  void FillDomains();
   void Take(Domain& domain, int32_t& at);
   void GoHome();
   void SpreadNewReplicas();
@@ -86,60 +93,66 @@ void Placer::FindHomes() {
   }
 }
 
-// Opens the nodes that `at` may be chosen from: those in use (for new replicas also idle ones, but
-// for `spares`), then as many idle and last drained ones as it takes.
-void Placer::OpenNodes(int32_t spares) {
+// Nodes in use, for new replicas also idle ones but for the spares; then as many more as it takes.
+void Placer::OpenHealthy(int32_t spares) {
   const std::vector<OfferedSlots::Node>& nodes = offered_.nodes();
-  const bool any_new = std::find(source_.begin(), source_.end(), -1) != source_.end();
-  std::vector<int32_t> idle, drained;
+  std::vector<int32_t> idle;
   for (int32_t n = 0; n < static_cast<int32_t>(nodes.size()); ++n) {
-    if (room_[n] == 0) continue;
-    if (nodes[n].drained) {
-      drained.push_back(n);
-      if (!InUse(n)) --spares;
-    } else if (!InUse(n)) {
-      idle.push_back(n);
-    } else {
-      open_.push_back(n);
-    }
+    if (nodes[n].drained)
+      spares -= room_[n] > 0 && !InUse(n);
+    else if (room_[n] > 0)
+      (InUse(n) ? open_ : idle).push_back(n);
   }
-  if (any_new) {
+  if (std::find(source_.begin(), source_.end(), -1) != source_.end()) {
     // Spares are the widest, the highest of equals.
     std::sort(idle.begin(), idle.end(), [&](int32_t a, int32_t b) {
       return std::tuple(nodes[a].blocks, a) < std::tuple(nodes[b].blocks, b);
     });
-    const size_t kept = std::min(idle.size(), static_cast<size_t>(std::max(spares, 0)));
-    open_.insert(open_.end(), idle.begin(), idle.end() - static_cast<int64_t>(kept));
-    idle.erase(idle.begin(), idle.end() - static_cast<int64_t>(kept));
+    const auto kept = std::clamp<int64_t>(spares, 0, static_cast<int64_t>(idle.size()));
+    open_.insert(open_.end(), idle.begin(), idle.end() - kept);
+    idle.erase(idle.begin(), idle.end() - kept);
   }
+  OpenUntilEnough(std::move(idle));
+}
+
+void Placer::OpenDrained() {
+  std::vector<int32_t> drained;
+  for (int32_t n = 0; n < static_cast<int32_t>(room_.size()); ++n)
+    if (offered_.nodes()[n].drained && room_[n] > 0) drained.push_back(n);
+  OpenUntilEnough(std::move(drained));
+}
+
+// Those first whose domain is home to most of what is to be placed.
+void Placer::OpenUntilEnough(std::vector<int32_t> nodes) {
   int64_t room = 0;
   for (const int32_t n : open_) room += room_[n];
-  for (std::vector<int32_t>* more : {&idle, &drained}) {
-    std::sort(more->begin(), more->end(), [&](int32_t a, int32_t b) {
-      return std::tuple(-DomainOf(a).wanted, a) < std::tuple(-DomainOf(b).wanted, b);
-    });
-    for (const int32_t n : *more) {
-      if (room >= need_) break;
-      open_.push_back(n);
-      room += room_[n];
-    }
+  std::sort(nodes.begin(), nodes.end(), [&](int32_t a, int32_t b) {
+    return std::tuple(-DomainOf(a).wanted, a) < std::tuple(-DomainOf(b).wanted, b);
+  });
+  for (const int32_t n : nodes) {
+    if (room >= need_) return;
+    open_.push_back(n);
+    room += room_[n];
   }
-  PERDURE_CHECK(room >= need_);
+}
 
+void Placer::FillDomains() {
   std::sort(open_.begin(), open_.end(), [&](int32_t a, int32_t b) {
-    return std::tuple(nodes[a].domain, !InUse(a), a) < std::tuple(nodes[b].domain, !InUse(b), b);
+    const auto order = [&](int32_t n) {
+      return std::tuple(offered_.nodes()[n].domain, !InUse(n), n);
+    };
+    return order(a) < order(b);
   });
   for (size_t i = 0; i < open_.size(); ++i) {
     Domain& domain = DomainOf(open_[i]);
     if (domain.free == 0) domain.next = i;
     domain.free += room_[open_[i]];
-    domain.end = i + 1;
   }
 }
 
 void Placer::Take(Domain& domain, int32_t& at) {
+  PERDURE_CHECK(domain.free > 0);
   while (room_[open_[domain.next]] == 0) ++domain.next;
-  PERDURE_CHECK(domain.next < domain.end);
   at = open_[domain.next];
   --room_[at];
   --domain.free;
@@ -188,7 +201,8 @@ void Placer::FillUp() {
   auto domain = left.begin();
   for (int32_t& at : at_) {
     if (at >= 0) continue;
-    while ((*domain)->free == 0) ++domain;
+    while (domain != left.end() && (*domain)->free == 0) ++domain;
+    if (domain == left.end()) return;
     Take(**domain, at);
   }
 }

@@ -103,9 +103,9 @@ void Planner::Explain(const SeatPlan& plan, Decision& decision) const {
       decision.action = plan.took_seats_of_others ? kRebuild : kPromoteSpare;
     else
       decision.action = plan.repaired > 0 ? kRebuild : kShrink;
-    decision.reason = !plan.lost.empty() ? LayoutReason::kRanksLost
-                      : data < had       ? LayoutReason::kMoreThanWanted
-                                         : LayoutReason::kNodesDrained;
+    decision.reason = data < had && data == most_ ? LayoutReason::kMoreThanWanted
+                      : !plan.lost.empty()        ? LayoutReason::kRanksLost
+                                                  : LayoutReason::kNodesDrained;
   }
   decision.words = WordsOfLayout(rule_, current_, offered_, plan, decision);
 }

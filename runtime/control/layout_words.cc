@@ -23,13 +23,21 @@ bool IsOne(const Numbers& numbers) {
                      [&](int64_t number) { return number == numbers.front(); });
 }
 
-std::string Counted(const char* word, const Numbers& numbers) {
+// "1 rank", "2 ranks".
+std::string Count(int64_t count, const char* word) {
+  return fmt::format("{} {}{}", count, word, count == 1 ? "" : "s");
+}
+
+// "rank 7", "ranks 7-9".
+std::string Named(const char* word, const Numbers& numbers) {
   return fmt::format("{}{} {}", word, IsOne(numbers) ? "" : "s", RangesOf(numbers));
 }
 
-// "node 7 lost with ranks 56-63, slots of node 3 lost with rank 25; "
+// "node 7 lost with ranks 56-63, slots of node 3 lost with rank 25; ", or in brief "1 node and 1
+// slot of others lost, 9 ranks in all; ".
 std::string WordsOfLosses(const CurrentLayout& current, const OfferedSlots& offered,
-                          const SeatPlan& plan) {
+                          const SeatPlan& plan, bool brief) {
+  if (plan.lost.empty()) return "";
   Numbers nodes, hurt, ranks, ranks_hurt;
   int32_t index = -1;
   for (const int32_t rank : plan.lost) {
@@ -39,13 +47,21 @@ std::string WordsOfLosses(const CurrentLayout& current, const OfferedSlots& offe
     (found < 0 ? nodes : hurt).push_back(node);
     (found < 0 ? ranks : ranks_hurt).push_back(rank);
   }
+  if (brief) {
+    std::sort(nodes.begin(), nodes.end());
+    nodes.erase(std::unique(nodes.begin(), nodes.end()), nodes.end());
+    return fmt::format("{} and {} of others lost, {} in all; ",
+                       Count(static_cast<int64_t>(nodes.size()), "node"),
+                       Count(static_cast<int64_t>(hurt.size()), "slot"),
+                       Count(static_cast<int64_t>(plan.lost.size()), "rank"));
+  }
   std::string words;
   if (!nodes.empty())
-    words = fmt::format("{} lost with {}", Counted("node", nodes), Counted("rank", ranks));
+    words = fmt::format("{} lost with {}", Named("node", nodes), Named("rank", ranks));
   if (!hurt.empty())
     words += fmt::format("{}slots of {} lost with {}", words.empty() ? "" : ", ",
-                         Counted("node", hurt), Counted("rank", ranks_hurt));
-  return words.empty() ? words : words + "; ";
+                         Named("node", hurt), Named("rank", ranks_hurt));
+  return words + "; ";
 }
 
 struct Moves {
@@ -76,6 +92,10 @@ Moves MovesOf(const CurrentLayout& current, const OfferedSlots& offered, const D
   return moves;
 }
 
+std::string RanksMove(const Moves& moves) {
+  return Count(moves.ranks, "rank") + (moves.ranks == 1 ? " moves" : " move");
+}
+
 // Replicas of the last layout that are no more.
 Numbers GivenUp(const CurrentLayout& current, const Decision& decision) {
   std::vector<bool> kept(static_cast<size_t>(current.shape.data), false);
@@ -92,17 +112,20 @@ std::string WordsOfFewer(const LayoutRule& rule, const CurrentLayout& current, c
   const Numbers given_up = GivenUp(current, decision);
   const std::string data = fmt::format("data {} -> {}", current.shape.data, decision.shape.data);
   if (decision.reason == LayoutReason::kMoreThanWanted)
-    return fmt::format("{}: {} leaves a step, {} replicas wished; ranks of {} become spares", data,
-                       rule.leaves, rule.data, Counted("replica", given_up));
+    return fmt::format(
+        "{}, because {} {}; what is left of {} becomes spare", data,
+        rule.data > 0 && rule.data < rule.leaves ? "[layout] data is" : "the leaves of a step are",
+        decision.shape.data, Named("replica", given_up));
   if (decision.action == LayoutAction::kRebuild)
-    return fmt::format("{}: {} of {} broken replicas repaired, {} ranks move to {}", data,
-                       plan.repaired, plan.broken, moves.ranks, Counted("node", moves.to));
+    return fmt::format("{}: {} of {} repaired, {} to {}", data, plan.repaired,
+                       Count(plan.broken, "broken replica"), RanksMove(moves),
+                       Named("node", moves.to));
   int64_t left = 0, lost = 0;
   for (const int32_t rank : plan.lost)
     lost += std::binary_search(given_up.begin(), given_up.end(), current.shape.ReplicaOf(rank));
   left = static_cast<int64_t>(given_up.size()) * current.shape.replica_ranks() - lost;
   return fmt::format("too few spares: {}, ranks of {} that are left ({}) become spares", data,
-                     Counted("replica", given_up), left);
+                     Named("replica", given_up), left);
 }
 
 std::string WordsOfChange(const LayoutRule& rule, const CurrentLayout& current,
@@ -110,24 +133,24 @@ std::string WordsOfChange(const LayoutRule& rule, const CurrentLayout& current,
                           const Decision& decision) {
   const LayoutShape& shape = decision.shape;
   const Moves moves = MovesOf(current, offered, decision);
-  std::string words = WordsOfLosses(current, offered, plan);
+  std::string words;
   switch (decision.action) {
     case LayoutAction::kStart:
       words += fmt::format("data {} (tensor {}, pipeline {}) on {}, {} slots are spare", shape.data,
-                           shape.tensor, shape.pipeline, Counted("node", moves.to),
+                           shape.tensor, shape.pipeline, Named("node", moves.to),
                            decision.spares.size());
       break;
     case LayoutAction::kGrow:
       words += fmt::format("data {} -> {} on {}, {} slots stay spare", current.shape.data,
-                           shape.data, Counted("node", moves.to), decision.spares.size());
+                           shape.data, Named("node", moves.to), decision.spares.size());
       break;
     case LayoutAction::kPromoteSpare:
     case LayoutAction::kRebuild:
       if (shape.data == current.shape.data) {
         words += fmt::format(
-            "data {} stays, {} ranks move to {} of {}", shape.data, moves.ranks,
+            "data {} stays, {} to {} of {}", shape.data, RanksMove(moves),
             decision.action == LayoutAction::kRebuild ? "spare and left-over slots" : "spare slots",
-            Counted("node", moves.to));
+            Named("node", moves.to));
         break;
       }
       [[fallthrough]];
@@ -135,11 +158,13 @@ std::string WordsOfChange(const LayoutRule& rule, const CurrentLayout& current,
       words += WordsOfFewer(rule, current, plan, decision, moves);
   }
   if (!moves.from_drained.empty())
-    words += fmt::format("; drained: {}", Counted("node", moves.from_drained));
+    words += fmt::format("; drained: {}", Named("node", moves.from_drained));
   if (!moves.onto_drained.empty())
     words += fmt::format("; used although drained, else fewer replicas fit: {}",
-                         Counted("node", moves.onto_drained));
-  return words;
+                         Named("node", moves.onto_drained));
+  const std::string losses = WordsOfLosses(current, offered, plan, false);
+  if (losses.size() + words.size() <= kWordsMax) return losses + words;
+  return WordsOfLosses(current, offered, plan, true) + words;
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ std::ostream& operator<<(std::ostream& out, const Small& small) {
 
 // What FewestMoves says of all answers together.
 struct Tally {
-  int64_t answers = 0, minimal = 0, moves = 0, fewest = 0;
+  int64_t moves = 0, fewest = 0;
   int32_t excess_max = 0;
 };
 
@@ -33,12 +33,18 @@ void Judge(const LayoutRule& rule, const Situation& situation, Tally& tally) {
   const int32_t moves = Moves(situation.current, decision);
   const int32_t fewest = FewestMoves(situation, decision.shape.data);
   ASSERT_GE(moves, fewest);
-  ++tally.answers;
-  tally.minimal += moves == fewest;
   tally.moves += moves;
   tally.fewest += fewest;
   tally.excess_max = std::max(tally.excess_max, moves - fewest);
   if (decision.shape == situation.current.shape) ASSERT_EQ(moves, fewest) << decision.words;
+}
+
+// As few moves as possible, but where several groups of several stages share nodes: see the end of
+// seat_assignment.h.
+void Judge(const Small& small, const Tally& tally) {
+  const bool shared = small.tensor > 1 && small.tensor < small.slots && small.pipeline > 1;
+  EXPECT_LE(tally.excess_max, shared ? 1 : 0);
+  EXPECT_LE(tally.moves, tally.fewest * 112 / 100);
 }
 
 TEST(SeatAssignment, EveryLossOfSlots) {
@@ -87,9 +93,7 @@ TEST(SeatAssignment, EveryLossOfSlots) {
         return;
       }
     }
-    std::cout << small << ": " << tally.answers << " answers, " << tally.minimal
-              << " minimal, moves " << tally.moves << " / " << tally.fewest << ", excess max "
-              << tally.excess_max << "\n";
+    Judge(small, tally);
   }
 }
 
@@ -124,9 +128,7 @@ TEST(SeatAssignment, EveryLossOfNodesWithTwoSlots) {
             return;
           }
         }
-    std::cout << small << ": " << tally.answers << " answers, " << tally.minimal
-              << " minimal, moves " << tally.moves << " / " << tally.fewest << ", excess max "
-              << tally.excess_max << "\n";
+    Judge(small, tally);
   }
 }
 
