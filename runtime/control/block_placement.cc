@@ -98,10 +98,7 @@ void Placer::OpenHealthy(int32_t spares) {
   const std::vector<OfferedSlots::Node>& nodes = offered_.nodes();
   std::vector<int32_t> idle;
   for (int32_t n = 0; n < static_cast<int32_t>(nodes.size()); ++n) {
-    if (nodes[n].drained)
-      spares -= room_[n] > 0 && !InUse(n);
-    else if (room_[n] > 0)
-      (InUse(n) ? open_ : idle).push_back(n);
+    if (!nodes[n].drained && room_[n] > 0) (InUse(n) ? open_ : idle).push_back(n);
   }
   if (std::find(source_.begin(), source_.end(), -1) != source_.end()) {
     // Spares are the widest, the highest of equals.

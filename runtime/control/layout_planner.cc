@@ -1,7 +1,6 @@
 #include "runtime/control/layout_planner.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "runtime/base/check.h"

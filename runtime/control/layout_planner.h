@@ -3,7 +3,7 @@
 // simulation millions of times.
 //
 // One pure function of what is known: no state, clock or randomness. The order of the offers does
-// not matter. Time O(n log n) of nodes plus O(n) of ranks.
+// not matter. Time O(n log n) of nodes and ranks.
 //
 //   fewer replicas fit than are needed   kWait, at last kEnd     (rule.data_min; without shrink:
 //                                                                 as many as there were)
@@ -61,13 +61,14 @@ struct Situation {
   // Since when nodes, slots and layout are as they are.
   absl::Time unchanged_since = absl::InfinitePast();
   absl::Time waiting_since = absl::InfiniteFuture();  // In the future: does not wait.
-  bool nodes_coming =
-      false;  // Nodes of the job are known to be on their way: a start waits for them.
+  // Nodes of the job are known to be on their way: a start waits for them.
+  bool nodes_coming = false;
 };
 
 enum class LayoutAction {
-  kKeep,  // Shape and seats stay. Whether dead processes need a new generation on them is not
-          // said: a rank can die on a good slot.
+  // Shape and seats stay. A rank can die on a good slot: whether dead processes need a new
+  // generation on the same seats is not for the planner to say.
+  kKeep,
   kPromoteSpare,  // Same shape; ranks move to slots where nobody sat.
   kRebuild,       // Broken replicas are repaired with what is left of others.
   kShrink,        // Replicas are given up.

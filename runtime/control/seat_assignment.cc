@@ -193,7 +193,6 @@ void Assigner::LeaveDrained() {
     at_[k] = -1;
     ++room_[node];
   }
-  plan_.left_drained = static_cast<int32_t>(leaving.size());
 }
 
 // One where nobody sat before, if there is one.

@@ -70,8 +70,7 @@ absl::StatusOr<std::vector<int32_t>> PlaceSnapshots(std::span<const Seat> seats,
     for (size_t i = node; i < ranks; ++i) peers[row[i].rank] = row[i - node].rank;
     return peers;
   }
-  const auto [domain_at, domain] = Longest(row, [](const Place& place) { return place.domain; });
-  std::rotate(row.begin(), row.begin() + static_cast<int64_t>(domain_at), row.end());
+  const size_t domain = Longest(row, [](const Place& place) { return place.domain; }).second;
   size_t step = domain;
   if (domain > ranks - domain)
     step = std::max(ranks - domain, node);

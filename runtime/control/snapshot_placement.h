@@ -13,8 +13,8 @@ namespace perdure {
 
 // By rank: the rank that keeps its snapshot, always on another node.
 //
-// Ranks are put in a row, domain by domain (the one with the most ranks first) and node by node,
-// and each takes the one k places further on, round and round. So every rank keeps exactly one, and
+// Ranks are put in a row, domain by domain and node by node, and each takes the one k places
+// further on, round and round. So every rank keeps exactly one, and
 // with k at least the largest node and the largest domain both are left behind. Where one domain
 // has more than half of the ranks, as many as can go to another one do, and the others to another
 // node. Where one node has more than half of them, its ranks share those of the other nodes: a rank

@@ -90,6 +90,17 @@ TEST(LayoutPlanner, PutsAReplicaIntoOneDomainAndSpreadsReplicas) {
       EXPECT_EQ(decision.seats[decision.shape.Rank(p, d, 0)].node / 4, static_cast<NodeId>(d));
 }
 
+TEST(LayoutPlanner, SpreadsReplicasOverDomainsThatAreNotAlike) {
+  LayoutRule rule = RuleOf(4, 1);
+  rule.data = 4;
+  std::vector<NodeOffer> offers = WholeNodes(12, 4);
+  for (NodeOffer& offer : offers) offer.domain = offer.node < 9 ? 0 : 1;
+  std::vector<NodeId> first;
+  for (const NodeId node : NodesOf(Ask(rule, {.offers = offers, .now = kDay}).seats))
+    first.push_back(node < 9 ? 0 : 1);
+  EXPECT_THAT(first, testing::UnorderedElementsAre(0, 0, 1, 1));
+}
+
 TEST(LayoutPlanner, ASpareTakesThePlacesOfALostNode) {
   LayoutRule rule = RuleOf(4, 2);
   rule.spares = 1;
@@ -112,6 +123,22 @@ TEST(LayoutPlanner, ASpareOfTheSameDomainIsPreferred) {
   const Decision decision = Ask(rule, situation);
   EXPECT_EQ(decision.action, kPromoteSpare);
   EXPECT_EQ(decision.seats[decision.shape.Rank(1, 2, 0)].node / 3, lost / 3);
+}
+
+TEST(LayoutPlanner, EachReplicaIsRepairedInItsDomain) {
+  LayoutRule rule = RuleOf(4, 2);
+  rule.data = 2;
+  std::vector<NodeOffer> offers = WholeNodes(7, 4);
+  for (NodeOffer& offer : offers) offer.domain = offer.node < 3 ? 0 : 1;
+  Situation situation = Started(rule, offers);
+  const LayoutShape shape = situation.current.shape;
+  for (int32_t d = 0; d < 2; ++d)
+    Remove(situation.offers, situation.current.seats[shape.Rank(0, d, 0)].node);
+  const Decision decision = Ask(rule, situation);
+  EXPECT_EQ(decision.action, kPromoteSpare);
+  for (int32_t d = 0; d < 2; ++d)
+    EXPECT_EQ(decision.seats[shape.Rank(0, d, 0)].node < 3,
+              decision.seats[shape.Rank(1, d, 0)].node < 3);
 }
 
 TEST(LayoutPlanner, ALostSlotIsReplacedOnItsNode) {

@@ -131,6 +131,20 @@ std::string BadSeats(const Situation& s, const Decision& d, int32_t together) {
   return "";
 }
 
+// A start leaves the spares wanted idle, but where it then had too few replicas.
+std::string BadSpares(const LayoutRule& rule, const Situation& s, const Decision& d,
+                      int32_t together) {
+  if (d.action != LayoutAction::kStart || d.shape.data <= rule.data_min) return "";
+  int32_t idle = 0, nodes = 0;
+  for (const NodeOffer& offer : s.offers) {
+    if (offer.slots.size() < static_cast<size_t>(together)) continue;
+    ++nodes;
+    idle += std::none_of(d.seats.begin(), d.seats.end(),
+                         [&](const Seat& seat) { return seat.node == offer.node; });
+  }
+  return idle < std::min(rule.spares, nodes) ? fmt::format("{} spare nodes", idle) : "";
+}
+
 // Ranks on drained nodes while others have room.
 std::string BadDrained(const Situation& s, const Decision& d, int32_t together) {
   SlotsByNode free, drained;
@@ -257,8 +271,8 @@ std::string BrokenPromise(const LayoutRule& rule, const Situation& s, const Deci
     if (d.action == LayoutAction::kWait && d.look_again <= s.now) return "waits for the past";
     return "";
   }
-  for (const std::string& bad :
-       {BadSeats(s, d, together), BadDrained(s, d, together), BadSources(s, d), BadAction(s, d)})
+  for (const std::string& bad : {BadSeats(s, d, together), BadSpares(rule, s, d, together),
+                                 BadDrained(s, d, together), BadSources(s, d), BadAction(s, d)})
     if (!bad.empty()) return bad;
   other.current = Applied(s.current, d);
   const Decision next = DecideLayout(rule, other);

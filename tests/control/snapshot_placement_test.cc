@@ -92,7 +92,7 @@ TEST(SnapshotPlacement, OneNodeHasNoPeer) {
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("all 4 ranks are on one node"));
 }
 
-// Peers by seat, of the ranks that are not on `without`.
+// By seat.
 std::map<Seat, Seat> PeersOf(const std::vector<NodeOffer>& offers) {
   const std::vector<Seat> seats = AllSeats(offers);
   const std::vector<int32_t> peers = *PlaceSnapshots(seats, offers);
@@ -102,13 +102,17 @@ std::map<Seat, Seat> PeersOf(const std::vector<NodeOffer>& offers) {
 }
 
 TEST(SnapshotPlacement, ALostNodeChangesFewPeers) {
-  // 64 domains of 8 nodes of 8 ranks: 64 places further on.
-  std::vector<NodeOffer> offers = WholeNodes(512, 8, 8);
-  const std::map<Seat, Seat> before = PeersOf(offers);
-  Remove(offers, 300);
-  int32_t changed = 0;
-  for (const auto& [seat, peer] : PeersOf(offers)) changed += before.at(seat) != peer;
-  EXPECT_LE(changed, 64);
+  // Domains of 6 nodes of 8 ranks, one of 7: 64 places further on, whichever node is lost.
+  std::vector<NodeOffer> all = WholeNodes(500, 8, 6);
+  Of(all, 306).domain = Of(all, 305).domain;
+  const std::map<Seat, Seat> before = PeersOf(all);
+  for (const NodeId lost : {0U, 100U, 300U, 306U, 499U}) {
+    std::vector<NodeOffer> offers = all;
+    Remove(offers, lost);
+    int32_t changed = 0;
+    for (const auto& [seat, peer] : PeersOf(offers)) changed += before.at(seat) != peer;
+    EXPECT_LE(changed, 64) << lost;
+  }
 }
 
 }  // namespace
