@@ -6,6 +6,17 @@
 
 namespace perdure {
 
+FailureDetector::Options DetectorOptions(const ControlOptions& o) {
+  FailureDetector::Options options;
+  options.heartbeat_interval = o.heartbeat;
+  options.silence_max = o.node_silence;
+  options.silence_after_close_max = o.close_silence;
+  options.stall_min = o.stall_min;
+  options.stall_factor = static_cast<int>(o.stall_factor);
+  options.first_step_max = o.first_step_max;
+  return options;
+}
+
 absl::Status Validate(const ControlOptions& o) {
   const std::pair<const char*, absl::Duration> positive[] = {{"heartbeat", o.heartbeat},
                                                              {"lease_agent", o.lease_agent},
@@ -16,6 +27,9 @@ absl::Status Validate(const ControlOptions& o) {
                                                              {"leader_silence", o.leader_silence},
                                                              {"stagger", o.stagger},
                                                              {"node_silence", o.node_silence},
+                                                             {"close_silence", o.close_silence},
+                                                             {"stall_min", o.stall_min},
+                                                             {"first_step_max", o.first_step_max},
                                                              {"gather", o.gather},
                                                              {"gather_again", o.gather_again},
                                                              {"stop_max", o.stop_max},
@@ -42,6 +56,7 @@ absl::Status Validate(const ControlOptions& o) {
         "leases of {} and {} s with a heartbeat of {} s: a lease must last two of them",
         absl::ToDoubleSeconds(o.lease_agent), absl::ToDoubleSeconds(o.lease_support),
         absl::ToDoubleSeconds(o.heartbeat));
+  RETURN_IF_ERROR(FailureDetector::Validate(DetectorOptions(o)));
   if (o.lease_log < o.visibility + 2 * o.poll)
     return InvalidArgument(
         "lease_log of {} s: it must last two polls of {} s and the visibility of {} s",

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "runtime/control/failure_detector.h"
 
 namespace perdure {
 
@@ -32,7 +33,13 @@ struct ControlOptions {
   absl::Duration stagger = absl::Milliseconds(200);
   int64_t stagger_max = 16;
   absl::Duration node_silence = absl::Seconds(2);  // A node that was not heard for so long is lost.
-  absl::Duration gather = absl::Seconds(30);       // For the nodes of a new job;
+  absl::Duration close_silence = absl::Seconds(1);  // After its connection ended.
+  // A step that takes longer than stall_min and stall_factor times the 99th percentile has stalled;
+  // the first one of a generation after first_step_max.
+  absl::Duration stall_min = absl::Seconds(10);
+  int64_t stall_factor = 3;
+  absl::Duration first_step_max = absl::Minutes(10);
+  absl::Duration gather = absl::Seconds(30);               // For the nodes of a new job;
   absl::Duration gather_again = absl::Milliseconds(1500);  // for those of a running generation.
   absl::Duration stop_max = absl::Seconds(10);  // A node whose ranks do not stop is done without.
   absl::Duration form_max = absl::Minutes(10);  // From START to the first step.
@@ -42,6 +49,9 @@ struct ControlOptions {
   absl::Duration save_max = absl::Minutes(30);  // A save that takes longer is given up.
   int64_t table_fan_out = 16;                   // Of the tree that hands on rank addresses.
 };
+
+// What of it is the failure detector's.
+FailureDetector::Options DetectorOptions(const ControlOptions& options);
 
 // InvalidArgument names the field.
 absl::Status Validate(const ControlOptions& options);

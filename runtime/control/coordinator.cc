@@ -7,7 +7,6 @@
 #include "runtime/base/status.h"
 
 namespace perdure {
-
 Coordinator::Coordinator(const ControlOptions& options, const LayoutRule& rule,
                          const Identity& identity, LogView view, absl::Time now)
     : options_(options),
@@ -17,7 +16,7 @@ Coordinator::Coordinator(const ControlOptions& options, const LayoutRule& rule,
       now_(now),
       authority_(options, identity.nodes),
       fence_(options, identity.nodes),
-      detector_({.silence = options.node_silence}, now),
+      detector_(DetectorOptions(options)),
       peers_(identity.nodes),
       changed_at_(now) {}
 

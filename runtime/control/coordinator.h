@@ -216,7 +216,8 @@ class Coordinator {
   void MemberFailed(NodeId node, std::string why, Effects& effects);
   void ConsiderChange(Effects& effects);
   void TryEnd(Effects& effects);
-  void TakeOver(PlacedLayout layout, Effects& effects);
+  void TakeOver(PlacedLayout layout);
+  void Runs(StepIndex finished, Effects& effects);
   Situation Survey() const;
 
   // coordinator_save.cc: checkpoints.

@@ -46,10 +46,10 @@ void Coordinator::Gather(NodeId node, Effects& effects) {
     }
   }
   Say(fmt::format("generation {} runs on under a new coordinator", layout.generation), effects);
-  TakeOver(layout, effects);
-  phase_ = Phase::kRunning;
-  phase_due_ = absl::InfiniteFuture();
-  save_due_ = now_ + options_.save_every;
+  TakeOver(layout);
+  StepIndex finished = 0;
+  for (NodeId member : nodes) finished = std::max(finished, peers_[member].report.finished);
+  Runs(finished, effects);
   for (NodeId member : members_) {
     peers_[member].addressed = peers_[member].ready = true;
     if (peers_[member].report.frozen >= 0)
@@ -57,8 +57,19 @@ void Coordinator::Gather(NodeId node, Effects& effects) {
   }
 }
 
+void Coordinator::Runs(StepIndex finished, Effects& effects) {
+  phase_ = Phase::kRunning;
+  phase_due_ = absl::InfiniteFuture();
+  save_due_ = now_ + options_.save_every;
+  std::vector<NodeId> nodes;
+  nodes.reserve(layout_.seats.size());
+  for (const Seat& seat : layout_.seats) nodes.push_back(seat.node);
+  Detect(FailureDetector::GenerationFormed{layout_.generation, std::move(nodes), finished},
+         effects);
+}
+
 // `layout` is what this coordinator answers for from now on.
-void Coordinator::TakeOver(PlacedLayout layout, Effects& effects) {
+void Coordinator::TakeOver(PlacedLayout layout) {
   layout_ = std::move(layout);
   members_ = NodesOf(layout_);
   for (Peer& peer : peers_) peer.member = peer.addressed = peer.ready = peer.done = false;
@@ -67,7 +78,6 @@ void Coordinator::TakeOver(PlacedLayout layout, Effects& effects) {
   authority_.Elect(members_, now_);
   commit_.emplace(CheckpointCommit::Options{.ranks = static_cast<int>(members_.size())});
   saving_ = settled_ = -1;
-  Detect(FailureDetector::GenerationFormed{layout_.generation, members_, resume_.step}, effects);
 }
 
 // ---- stopping
@@ -88,7 +98,7 @@ void Coordinator::CountStopped(NodeId node) {
 void Coordinator::BeginStop(bool at_boundary, std::string why, Effects& effects) {
   DropSave(effects);
   while (pending_.size() > 1) pending_.pop_back();  // What is under way may be in its slot already.
-  Detect(FailureDetector::GenerationEnded{}, effects);
+  Detect(FailureDetector::GenerationEnded{detector_.generation()}, effects);
   Say(fmt::format("stopping generation {}: {}", view_.generation, why), effects);
   phase_ = Phase::kStopping;
   phase_due_ = now_ + options_.stop_max;
@@ -208,7 +218,7 @@ void Coordinator::ConsiderChange(Effects& effects) {
 // ---- forming
 
 void Coordinator::Form(Effects& effects) {
-  TakeOver(view_.live.back().layout, effects);
+  TakeOver(view_.live.back().layout);
   phase_ = Phase::kForming;
   phase_due_ = now_ + options_.form_max;
   assignments_.assign(members_.size(), {});
@@ -319,7 +329,7 @@ void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects
       return;
     case Stage::kRunning:
       if (phase_ != Phase::kRunning) return;
-      Detect(FailureDetector::StepProgress{node, r.generation, r.finished}, effects);
+      Detect(FailureDetector::StepProgress{r.generation, node, r.finished, 0}, effects);
       if (phase_ == Phase::kRunning) OnSaving(node, r, effects);
       return;
     default:
@@ -333,10 +343,8 @@ void Coordinator::TryGo(Effects& effects) {
   go_due_ = fence_.Opens();
   if (now_ < go_due_) return;
   go_due_ = absl::InfiniteFuture();
-  phase_ = Phase::kRunning;
-  phase_due_ = absl::InfiniteFuture();
+  Runs(resume_.step, effects);
   fence_.Passed();
-  save_due_ = now_ + options_.save_every;
   look_again_ = now_ + options_.resend;
   addresses_.clear();
   for (NodeId node : members_)
@@ -364,13 +372,25 @@ void Coordinator::OnFound(const FailureDetector::NodeLost& found, Effects& effec
     TryStopped(effects);
     return;
   }
-  if (peer.member) MemberFailed(found.node, found.reason, effects);
+  if (peer.member)
+    MemberFailed(
+        found.node,
+        fmt::format("node {} is silent for {}", found.node, absl::FormatDuration(found.silent)),
+        effects);
 }
 
 void Coordinator::OnFound(const FailureDetector::Stalled& found, Effects& effects) {
-  for (NodeId node : found.suspects)
-    effects.emplace_back(Evidence{.node = node, .kind = FailureKind::kOther, .lost = false});
-  if (phase_ == Phase::kRunning) BeginStop(false, found.reason, effects);
+  std::string names;
+  for (const FailureDetector::Suspect& suspect : found.suspects) {
+    effects.emplace_back(
+        Evidence{.node = suspect.node, .kind = FailureKind::kOther, .lost = false});
+    names += fmt::format(" {}", suspect.node);
+  }
+  if (phase_ == Phase::kRunning)
+    BeginStop(false,
+              fmt::format("step {} did not end in {}; suspected:{}", found.step + 1,
+                          absl::FormatDuration(found.limit), names.empty() ? " nobody" : names),
+              effects);
 }
 
 // A boundary that somebody is missing at will not come.

@@ -36,12 +36,12 @@ struct NodeOffer {
 
 // The layout of the generation that runs, or ran last. INVARIANT: seats.size() == shape.ranks(), by
 // rank, all distinct.
-struct CurrentLayout {
+struct PlacedLayout {
   Generation generation = 0;  // 0: the job has had none.
   LayoutShape shape;
   std::vector<Seat> seats;
 
-  friend bool operator==(const CurrentLayout&, const CurrentLayout&) = default;
+  friend bool operator==(const PlacedLayout&, const PlacedLayout&) = default;
 };
 
 }  // namespace perdure

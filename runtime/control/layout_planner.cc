@@ -14,7 +14,7 @@ namespace {
 
 class Planner {
  public:
-  Planner(const LayoutRule& rule, const Situation& situation, const CurrentLayout& current)
+  Planner(const LayoutRule& rule, const Situation& situation, const PlacedLayout& current)
       : rule_(rule),
         situation_(situation),
         current_(current),
@@ -39,7 +39,7 @@ class Planner {
 
   const LayoutRule& rule_;
   const Situation& situation_;
-  const CurrentLayout& current_;
+  const PlacedLayout& current_;
   const OfferedSlots offered_;
   const int32_t most_, least_, fit_;  // Replicas that are of use, that are needed, that fit.
 };
@@ -158,9 +158,9 @@ Decision Planner::WaitOrEnd() const {
 Decision DecideLayout(const LayoutRule& rule, const Situation& situation) {
   PERDURE_CHECK(rule.tensor > 0 && rule.pipeline > 0 && rule.leaves > 0);
   PERDURE_CHECK(rule.data >= 0 && rule.data_min > 0 && rule.spares >= 0);
-  const CurrentLayout& current = situation.current;
+  const PlacedLayout& current = situation.current;
   PERDURE_CHECK(static_cast<size_t>(current.shape.ranks()) == current.seats.size());
-  static const CurrentLayout kNone;
+  static const PlacedLayout kNone;
   const bool same = current.shape.tensor == rule.tensor && current.shape.pipeline == rule.pipeline;
   return Planner(rule, situation, same ? current : kNone).Decide();
 }

@@ -35,7 +35,7 @@ std::string Named(const char* word, const Numbers& numbers) {
 
 // "node 7 lost with ranks 56-63, slots of node 3 lost with rank 25; ", or in brief "1 node and 1
 // slot of others lost, 9 ranks in all; ".
-std::string WordsOfLosses(const CurrentLayout& current, const OfferedSlots& offered,
+std::string WordsOfLosses(const PlacedLayout& current, const OfferedSlots& offered,
                           const SeatPlan& plan, bool brief) {
   if (plan.lost.empty()) return "";
   Numbers nodes, hurt, ranks, ranks_hurt;
@@ -71,7 +71,7 @@ struct Moves {
   int64_t ranks = 0;     // That changed their seat.
 };
 
-Moves MovesOf(const CurrentLayout& current, const OfferedSlots& offered, const Decision& decision) {
+Moves MovesOf(const PlacedLayout& current, const OfferedSlots& offered, const Decision& decision) {
   Moves moves;
   const LayoutShape &shape = decision.shape, &before = current.shape;
   int32_t index = -1;
@@ -97,7 +97,7 @@ std::string RanksMove(const Moves& moves) {
 }
 
 // Replicas of the last layout that are no more.
-Numbers GivenUp(const CurrentLayout& current, const Decision& decision) {
+Numbers GivenUp(const PlacedLayout& current, const Decision& decision) {
   std::vector<bool> kept(static_cast<size_t>(current.shape.data), false);
   for (const int32_t source : decision.source)
     if (source >= 0) kept[source] = true;
@@ -107,7 +107,7 @@ Numbers GivenUp(const CurrentLayout& current, const Decision& decision) {
   return given_up;
 }
 
-std::string WordsOfFewer(const LayoutRule& rule, const CurrentLayout& current, const SeatPlan& plan,
+std::string WordsOfFewer(const LayoutRule& rule, const PlacedLayout& current, const SeatPlan& plan,
                          const Decision& decision, const Moves& moves) {
   const Numbers given_up = GivenUp(current, decision);
   const std::string data = fmt::format("data {} -> {}", current.shape.data, decision.shape.data);
@@ -128,7 +128,7 @@ std::string WordsOfFewer(const LayoutRule& rule, const CurrentLayout& current, c
                      Named("replica", given_up), left);
 }
 
-std::string WordsOfChange(const LayoutRule& rule, const CurrentLayout& current,
+std::string WordsOfChange(const LayoutRule& rule, const PlacedLayout& current,
                           const OfferedSlots& offered, const SeatPlan& plan,
                           const Decision& decision) {
   const LayoutShape& shape = decision.shape;
@@ -190,7 +190,7 @@ std::string Clip(std::string text) {
   return text;
 }
 
-std::string WordsOfLayout(const LayoutRule& rule, const CurrentLayout& current,
+std::string WordsOfLayout(const LayoutRule& rule, const PlacedLayout& current,
                           const OfferedSlots& offered, const SeatPlan& plan,
                           const Decision& decision) {
   if (decision.action != LayoutAction::kKeep)

@@ -19,7 +19,7 @@ std::string Ranges(std::span<const int64_t> numbers);
 std::string Clip(std::string text);
 
 // Why the decision's layout follows that of `current` (which is empty for kStart).
-std::string WordsOfLayout(const LayoutRule& rule, const CurrentLayout& current,
+std::string WordsOfLayout(const LayoutRule& rule, const PlacedLayout& current,
                           const OfferedSlots& offered, const SeatPlan& plan,
                           const Decision& decision);
 

@@ -9,7 +9,7 @@ namespace perdure {
 namespace {
 
 // Whether ranks of one tensor group sit on different nodes.
-bool Crosses(const CurrentLayout& layout) {
+bool Crosses(const PlacedLayout& layout) {
   for (size_t rank = 1; rank < layout.seats.size(); ++rank)
     if (static_cast<int32_t>(rank) % layout.shape.tensor != 0 &&
         layout.seats[rank].node != layout.seats[rank - 1].node)
@@ -22,7 +22,7 @@ int32_t Width(const OfferedSlots::Node& node) { return node.slot_end - node.slot
 }  // namespace
 
 OfferedSlots::OfferedSlots(std::span<const NodeOffer> offers, const LayoutShape& shape,
-                           const CurrentLayout& last) {
+                           const PlacedLayout& last) {
   std::vector<const NodeOffer*> ordered;
   std::vector<uint32_t> domains;
   ordered.reserve(offers.size());

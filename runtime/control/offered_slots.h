@@ -29,7 +29,7 @@ class OfferedSlots {
   // REQUIRES: no node twice; slots ascending. `last` may be empty, else has `shape`'s T and P;
   // `shape.data` says nothing.
   OfferedSlots(std::span<const NodeOffer> offers, const LayoutShape& shape,
-               const CurrentLayout& last);
+               const PlacedLayout& last);
 
   const std::vector<Node>& nodes() const { return nodes_; }  // By id.
   const std::vector<Seat>& seats() const { return seats_; }  // By slot, ascending.

@@ -14,7 +14,7 @@ namespace {
 
 class Assigner {
  public:
-  Assigner(const OfferedSlots& offered, const CurrentLayout& last, const LayoutShape& shape)
+  Assigner(const OfferedSlots& offered, const PlacedLayout& last, const LayoutShape& shape)
       : offered_(offered),
         last_(last),
         shape_(shape),
@@ -47,7 +47,7 @@ class Assigner {
   int32_t FreeSlot(int32_t node);
 
   const OfferedSlots& offered_;
-  const CurrentLayout& last_;
+  const PlacedLayout& last_;
   const LayoutShape shape_;
   const int32_t unit_, blocks_;
   std::vector<int32_t> slot_of_;  // By rank of the last layout; -1: lost.
@@ -238,7 +238,7 @@ void Assigner::TakeSeats() {
 
 }  // namespace
 
-SeatPlan AssignSeats(const OfferedSlots& offered, const CurrentLayout& last,
+SeatPlan AssignSeats(const OfferedSlots& offered, const PlacedLayout& last,
                      const LayoutShape& shape, int32_t spares) {
   PERDURE_CHECK(shape.data <= offered.Fit());
   return Assigner(offered, last, shape).Run(spares);

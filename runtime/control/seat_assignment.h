@@ -42,7 +42,7 @@ struct SeatPlan {
 
 // `data` replicas, at most offered.Fit(), of the shape that `offered` was made for; `last` as
 // there. New replicas leave `spares` nodes idle if they can (OfferedSlots::FitBeside).
-SeatPlan AssignSeats(const OfferedSlots& offered, const CurrentLayout& last,
+SeatPlan AssignSeats(const OfferedSlots& offered, const PlacedLayout& last,
                      const LayoutShape& shape, int32_t spares);
 
 }  // namespace perdure

@@ -121,7 +121,7 @@ class History {
   std::vector<NodeOffer> nodes_;
   std::vector<bool> away_;
   std::set<Seat> dead_;
-  CurrentLayout current_;
+  PlacedLayout current_;
   absl::Time now_, unchanged_since_, waiting_since_ = absl::InfiniteFuture();
   bool nodes_coming_ = false, ended_ = false;
 };

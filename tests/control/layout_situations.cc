@@ -49,7 +49,7 @@ LayoutRule RuleOf(int32_t tensor, int32_t pipeline) {
           .wait_max = absl::Minutes(30)};
 }
 
-CurrentLayout Applied(const CurrentLayout& before, const Decision& decision) {
+PlacedLayout Applied(const PlacedLayout& before, const Decision& decision) {
   return {.generation = before.generation + 1, .shape = decision.shape, .seats = decision.seats};
 }
 
@@ -164,7 +164,7 @@ std::string BadDrained(const Situation& s, const Decision& d, int32_t together) 
 // Replicas that go on: none twice, the whole ones first, as few renumbered as possible, and whole
 // ones on nodes that are not drained stay where they are.
 std::string BadSources(const Situation& s, const Decision& d) {
-  const CurrentLayout& was = s.current;
+  const PlacedLayout& was = s.current;
   std::set<int32_t> kept;
   int32_t is_new = 0, renumbered = 0, must = 0;
   if (static_cast<int32_t>(d.source.size()) != d.shape.data) return "sources of other data";
@@ -235,7 +235,7 @@ std::string BadAction(const Situation& s, const Decision& d) {
   if (d.action != LayoutAction::kPromoteSpare && d.action != LayoutAction::kRebuild &&
       d.action != LayoutAction::kShrink)
     return "";
-  const CurrentLayout& was = s.current;
+  const PlacedLayout& was = s.current;
   bool moved = false, took = false;
   for (int32_t i = 0; i < d.shape.data; ++i)
     for (int32_t p = 0; p < d.shape.pipeline; ++p)
@@ -281,7 +281,7 @@ std::string BrokenPromise(const LayoutRule& rule, const Situation& s, const Deci
   return "";
 }
 
-int32_t Moves(const CurrentLayout& current, const Decision& d) {
+int32_t Moves(const PlacedLayout& current, const Decision& d) {
   int32_t moves = 0;
   for (int32_t i = 0; i < d.shape.data; ++i)
     for (int32_t p = 0; p < d.shape.pipeline; ++p)

@@ -34,7 +34,7 @@ NodeOffer& Of(std::vector<NodeOffer>& offers, NodeId node);
 LayoutRule RuleOf(int32_t tensor, int32_t pipeline);
 
 // The decision's layout as the next current one. REQUIRES: it has one.
-CurrentLayout Applied(const CurrentLayout& before, const Decision& decision);
+PlacedLayout Applied(const PlacedLayout& before, const Decision& decision);
 // Starts on `offers`, which stay the situation's.
 Situation Started(const LayoutRule& rule, std::vector<NodeOffer> offers);
 
@@ -46,7 +46,7 @@ std::string BrokenPromise(const LayoutRule& rule, const Situation& situation,
 // Ranks of kept replicas whose seat changes; and the fewest possible for as many replicas, among
 // all choices of what to give up and which tensor groups stay on their nodes, with replicas that
 // lost nothing left alone. For small cases. REQUIRES: no new replica; none drained.
-int32_t Moves(const CurrentLayout& current, const Decision& decision);
+int32_t Moves(const PlacedLayout& current, const Decision& decision);
 int32_t FewestMoves(const Situation& situation, int32_t data);
 
 }  // namespace perdure

@@ -183,7 +183,11 @@ void World::Heal() {
     agent.isolated = agent.log_blind = agent.write_errors = agent.stubborn = agent.unkillable = 0;
     agent.paused = agent.ranks_paused = 0;
     if (agent.left) continue;
-    agent.slots = (uint64_t{1} << scenario_.slots) - 1;
+    // A node that is given back, or has lost a device, goes, and another one comes.
+    const uint64_t all = (uint64_t{1} << scenario_.slots) - 1;
+    if (agent.leaving || agent.slots != all) CrashNode(i, kNever);
+    agent.leaving = false;
+    agent.slots = all;
     if (!agent.alive)
       At(now_ + 100 * kMs, {.what = What::kBoot, .agent = i, .version = agent.incarnation});
   }

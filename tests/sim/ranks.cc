@@ -195,8 +195,8 @@ void World::Apply(Index index) {
   GenerationBooks& books = generations_[generation];
   const StepBooks& step = books.steps[ranks.finished];
   if (trace_)
-    Trace(fmt::format("job {} node {} takes step {} of generation {} ({} ranks)", agent.job, agent.node,
-                      ranks.finished + 1, generation, step.ranks));
+    Trace(fmt::format("job {} node {} takes step {} of generation {} ({} ranks)", agent.job,
+                      agent.node, ranks.finished + 1, generation, step.ranks));
   ranks.value = Mix(ranks.value, step.leaves);
   ++ranks.finished;
   ++outcome_.steps;

@@ -36,7 +36,11 @@ ControlOptions DrawOptions(Prng& prng) {
   o.leader_silence = absl::Milliseconds(prng.Between(600, 1500));
   o.stagger = absl::Milliseconds(prng.Between(50, 300));
   o.stagger_max = prng.Between(1, 16);
-  o.node_silence = absl::Milliseconds(prng.Between(1000, 2500));
+  o.node_silence = std::max(3 * o.heartbeat, absl::Milliseconds(prng.Between(1000, 2500)));
+  o.close_silence =
+      std::clamp(absl::Milliseconds(prng.Between(300, 1500)), o.heartbeat, o.node_silence);
+  o.stall_min = absl::Milliseconds(prng.Between(3000, 6000));
+  o.first_step_max = o.stall_min + absl::Milliseconds(prng.Between(0, 4000));
   o.gather = absl::Milliseconds(prng.Between(1000, 4000));
   o.gather_again = absl::Milliseconds(prng.Between(500, 2000));
   o.stop_max = absl::Milliseconds(prng.Between(500, 3000));
@@ -173,6 +177,10 @@ void EachNumber(Scenario& s, const Visit& visit) {
   duration("stagger", s.control.stagger);
   number("stagger_max", s.control.stagger_max);
   duration("node_silence", s.control.node_silence);
+  duration("close_silence", s.control.close_silence);
+  duration("stall_min", s.control.stall_min);
+  number("stall_factor", s.control.stall_factor);
+  duration("first_step_max", s.control.first_step_max);
   duration("gather", s.control.gather);
   duration("gather_again", s.control.gather_again);
   duration("stop_max", s.control.stop_max);
