@@ -41,8 +41,7 @@ void Coordinator::Timers(Effects& effects) {
   if (now_ >= append_due_) IssueAppend(effects);
   if (now_ >= poll_due_) {
     poll_due_ = now_ + options_.poll;
-    polled_at_ = now_;
-    effects.emplace_back(ReadLog{view_.next_slot});
+    effects.emplace_back(ReadLog{view_.next_slot, now_});
   }
   if (now_ >= look_again_) {
     look_again_ = absl::InfiniteFuture();
@@ -70,7 +69,7 @@ void Coordinator::Resigns(std::string reason, Effects& effects) {
 void Coordinator::Post(LogEntry entry, int32_t attempt, Effects& effects) {
   entry.author = identity_.me;
   entry.id = ++ids_;
-  pending_.push_back({std::move(entry), attempt});
+  pending_.push_back({.entry = std::move(entry), .attempt = attempt});
   if (pending_.size() == 1) IssueAppend(effects);
 }
 
@@ -80,7 +79,7 @@ void Coordinator::IssueAppend(Effects& effects) {
   append_due_ = absl::InfiniteFuture();
   Pending& next = pending_.front();
   next.entry.slot = view_.next_slot;
-  appended_at_ = now_;
+  next.asked = std::min(next.asked, now_);
   effects.emplace_back(Append{next.entry, next.attempt});
 }
 
@@ -99,9 +98,10 @@ void Coordinator::On(const Appended& event, Effects& effects) {
     return;
   }
   const LogEntry entry = *event.entry;
+  // When the record got its slot there was no other; that was not before it was first asked for.
+  authority_.LogRead(pending_.front().asked);
   pending_.pop_front();
   view_.Absorb(entry);
-  authority_.LogRead(appended_at_);  // There was no other record.
   const bool more = !pending_.empty();
   Won(entry, effects);
   if (more && !pending_.empty()) IssueAppend(effects);
@@ -151,7 +151,7 @@ void Coordinator::On(const LogRead& event, Effects& effects) {
               effects);
       return;
     }
-  authority_.LogRead(polled_at_);
+  authority_.LogRead(event.asked);
 }
 
 // ---- members
@@ -290,8 +290,11 @@ void Coordinator::Advance(NodeId node, const msg::Report& before, Effects& effec
   const bool idle =
       r.stage == Stage::kIdle || r.stage == Stage::kStopped || r.stage == Stage::kDone;
   if (idle) {
-    // Whatever ran here before this life of the agent does not any more.
-    fence_.Stopped(node, std::max(r.generation, r.stage == Stage::kIdle ? view_.generation : 0));
+    // Who is idle runs nothing; but it may not have heard yet what it is to run.
+    const Generation others = peer.member && layout_.generation == view_.generation
+                                  ? view_.generation - 1
+                                  : view_.generation;
+    fence_.Stopped(node, r.stage == Stage::kIdle ? std::max(r.generation, others) : r.generation);
     if (peer.stuck) {
       peer.stuck = false;
       changed_at_ = now_;

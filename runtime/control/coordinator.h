@@ -49,7 +49,7 @@ class Coordinator {
     std::optional<LogEntry> entry;
   };
   struct LogRead {  // Answers ReadLog; nothing: the log could not be read.
-    Slot from = 0;
+    absl::Time asked;
     std::optional<std::vector<LogEntry>> entries;
   };
   struct Measured {  // Answers MeasureRoom.
@@ -90,6 +90,7 @@ class Coordinator {
   };
   struct ReadLog {
     Slot from = 0;
+    absl::Time asked;  // Comes back with the answer, which may belong to an older question.
   };
   struct MeasureRoom {
     Generation generation = 0;
@@ -163,6 +164,7 @@ class Coordinator {
   struct Pending {
     LogEntry entry;
     int32_t attempt = 0;
+    absl::Time asked = absl::InfiniteFuture();  // When it was first tried.
   };
 
   void On(const Tick&, Effects&) {}
@@ -247,10 +249,8 @@ class Coordinator {
   Slot term_ = 0;
   uint64_t ids_ = 0;
   std::deque<Pending> pending_;                     // Records to append; the first is under way.
-  absl::Time appended_at_ = absl::InfinitePast();   // When it was asked for.
   absl::Time append_due_ = absl::InfiniteFuture();  // When to try it again.
   absl::Time poll_due_ = absl::InfiniteFuture();
-  absl::Time polled_at_ = absl::InfinitePast();
   Authority authority_;
   Fence fence_;
   FailureDetector detector_;

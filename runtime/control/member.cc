@@ -118,9 +118,11 @@ absl::Time Member::TurnToLead() const {
       place = static_cast<int64_t>(nodes.size()) + identity_.me.at.node;
   }
   const absl::Duration wait = std::min(place, options_.stagger_max) * options_.stagger;
-  // Of another job: only when it has been silent for as long as it could still be granting leases.
+  // Of another job: only when it was asked and has been silent for as long as it could still be
+  // granting leases.
   if (view_.lead.has_value() && !OwnJobLeads())
-    return heard_ + OthersWait(options_, options_.lease_log) + wait;
+    return probes_ < kProbesMin ? absl::InfiniteFuture()
+                                : heard_ + OthersWait(options_, options_.lease_log) + wait;
   if (!view_.lead.has_value() || closed_) return heard_ + wait;
   return heard_ + options_.leader_silence + wait;
 }
@@ -145,6 +147,7 @@ void Member::Follow(Slot term, const Endpoint& leader, bool heard, Effects& effe
 
 void Member::On(const LogRead& event, Effects& effects) {
   if (!event.entries.has_value()) return;
+  const std::optional<LogView::Lead> before = view_.lead;
   for (const LogEntry& entry : *event.entries)
     if (entry.slot == view_.next_slot) view_.Absorb(entry);
   if (event.from + event.entries->size() < view_.next_slot) return;  // Older than what is known.
@@ -156,6 +159,11 @@ void Member::On(const LogRead& event, Effects& effects) {
   }
   if (!view_.lead.has_value()) return;
   if (!OwnJobLeads()) {
+    if (view_.lead != before) {
+      heard_ = now_;  // It gets time to be heard.
+      probes_ = 0;
+    }
+    ++probes_;
     effects.emplace_back(Send{view_.lead->author.at, msg::Probe{.term = view_.lead->term}});
     return;
   }
@@ -180,8 +188,10 @@ void Member::On(const Closed& event, Effects&) {
 void Member::On(const Received& event, Effects& effects) {
   if (const auto* leading = std::get_if<msg::Leading>(&event.message)) {
     // The other job's coordinator lives: wait on.
-    if (view_.lead.has_value() && !OwnJobLeads() && leading->term == view_.lead->term)
+    if (view_.lead.has_value() && !OwnJobLeads() && leading->term == view_.lead->term) {
       heard_ = now_;
+      probes_ = 0;
+    }
     return;
   }
   if (event.from.job != identity_.me.at.job) return;

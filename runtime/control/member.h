@@ -215,7 +215,9 @@ class Member {
   bool closed_ = false;   // Its connection ended since.
   bool leading_ = false;  // It is this agent's own.
   absl::Time seek_due_;   // When to read the log, or to give up the reading under way.
-  bool viewed_ = false;   // The log was read since the coordinator was last heard.
+  static constexpr int kProbesMin = 3;
+  int probes_ = 0;       // That another job's coordinator did not answer.
+  bool viewed_ = false;  // The log was read since the coordinator was last heard.
 
   // Reports.
   uint64_t sequence_ = 0;

@@ -75,7 +75,7 @@ void World::ReplyLog(uint32_t index) {
   if (!agent.lead.has_value() || agent.lead_id != r.lead_id) return;
   if (r.kind == LogRequest::Kind::kLeadRead)
     StepLead(r.agent, Coordinator::LogRead{
-                          r.from, r.failed ? std::nullopt : std::optional(std::move(r.read))});
+                          r.asked, r.failed ? std::nullopt : std::optional(std::move(r.read))});
   else
     StepLead(r.agent, Coordinator::Appended{r.failed ? std::nullopt : std::move(r.found)});
 }

@@ -415,7 +415,8 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
               .agent = index,
               .incarnation = agent.incarnation,
               .lead_id = lead_id,
-              .from = read->from});
+              .from = read->from,
+              .asked = read->asked});
     } else if (auto* measure = std::get_if<Coordinator::MeasureRoom>(&effect)) {
       At(now_ + kMs, {.what = What::kLeadReply,
                       .agent = index,

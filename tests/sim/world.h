@@ -127,6 +127,7 @@ class World {
     uint64_t incarnation = 0, lead_id = 0;
     LogEntry entry;
     Slot from = 0;
+    absl::Time asked;
     bool failed = false;  // The reply says so.
     std::vector<LogEntry> read;
     std::optional<LogEntry> found;
