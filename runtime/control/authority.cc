@@ -47,11 +47,11 @@ Fence::Fence(const ControlOptions& options, NodeId nodes)
 
 void Fence::Inherit(const std::vector<LogView::Live>& live, uint64_t job, absl::Time led) {
   for (const LogView::Live& l : live) {
-    Older older{.generation = l.layout.generation,
+    Older older{.generation = l.layout->generation,
                 .nodes = {},
                 .joined = 0,
                 .half_joined = absl::InfiniteFuture()};
-    if (l.job == job) older.nodes = NodesOf(l.layout);
+    if (l.job == job) older.nodes = NodesOf(*l.layout);
     older_.push_back(std::move(older));
   }
   all_over_ = led + OthersWait(options_, options_.lease_log);

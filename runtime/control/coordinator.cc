@@ -176,7 +176,7 @@ void Coordinator::On(const Received& event, Effects& effects) {
   } else if (const auto* present = std::get_if<msg::Present>(&event.message)) {
     if (present->term == term_) OnPresent(from, *present, effects);
   } else if (const auto* need = std::get_if<msg::NeedTable>(&event.message)) {
-    if (need->term == term_ && need->generation == layout_.generation) SendTable(from, effects);
+    if (need->term == term_ && need->generation == layout_.generation) SendTables(from, effects);
   } else if (const auto* voted = std::get_if<msg::Voted>(&event.message)) {
     if (voted->term == term_) OnVoted(from, *voted, effects);
   }

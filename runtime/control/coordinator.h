@@ -213,7 +213,8 @@ class Coordinator {
   msg::Prepare PrepareFor(NodeId node) const;
   void OnStopped(NodeId node, const msg::Stopped& m, Effects& effects);
   void OnPresent(NodeId node, const msg::Present& m, Effects& effects);
-  void SendTable(NodeId node, Effects& effects);
+  void MakeTables();
+  void SendTables(NodeId node, Effects& effects);
   void TryGo(Effects& effects);
   void MemberFailed(NodeId node, std::string why, Effects& effects);
   void ConsiderChange(Effects& effects);
@@ -258,7 +259,8 @@ class Coordinator {
 
   std::vector<Peer> peers_;  // By node.
   size_t present_ = 0, gathered_ = 0;
-  absl::Time changed_at_;  // When the set of usable nodes changed last.
+  std::vector<NodeId> gathered_nodes_;  // Of the generation that may be taken over.
+  absl::Time changed_at_;               // When the set of usable nodes changed last.
   absl::Time waiting_since_ = absl::InfiniteFuture();
   absl::Time look_again_ = absl::InfiniteFuture();
 
@@ -271,9 +273,10 @@ class Coordinator {
   Resume resume_;
   std::vector<std::vector<msg::Prepare::Assignment>> assignments_;  // By member index.
   std::vector<std::string> addresses_;                              // By rank.
-  size_t addressed_ = 0, ready_ = 0, done_ = 0;                     // Members.
-  absl::Time go_due_ = absl::InfiniteFuture();                      // When the fence opens.
-  std::optional<int32_t> ending_;  // The job is to end with this code.
+  std::vector<msg::Table> tables_;
+  size_t addressed_ = 0, ready_ = 0, done_ = 0;  // Members.
+  absl::Time go_due_ = absl::InfiniteFuture();   // When the fence opens.
+  std::optional<int32_t> ending_;                // The job is to end with this code.
 
   std::optional<CheckpointCommit> commit_;  // Of layout_.
   absl::Time save_due_ = absl::InfiniteFuture();

@@ -31,9 +31,9 @@ void Coordinator::Gather(NodeId node, Effects& effects) {
     if (gathered_ == identity_.nodes) Decide(effects);
     return;
   }
-  const PlacedLayout& layout = view_.live.back().layout;
-  if (gathered_ * static_cast<size_t>(layout.shape.ranks()) == 0) return;
-  const std::vector<NodeId> nodes = NodesOf(layout);
+  const PlacedLayout& layout = *view_.live.back().layout;
+  if (gathered_nodes_.empty()) gathered_nodes_ = NodesOf(layout);
+  const std::vector<NodeId>& nodes = gathered_nodes_;
   if (gathered_ < nodes.size()) return;
   for (NodeId member : nodes)
     if (!peers_[member].present) return;
@@ -156,7 +156,7 @@ Situation Coordinator::Survey() const {
   if (layout_.generation != 0)
     situation.current = layout_;
   else if (mine)
-    situation.current = view_.live.back().layout;
+    situation.current = *view_.live.back().layout;
   situation.now = now_;
   situation.unchanged_since = changed_at_;
   situation.waiting_since = waiting_since_;
@@ -195,7 +195,7 @@ void Coordinator::Decide(Effects& effects) {
       .kind = EntryKind::kStart,
       .generation = view_.generation + 1,
       .step = resume_.step,
-      .layout = {
+      .layout = PlacedLayout{
           .generation = view_.generation + 1, .shape = decision.shape, .seats = decision.seats}};
   Post(std::move(start), 0, effects);
 }
@@ -218,7 +218,7 @@ void Coordinator::ConsiderChange(Effects& effects) {
 // ---- forming
 
 void Coordinator::Form(Effects& effects) {
-  TakeOver(view_.live.back().layout);
+  TakeOver(*view_.live.back().layout);
   phase_ = Phase::kForming;
   phase_due_ = now_ + options_.form_max;
   assignments_.assign(members_.size(), {});
@@ -228,6 +228,7 @@ void Coordinator::Form(Effects& effects) {
         {.local_rank = seat.local_rank, .rank = static_cast<int32_t>(rank)});
   }
   addresses_.assign(layout_.seats.size(), {});
+  tables_.clear();
   Say(fmt::format("generation {}: {} ranks on {} nodes, from {} at step {}", layout_.generation,
                   layout_.seats.size(), members_.size(),
                   resume_.from_checkpoint ? "the checkpoint" : "memory", resume_.step),
@@ -269,27 +270,32 @@ void Coordinator::OnPresent(NodeId node, const msg::Present& m, Effects& effects
   peer.addressed = true;
   if (++addressed_ < members_.size()) return;
   const size_t first = std::min(static_cast<size_t>(options_.table_fan_out), members_.size());
-  for (size_t i = 0; i < first; ++i) SendTable(members_[i], effects);
+  MakeTables();
+  for (size_t i = 0; i < first; ++i) SendTables(members_[i], effects);
 }
 
-void Coordinator::SendTable(NodeId node, Effects& effects) {
-  if (phase_ != Phase::kForming || !peers_[node].member || addressed_ < members_.size()) return;
+// Cut into parts, once.
+void Coordinator::MakeTables() {
   msg::Table table{.term = term_,
                    .generation = layout_.generation,
                    .ranks = static_cast<int32_t>(addresses_.size()),
                    .first = 0,
-                   .addresses = {}};
-  size_t bytes = 0;
+                   .count = 0,
+                   .packed = {}};
   for (size_t rank = 0; rank < addresses_.size(); ++rank) {
-    table.addresses.push_back(addresses_[rank]);
-    bytes += addresses_[rank].size() + 2;
-    if (bytes < kTableBytes && rank + 1 < addresses_.size()) continue;
-    const auto next = static_cast<int32_t>(rank + 1);
-    effects.emplace_back(Send{At(node), table});
-    table.addresses.clear();
-    table.first = next;
-    bytes = 0;
+    PackAddress(addresses_[rank], table.packed);
+    ++table.count;
+    if (table.packed.size() < kTableBytes && rank + 1 < addresses_.size()) continue;
+    tables_.push_back(table);
+    table.packed.clear();
+    table.first += std::exchange(table.count, 0);
   }
+  addresses_.clear();
+}
+
+void Coordinator::SendTables(NodeId node, Effects& effects) {
+  if (phase_ != Phase::kForming || !peers_[node].member) return;
+  for (const msg::Table& table : tables_) effects.emplace_back(Send{At(node), table});
 }
 
 void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects& effects) {
@@ -346,7 +352,7 @@ void Coordinator::TryGo(Effects& effects) {
   Runs(resume_.step, effects);
   fence_.Passed();
   look_again_ = now_ + options_.resend;
-  addresses_.clear();
+  tables_.clear();
   for (NodeId node : members_)
     Tell(node, msg::Go{.term = term_, .generation = layout_.generation}, effects);
 }

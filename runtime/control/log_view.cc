@@ -29,7 +29,7 @@ void LogView::Absorb(const LogEntry& entry) {
       return;
     case EntryKind::kCommit:
       commit_step = std::max(commit_step, entry.step);
-      std::erase_if(live, [&](const Live& l) { return l.layout.generation < entry.generation; });
+      std::erase_if(live, [&](const Live& l) { return l.layout->generation < entry.generation; });
       return;
     case EntryKind::kEnd:
       lead.reset();

@@ -7,7 +7,9 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "runtime/control/ids.h"
@@ -39,6 +41,21 @@ enum class EntryKind : uint8_t {
   kNote,    // Anything else that takes a slot: ATTEMPT, VERIFIED, RETIRE.
 };
 
+// A layout that many views of the log share: 100,000 seats once and not in each of 12,500 agents of
+// a simulation. A value all the same.
+class SharedLayout {
+ public:
+  SharedLayout() : layout_(std::make_shared<const PlacedLayout>()) {}
+  SharedLayout(PlacedLayout layout)  // NOLINT: wherever a layout is meant.
+      : layout_(std::make_shared<const PlacedLayout>(std::move(layout))) {}
+  const PlacedLayout& operator*() const { return *layout_; }
+  const PlacedLayout* operator->() const { return layout_.get(); }
+  friend bool operator==(const SharedLayout& a, const SharedLayout& b) { return *a == *b; }
+
+ private:
+  std::shared_ptr<const PlacedLayout> layout_;
+};
+
 // The nodes of a layout, sorted, each once.
 std::vector<NodeId> NodesOf(const PlacedLayout& layout);
 
@@ -50,7 +67,7 @@ struct LogEntry {
   Generation generation = 0;
   StepIndex step = 0;     // START: where it resumes. COMMIT: of the checkpoint. END: the last one.
   int32_t exit_code = 0;  // END.
-  PlacedLayout layout;    // START.
+  SharedLayout layout;    // START.
   friend bool operator==(const LogEntry&, const LogEntry&) = default;
 };
 
@@ -60,7 +77,7 @@ struct LogView {
   struct Live {
     uint64_t job = 0;
     StepIndex resumed = 0;
-    PlacedLayout layout;
+    SharedLayout layout;
     friend bool operator==(const Live&, const Live&) = default;
   };
   struct Lead {

@@ -31,6 +31,7 @@ Member::Member(const ControlOptions& options, const Identity& identity, const Ad
       now_(now),
       heard_(now),
       seek_due_(now),
+      place_(identity.me.at.node),
       report_due_(now) {
   sent_.fill(absl::InfinitePast());
   if (adopted.generation == 0) return;
@@ -108,16 +109,17 @@ bool Member::OwnJobLeads() const {
 }
 
 // Nodes of the running generation first, in order; then the others.
+int64_t Member::PlaceInLine() const {
+  const NodeId me = identity_.me.at.node;
+  if (view_.live.empty() || view_.live.back().job != identity_.me.at.job) return me;
+  const std::vector<NodeId> nodes = NodesOf(*view_.live.back().layout);
+  const auto at = std::lower_bound(nodes.begin(), nodes.end(), me);
+  const bool member = at != nodes.end() && *at == me;
+  return member ? at - nodes.begin() : static_cast<int64_t>(nodes.size()) + me;
+}
+
 absl::Time Member::TurnToLead() const {
-  int64_t place = identity_.me.at.node;
-  if (!view_.live.empty() && view_.live.back().job == identity_.me.at.job) {
-    const std::vector<NodeId> nodes = NodesOf(view_.live.back().layout);
-    const auto at = std::lower_bound(nodes.begin(), nodes.end(), identity_.me.at.node);
-    place = at - nodes.begin();
-    if (at == nodes.end() || *at != identity_.me.at.node)
-      place = static_cast<int64_t>(nodes.size()) + identity_.me.at.node;
-  }
-  const absl::Duration wait = std::min(place, options_.stagger_max) * options_.stagger;
+  const absl::Duration wait = std::min(place_, options_.stagger_max) * options_.stagger;
   // Of another job: only when it was asked and has been silent for as long as it could still be
   // granting leases.
   if (view_.lead.has_value() && !OwnJobLeads())
@@ -152,6 +154,7 @@ void Member::On(const LogRead& event, Effects& effects) {
     if (entry.slot == view_.next_slot) view_.Absorb(entry);
   if (event.from + event.entries->size() < view_.next_slot) return;  // Older than what is known.
   viewed_ = true;
+  if (!event.entries->empty()) place_ = PlaceInLine();
   if (view_.end.has_value() && view_.end->job == identity_.me.at.job) {
     exited_ = true;
     effects.emplace_back(Exit{view_.end->exit_code});
@@ -324,11 +327,11 @@ void Member::SendPresent(Effects& effects) {
 
 // Parts come from the parent in the tree, or from the coordinator.
 void Member::OnMessage(const msg::Table& m, Effects& effects) {
-  if (m.generation != generation_ || stage_ != Stage::kPresent || m.addresses.empty()) return;
+  if (m.generation != generation_ || stage_ != Stage::kPresent || m.count <= 0) return;
   const auto at = std::lower_bound(parts_.begin(), parts_.end(), m.first);
   if (at != parts_.end() && *at == m.first) return;
   parts_.insert(at, m.first);
-  parts_ranks_ += static_cast<int32_t>(m.addresses.size());
+  parts_ranks_ += m.count;
   for (NodeId child : prepare_.children)
     effects.emplace_back(Send{Endpoint{identity_.me.at.job, child}, m});
   effects.emplace_back(Connect{m});

@@ -194,6 +194,7 @@ class Member {
   void Seek(Effects& effects);
   void Lead(Effects& effects);
   bool OwnJobLeads() const;
+  int64_t PlaceInLine() const;
   absl::Time TurnToLead() const;
   void BeginStop(bool at_boundary, Effects& effects);
   void Enter(Stage stage);
@@ -218,6 +219,8 @@ class Member {
   static constexpr int kProbesMin = 3;
   int probes_ = 0;       // That another job's coordinator did not answer.
   bool viewed_ = false;  // The log was read since the coordinator was last heard.
+
+  int64_t place_ = 0;  // In the line of those who may lead.
 
   // Reports.
   uint64_t sequence_ = 0;

@@ -8,9 +8,11 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "runtime/control/ids.h"
 #include "runtime/control/log_view.h"
 
@@ -154,13 +156,14 @@ struct Prepare {
   std::vector<NodeId> children;  // In the tree that hands on the table.
   friend bool operator==(const Prepare&, const Prepare&) = default;
 };
-// The addresses of ranks first, first + 1, ... of `ranks`.
+// The addresses of `count` ranks from `first` on, of `ranks`.
 struct Table {
   Slot term = 0;
   Generation generation = 0;
   int32_t ranks = 0;
   int32_t first = 0;
-  std::vector<std::string> addresses;
+  int32_t count = 0;
+  std::string packed;  // PackAddress of each: nobody but the ranks looks into it.
   friend bool operator==(const Table&, const Table&) = default;
 };
 struct Go {
@@ -218,6 +221,12 @@ struct Leading {
 };
 
 }  // namespace msg
+
+// Appends one address: its size in two bytes, little end first, and itself. REQUIRES: at most 65535
+// bytes.
+void PackAddress(const std::string& address, std::string& packed);
+// DataLoss: not `count` addresses.
+absl::StatusOr<std::vector<std::string>> UnpackAddresses(std::string_view packed, int32_t count);
 
 using ControlMessage =
     std::variant<msg::Report, msg::Stopped, msg::Present, msg::Voted, msg::NeedTable, msg::Answer,

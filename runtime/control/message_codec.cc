@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "runtime/base/check.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -41,7 +42,7 @@ void Fields(auto& io, OneOf<msg::Prepare> auto& m) {
   io(m.term, m.generation, m.shape, m.ranks, m.resume, m.children);
 }
 void Fields(auto& io, OneOf<msg::Table> auto& m) {
-  io(m.term, m.generation, m.ranks, m.first, m.addresses);
+  io(m.term, m.generation, m.ranks, m.first, m.count, m.packed);
 }
 void Fields(auto& io, OneOf<msg::Save> auto& m) { io(m.term, m.generation, m.after); }
 void Fields(auto& io, OneOf<msg::Write> auto& m) { io(m.term, m.generation, m.step, m.attempt); }
@@ -177,6 +178,28 @@ bool Emplace(size_t type, ControlMessage& message) {
 }
 
 }  // namespace
+
+void PackAddress(const std::string& address, std::string& packed) {
+  PERDURE_CHECK(address.size() <= 0xffff);
+  packed.push_back(static_cast<char>(address.size() & 0xff));
+  packed.push_back(static_cast<char>(address.size() >> 8));
+  packed += address;
+}
+
+absl::StatusOr<std::vector<std::string>> UnpackAddresses(std::string_view packed, int32_t count) {
+  std::vector<std::string> addresses;
+  while (packed.size() >= 2) {
+    const size_t size =
+        static_cast<uint8_t>(packed[0]) | static_cast<size_t>(static_cast<uint8_t>(packed[1])) << 8;
+    if (packed.size() < 2 + size) break;
+    addresses.emplace_back(packed.substr(2, size));
+    packed.remove_prefix(2 + size);
+  }
+  if (!packed.empty() || addresses.size() != static_cast<size_t>(count))
+    return DataLoss("a table of {} rank addresses holds {} and {} bytes more", count,
+                    addresses.size(), packed.size());
+  return addresses;
+}
 
 void EncodeMessage(const ControlMessage& message, std::string& bytes) {
   bytes.push_back(static_cast<char>(message.index()));

@@ -44,7 +44,7 @@ Resume ChooseResume(const std::vector<LogView::Live>& layouts,
                     const std::vector<NodeHoldings>& nodes, StepIndex commit_step) {
   const auto layout = [&](Generation generation) -> const PlacedLayout* {
     for (const LogView::Live& live : layouts)
-      if (live.layout.generation == generation) return &live.layout;
+      if (live.layout->generation == generation) return &*live.layout;
     return nullptr;
   };
   std::vector<Share> shares;

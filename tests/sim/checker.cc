@@ -51,9 +51,9 @@ Checker::Problem Checker::OnAppend(const LogEntry& e) {
       if (e.step < commit_step_)
         return fmt::format("START {} resumes at {}, the checkpoint is of {}", e.generation, e.step,
                            commit_step_);
-      std::set<Seat> seats(e.layout.seats.begin(), e.layout.seats.end());
-      if (seats.size() != e.layout.seats.size() ||
-          e.layout.seats.size() != static_cast<size_t>(e.layout.shape.ranks()) || seats.empty())
+      std::set<Seat> seats(e.layout->seats.begin(), e.layout->seats.end());
+      if (seats.size() != e.layout->seats.size() ||
+          e.layout->seats.size() != static_cast<size_t>(e.layout->shape.ranks()) || seats.empty())
         return fmt::format("START {}: seats are not one per rank", e.generation);
       starts_[e.generation] = e;
       return std::nullopt;
@@ -65,7 +65,7 @@ Checker::Problem Checker::OnAppend(const LogEntry& e) {
         return fmt::format("COMMIT of generation {} which is not the newest", e.generation);
       if (e.step <= commit_step_)
         return fmt::format("COMMIT of step {} after step {}", e.step, commit_step_);
-      const PlacedLayout& layout = starts_.rbegin()->second.layout;
+      const PlacedLayout& layout = *starts_.rbegin()->second.layout;
       for (const Seat& seat : layout.seats) {
         bool good = false;
         for (int32_t attempt = 1; attempt <= 2 && !good; ++attempt) {
@@ -102,7 +102,7 @@ Checker::Problem Checker::OnApply(Generation generation, NodeId node, StepIndex 
   if (start == starts_.end()) return fmt::format("generation {} steps without a START", generation);
   if (ended_) return fmt::format("node {} took step {} after the job's END", node, step);
   const bool member =
-      std::any_of(start->second.layout.seats.begin(), start->second.layout.seats.end(),
+      std::any_of(start->second.layout->seats.begin(), start->second.layout->seats.end(),
                   [&](const Seat& seat) { return seat.node == node; });
   if (!member)
     return fmt::format("node {} steps in generation {}, where it has no seat", node, generation);
@@ -147,7 +147,7 @@ bool Checker::PartIsGood(Generation generation, StepIndex step, int32_t attempt,
 
 const PlacedLayout* Checker::LayoutOf(Generation generation) const {
   const auto start = starts_.find(generation);
-  return start == starts_.end() ? nullptr : &start->second.layout;
+  return start == starts_.end() ? nullptr : &*start->second.layout;
 }
 
 }  // namespace perdure::sim

@@ -101,6 +101,7 @@ void World::Strike(const Fault& fault) {
       break;
     case FaultKind::kIsolate:
       agent.isolated = until;
+      ++isolations_;
       break;
     case FaultKind::kCut:
       cuts_.push_back({index, other, until});
@@ -176,6 +177,7 @@ void World::Heal() {
   if (trace_) Trace("HEAL");
   healed_ = true;
   cuts_.clear();
+  isolations_ = 0;
   slow_network_ = log_stalled_ = log_errors_ = stalled_ = 0;
   scenario_.loss = scenario_.doubled = 0;
   for (Index i = 0; i < agents_.size(); ++i) {

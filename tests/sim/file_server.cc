@@ -41,8 +41,8 @@ void World::ExecuteLog(uint32_t index) {
       if (r.entry.kind == EntryKind::kStart) {
         GenerationBooks& books = generations_[r.entry.generation];
         books.job = static_cast<uint32_t>(r.entry.author.at.job);
-        books.layout = r.entry.layout;
-        books.nodes = NodesOf(r.entry.layout);
+        books.layout = *r.entry.layout;
+        books.nodes = NodesOf(*r.entry.layout);
       }
       if (trace_)
         Trace("log slot " + std::to_string(r.entry.slot) + ": kind " +

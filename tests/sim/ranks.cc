@@ -13,6 +13,10 @@ int64_t Signed(Generation generation) { return static_cast<int64_t>(generation);
 
 }  // namespace
 
+std::string Address(Generation generation, const Seat& seat) {
+  return fmt::format("{}.{}.{}", generation, seat.node, seat.local_rank);
+}
+
 void World::MakeRanks(Index index, const msg::Prepare& prepare) {
   Agent& agent = Of(index);
   const uint64_t version = agent.ranks.version + 1;
@@ -29,17 +33,20 @@ void World::Connect(Index index, const msg::Table& table) {
     Violate(fmt::format("a table of generation {} with {} ranks", table.generation, table.ranks));
     return;
   }
-  for (size_t i = 0; i < table.addresses.size(); ++i) {
-    const Seat& seat = layout->seats[static_cast<size_t>(table.first) + i];
-    if (table.addresses[i] !=
-        fmt::format("{}.{}.{}", table.generation, seat.node, seat.local_rank)) {
-      Violate(fmt::format("rank {} of generation {} has address {}",
-                          static_cast<size_t>(table.first) + i, table.generation,
-                          table.addresses[i]));
-      return;
-    }
+  agent.ranks.connected += table.count;
+  if (scenario_.nodes > kNodesLookedAt) return;
+  const auto addresses = UnpackAddresses(table.packed, table.count);
+  if (!addresses.ok()) {
+    Violate("a table cannot be read");
+    return;
   }
-  agent.ranks.connected += static_cast<int32_t>(table.addresses.size());
+  for (size_t i = 0; i < addresses->size(); ++i) {
+    const Seat& seat = layout->seats[static_cast<size_t>(table.first) + i];
+    if ((*addresses)[i] == Address(table.generation, seat)) continue;
+    Violate(fmt::format("rank {} of generation {} has address {}",
+                        static_cast<size_t>(table.first) + i, table.generation, (*addresses)[i]));
+    return;
+  }
 }
 
 void World::Load(Index index) {
@@ -68,7 +75,8 @@ void World::FinishLoad(Index index) {
       return;
     }
     const std::vector<Seat>& seats = from->second.layout.seats;
-    for (size_t rank = 0; rank < seats.size(); ++rank) {
+    const size_t stride = scenario_.nodes > kNodesLookedAt ? seats.size() / 64 : 1;
+    for (size_t rank = 0; rank < seats.size(); rank += stride) {
       NodeId holder = seats[rank].node;
       for (const Resume::Held& held : resume.elsewhere)
         if (held.rank == static_cast<int32_t>(rank)) holder = held.node;
@@ -163,18 +171,24 @@ void World::Contribute(Index index) {
        {.what = What::kComplete, .a = Signed(ranks.prepare.generation), .b = ranks.finished});
 }
 
+bool World::AnyCut(const std::vector<std::pair<Index, uint64_t>>& agents) const {
+  if (cuts_.empty() && isolations_ == 0) return false;
+  for (const auto& [a, _a] : agents)
+    for (const auto& [b, _b] : agents)
+      if (Cut(a, b)) return true;
+  return false;
+}
+
 // All have given their gradients; they get there when the network lets them.
 void World::Complete(Generation generation, StepIndex step) {
   GenerationBooks& books = generations_[generation];
   const auto found = books.steps.find(step);
   if (found == books.steps.end()) return;
   const auto& agents = found->second.agents;
-  for (const auto& [a, _a] : agents)
-    for (const auto& [b, _b] : agents)
-      if (Cut(a, b)) {
-        At(now_ + 100 * kMs, {.what = What::kComplete, .a = Signed(generation), .b = step});
-        return;
-      }
+  if (AnyCut(agents)) {
+    At(now_ + 100 * kMs, {.what = What::kComplete, .a = Signed(generation), .b = step});
+    return;
+  }
   if (books.freeze_after.has_value() && step + 1 > *books.freeze_after) {
     books.freeze_step = step + 1;
     books.freeze_after.reset();

@@ -183,8 +183,7 @@ void World::Handle(Happening& h) {
       if (!agent.alive || agent.ranks.version != h.version) return;
       Member::RanksMade made{agent.ranks.prepare.generation, {}};
       for (const auto& rank : agent.ranks.prepare.ranks)
-        made.addresses.push_back(
-            fmt::format("{}.{}.{}", made.generation, agent.node, rank.local_rank));
+        made.addresses.push_back(Address(made.generation, {agent.node, rank.local_rank}));
       StepMember(h.agent, made);
       return;
     }

@@ -25,6 +25,12 @@
 
 namespace perdure::sim {
 
+// In larger worlds what costs the square of their size is looked at in samples.
+inline constexpr int32_t kNodesLookedAt = 64;
+
+// Of a rank.
+std::string Address(Generation generation, const Seat& seat);
+
 struct Outcome {
   std::string violation;  // Empty: none.
   Nanos violated_at = 0;
@@ -187,6 +193,7 @@ class World {
   void StartStep(Index index);
   void Contribute(Index index);
   void Complete(Generation generation, StepIndex step);
+  bool AnyCut(const std::vector<std::pair<Index, uint64_t>>& agents) const;
   void Apply(Index index);
   void StopRanks(Index index, Generation generation, bool at_boundary);
   void KillRanks(Index index, Generation generation);
@@ -221,6 +228,7 @@ class World {
     Nanos until;
   };
   std::vector<CutLink> cuts_;
+  int isolations_ = 0;  // That there ever were.
   Nanos slow_network_ = 0, log_stalled_ = 0, log_errors_ = 0, stalled_ = 0;
   bool healed_ = false;
   int64_t commits_at_heal_ = 0;
