@@ -214,6 +214,8 @@ void World::Apply(Index index) {
   ranks.value = Mix(ranks.value, step.leaves);
   ++ranks.finished;
   ++outcome_.steps;
+  newest_step_ = std::max(newest_step_, ranks.finished);
+  stepping_ = std::max(stepping_, generation);
   if (Checker::Problem problem =
           checker_.OnApply(generation, agent.node, ranks.finished, ranks.value)) {
     Violate(*problem);

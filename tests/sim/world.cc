@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <functional>
+#include <limits>
 #include <utility>
 
 namespace perdure::sim {
@@ -14,6 +16,24 @@ namespace {
 constexpr uint64_t kEventsMax = 20'000'000;
 // Of one step of a machine on n nodes: a few for each.
 constexpr size_t kEffectsPerNode = 16, kEffectsMore = 64;
+
+// Adds the real time of its life to a sum.
+class Timed {
+ public:
+  explicit Timed(int64_t* sum) : sum_(sum) {
+    if (sum_ != nullptr) begin_ = std::chrono::steady_clock::now();
+  }
+  ~Timed() {
+    if (sum_ != nullptr)
+      *sum_ += std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin_).count();
+  }
+  Timed(const Timed&) = delete;
+  Timed& operator=(const Timed&) = delete;
+
+ private:
+  int64_t* sum_;
+  std::chrono::steady_clock::time_point begin_;
+};
 
 }  // namespace
 
@@ -61,27 +81,57 @@ void World::At(Nanos at, Happening happening) {
   std::push_heap(heap_.begin(), heap_.end(), std::greater<>());
 }
 
-Outcome World::Run() {
+void World::Begin() {
+  if (std::exchange(begun_, true)) return;
   for (size_t i = 0; i < scenario_.faults.size(); ++i)
     At(scenario_.faults[i].at, {.what = What::kFault, .a = static_cast<int64_t>(i)});
   At(scenario_.heal_at, {.what = What::kHeal});
   StartJob();
-  while (!heap_.empty() && outcome_.violation.empty()) {
-    std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
-    const Due due = heap_.back();
-    heap_.pop_back();
-    now_ = due.at;
-    Happening h = std::move(happenings_[due.slot]);
-    free_.push_back(due.slot);
-    Handle(h);
-    if (++outcome_.events > kEventsMax) Violate("the schedule does not end");
+}
+
+// False: nothing happens any more before `until`.
+bool World::HandleNext(Nanos until) {
+  if (heap_.empty() || !outcome_.violation.empty() || heap_.front().at > until) return false;
+  std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
+  const Due due = heap_.back();
+  heap_.pop_back();
+  now_ = due.at;
+  Happening h = std::move(happenings_[due.slot]);
+  free_.push_back(due.slot);
+  Handle(h);
+  if (++outcome_.events > kEventsMax * static_cast<uint64_t>(1 + scenario_.nodes / 100))
+    Violate("the schedule does not end");
+  return true;
+}
+
+Outcome World::Run() {
+  Begin();
+  while (HandleNext(std::numeric_limits<Nanos>::max()))
     if (healed_ && checker_.commits() >= commits_at_heal_ + 3) break;
-  }
   outcome_.ended = now_;
   outcome_.generations = checker_.generations();
   outcome_.commits = checker_.commits();
   outcome_.leads = checker_.leads();
   return outcome_;
+}
+
+const Outcome& World::RunUntil(Nanos until) {
+  Begin();
+  while (HandleNext(until)) {
+  }
+  if (outcome_.violation.empty()) now_ = until;
+  return outcome_;
+}
+
+void World::Break(NodeId node) { CrashNode(IndexOf({job_ending_.size() - 1, node}), -1); }
+
+const Coordinator* World::Lead() const {
+  const Coordinator* lead = nullptr;
+  for (const Agent& agent : agents_)
+    if (agent.job + 1 == job_ending_.size() && agent.lead.has_value() &&
+        agent.lead->phase() != Coordinator::Phase::kClaiming)
+      lead = &*agent.lead;
+  return lead;
 }
 
 void World::Violate(std::string what) {
@@ -326,7 +376,10 @@ void World::StepLead(Index index, const Coordinator::Event& event) {
   Coordinator::Effects effects;
   effects.swap(lead_effects_);
   effects.clear();
-  agent.lead->Step(Local(agent, now_), event, effects);
+  {
+    const Timed timed(measure_ ? &lead_nanos_ : nullptr);
+    agent.lead->Step(Local(agent, now_), event, effects);
+  }
   if (effects.size() > kEffectsPerNode * static_cast<size_t>(scenario_.nodes) + kEffectsMore)
     Violate(fmt::format("a coordinator has {} effects at once", effects.size()));
   PerformLead(index, effects);
@@ -402,6 +455,8 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
     Agent& agent = Of(index);
     if (!agent.alive || !agent.lead.has_value() || agent.lead_id != lead_id) return;
     if (auto* send = std::get_if<Coordinator::Send>(&effect)) {
+      // Encoding is the coordinator's work too.
+      const Timed timed(measure_ ? &lead_nanos_ : nullptr);
       Send(index, send->to, send->message);
     } else if (auto* append = std::get_if<Coordinator::Append>(&effect)) {
       AskLog({.kind = LogRequest::Kind::kAppend,

@@ -46,7 +46,21 @@ class World {
  public:
   // `trace`: tell what happens on standard output.
   explicit World(const Scenario& scenario, bool trace = false);
+  // To the end: three commits after the faults are over, or what is wrong.
   Outcome Run();
+
+  // By hand, for measuring: to `until` or the first violation.
+  const Outcome& RunUntil(Nanos until);
+  // Breaks node `node` of the newest job now and for good.
+  void Break(NodeId node);
+  // Of the newest job; nothing: nobody leads.
+  const Coordinator* Lead() const;
+  Nanos now() const { return now_; }
+  StepIndex newest_step() const { return newest_step_; }
+  Generation stepping() const { return stepping_; }
+  // Real time spent in coordinators, in ns, while `measure` is on.
+  void Measure(bool measure) { measure_ = measure; }
+  int64_t lead_nanos() const { return lead_nanos_; }
 
  private:
   using Index = uint32_t;  // Of an agent: job * nodes + node.
@@ -155,6 +169,8 @@ class World {
   // world.cc
   uint32_t Put(Happening happening);
   void At(Nanos at, Happening happening);
+  void Begin();
+  bool HandleNext(Nanos until);
   void Handle(Happening& h);
   bool Defer(const Happening& h);
   Agent& Of(Index index) { return agents_[index]; }
@@ -230,7 +246,10 @@ class World {
   std::vector<CutLink> cuts_;
   int isolations_ = 0;  // That there ever were.
   Nanos slow_network_ = 0, log_stalled_ = 0, log_errors_ = 0, stalled_ = 0;
-  bool healed_ = false;
+  bool healed_ = false, begun_ = false, measure_ = false;
+  int64_t lead_nanos_ = 0;
+  StepIndex newest_step_ = 0;
+  Generation stepping_ = 0;
   int64_t commits_at_heal_ = 0;
   std::vector<bool> job_ending_;
   uint64_t incarnations_ = 0;

@@ -1,0 +1,108 @@
+#include "runtime/control/resume.h"
+
+#include <gtest/gtest.h>
+
+namespace perdure {
+namespace {
+
+// Generation `generation` with one rank on each of `nodes` nodes.
+LogView::Live Live(Generation generation, int nodes) {
+  PlacedLayout layout{.generation = generation, .shape = {.data = nodes}, .seats = {}};
+  for (NodeId node = 0; node < static_cast<NodeId>(nodes); ++node) layout.seats.push_back({node, 0});
+  return {.job = 1, .resumed = 0, .layout = layout};
+}
+
+struct Cluster {
+  std::vector<LogView::Live> live;
+  std::vector<std::vector<Holding>> nodes;
+
+  Resume Choose(StepIndex commit_step) const {
+    std::vector<NodeHoldings> holdings;
+    for (NodeId node = 0; node < nodes.size(); ++node)
+      holdings.push_back({node, &nodes[node]});
+    return ChooseResume(live, holdings, commit_step);
+  }
+};
+
+TEST(Resume, BeginsAtTheCheckpointWithoutMemory) {
+  const Cluster cluster{{Live(1, 2)}, {{}, {}}};
+  EXPECT_EQ(cluster.Choose(40), (Resume{.from_checkpoint = true, .generation = 0, .step = 40, .elsewhere = {}}));
+  EXPECT_EQ(cluster.Choose(-1).step, 0);
+}
+
+TEST(Resume, TakesTheNewestStepThatIsWhole) {
+  // Rank 1 was one step ahead; what rank 0's node keeps of it is of the step before.
+  const Cluster cluster{{Live(1, 2)}, {{{1, 50, 0}, {1, 50, 1}}, {{1, 51, 1}}}};
+  const Resume resume = cluster.Choose(40);
+  EXPECT_FALSE(resume.from_checkpoint);
+  EXPECT_EQ(resume.step, 50);
+  ASSERT_EQ(resume.elsewhere.size(), 1u);
+  EXPECT_EQ(resume.elsewhere[0], (Resume::Held{.rank = 1, .node = 0}));
+}
+
+TEST(Resume, PrefersTheRanksOwnSeat) {
+  const Cluster cluster{{Live(1, 2)}, {{{1, 50, 0}, {1, 50, 1}}, {{1, 50, 1}}}};
+  EXPECT_TRUE(cluster.Choose(40).elsewhere.empty());
+}
+
+TEST(Resume, NeverMixesGenerations) {
+  const Cluster cluster{{Live(1, 2), Live(2, 2)}, {{{1, 50, 0}, {2, 51, 0}}, {{1, 51, 1}, {2, 50, 1}}}};
+  EXPECT_TRUE(cluster.Choose(40).from_checkpoint);
+}
+
+TEST(Resume, OfTwoGenerationsTheNewer) {
+  const Cluster cluster{{Live(1, 1), Live(2, 1)}, {{{1, 50, 0}, {2, 50, 0}}}};
+  EXPECT_EQ(cluster.Choose(40).generation, 2u);
+}
+
+TEST(Resume, MemoryMustBeNewerThanTheCheckpoint) {
+  const Cluster cluster{{Live(1, 1)}, {{{1, 50, 0}}}};
+  EXPECT_FALSE(cluster.Choose(49).from_checkpoint);
+  EXPECT_TRUE(cluster.Choose(50).from_checkpoint);
+}
+
+TEST(Resume, IgnoresWhatItDoesNotKnow) {
+  const Cluster cluster{{Live(1, 1)}, {{{9, 70, 0}, {1, 60, 5}, {1, 60, -1}, {1, 50, 0}}}};
+  EXPECT_EQ(cluster.Choose(-1).step, 50);
+}
+
+LogEntry Entry(Slot slot, EntryKind kind, Generation generation = 0, StepIndex step = 0) {
+  return {.slot = slot,
+          .kind = kind,
+          .author = {.at = {.job = 1, .node = 2}, .incarnation = 3},
+          .generation = generation,
+          .step = step,
+          .layout = *Live(generation, 2).layout};
+}
+
+TEST(LogView, KnowsWhoLeadsAndWhatMayRun) {
+  LogView view;
+  view.Absorb(Entry(0, EntryKind::kLead));
+  ASSERT_TRUE(view.lead.has_value());
+  EXPECT_EQ(view.lead->term, 0u);
+  view.Absorb(Entry(1, EntryKind::kStart, 1));
+  view.Absorb(Entry(2, EntryKind::kNote));
+  view.Absorb(Entry(3, EntryKind::kStart, 2));
+  EXPECT_EQ(view.generation, 2u);
+  EXPECT_EQ(view.live.size(), 2u) << "nothing proves that the first has stopped";
+  view.Absorb(Entry(4, EntryKind::kCommit, 2, 30));
+  EXPECT_EQ(view.live.size(), 1u);
+  EXPECT_EQ(view.commit_step, 30);
+  LogEntry end = Entry(5, EntryKind::kEnd, 2, 30);
+  end.exit_code = 75;
+  view.Absorb(end);
+  EXPECT_TRUE(view.live.empty());
+  EXPECT_FALSE(view.lead.has_value());
+  EXPECT_EQ(view.end->exit_code, 75);
+  view.Absorb(Entry(6, EntryKind::kLead));
+  EXPECT_FALSE(view.end.has_value());
+  EXPECT_EQ(view.next_slot, 7u);
+}
+
+TEST(LogViewDeathTest, HasNoHoles) {
+  LogView view;
+  EXPECT_DEATH(view.Absorb(Entry(1, EntryKind::kLead)), "CHECK failed");
+}
+
+}  // namespace
+}  // namespace perdure
