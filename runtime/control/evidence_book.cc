@@ -395,7 +395,7 @@ std::vector<EvidenceBook::Verdict> EvidenceBook::Excluded(absl::Time now) const 
 
 bool EvidenceBook::Drained(const std::string& name, absl::Time now) const {
   const auto known = nodes_.find(name);
-  if (known == nodes_.end() || pins_.contains(name)) return false;
+  if (known == nodes_.end()) return false;
   return Weigh(name, known->second, FindSpans(now), now).verdict.drained;
 }
 

@@ -78,6 +78,16 @@ TEST(EvidenceBook, AllOfOneFailureIsOneIncidentOfItsWeightiestEntry) {
       "in job 8");
 }
 
+TEST(EvidenceBook, TheWeightiestEntryCountsWhicheverExpiresFirst) {
+  EvidenceBook::Options options = Nodes(100);
+  options.likely.expiry = absl::Hours(2);
+  EvidenceBook book(options);
+  See(book, Hour(1), "n1", Kind::kHung);
+  See(book, Hour(1), "n1", Kind::kRankCrashed);
+  EXPECT_EQ(Of(book, "n1", Hour(2)).points, 50);
+  EXPECT_EQ(Of(book, "n1", Hour(3)).points, 25);
+}
+
 TEST(EvidenceBook, AWrongClockSaysNothingYet) {
   EvidenceBook book(Nodes(100));
   See(book, Day(100), "n1", Kind::kSilentCorruption);
@@ -102,6 +112,18 @@ TEST(EvidenceBook, GoodWorkForgivesWhatIsNotCertain) {
   EXPECT_EQ(Of(book, "n1", Hour(37)).points, 0);
   for (int day = 2; day < 9; ++day) See(book, Day(day), "n2", Kind::kWorked, 24 * 3600);
   EXPECT_EQ(Of(book, "n2", Day(9)).points, 100);
+}
+
+TEST(EvidenceBook, WorkAndClearsOfAWrongClockForgiveNothingYet) {
+  EvidenceBook book(Nodes(100));
+  for (const char* node : {"n1", "n2"}) {
+    See(book, Hour(1), node, Kind::kNodeLost);
+    See(book, Hour(2), node, Kind::kNodeLost);
+  }
+  See(book, Day(4), "n1", Kind::kWorked, 48 * 3600);
+  See(book, Day(4), "n2", Kind::kCleared);
+  EXPECT_THAT(Names(book.Excluded(Day(2))), ElementsAre("n1", "n2"));
+  EXPECT_THAT(book.Excluded(Day(3)), IsEmpty());
 }
 
 TEST(EvidenceBook, PinsWin) {
@@ -166,6 +188,9 @@ TEST(EvidenceBook, WhatTheSchedulerDrainsIsNotPlannedWithNorExcluded) {
   See(book, Hour(5), "n1", Kind::kDrained);
   EXPECT_TRUE(book.Drained("n1", Hour(6)));
   EXPECT_FALSE(book.Drained("n2", Hour(6)));
+  See(book, Hour(7), "n1", Kind::kHung);
+  See(book, Hour(8), "n1", Kind::kReturned);  // By itself it forgives nothing.
+  EXPECT_EQ(Of(book, "n1", Hour(8)).points, 50);
 }
 
 // ---- The cap ------------------------------------------------------------------------------------
@@ -299,6 +324,29 @@ TEST(EvidenceBook, ANodeThatFailsFarMoreOftenIsBlamedNevertheless) {
     EXPECT_EQ(Of(book, "lemon", Hour(3)).points, times == 3 ? 0 : 200);
     EXPECT_EQ(Of(book, "n001", Hour(3)).points, 0);
   }
+}
+
+TEST(EvidenceBook, FarMoreOftenIsMoreThanTheMedianOfTheNodes) {
+  for (const int times : {6, 7}) {
+    EvidenceBook book(Nodes(100));
+    See(book, Hour(1), "once", Kind::kHung);
+    for (int node = 1; node <= 9; ++node)
+      for (int i = 0; i < 2; ++i)
+        See(book, Hour(1) + absl::Minutes(i), Numbered(node), Kind::kHung);
+    for (int i = 0; i < times; ++i) See(book, Hour(1) + absl::Minutes(i), "lemon", Kind::kHung);
+    EXPECT_EQ(Of(book, "lemon", Hour(3)).points, times == 6 ? 0 : 350);
+  }
+}
+
+TEST(EvidenceBook, TwoBugsAreTwoAndWhatHappenedBetweenThemCounts) {
+  EvidenceBook book(Nodes(100));
+  for (const int hour : {0, 40})
+    for (int node = 1; node <= 9; ++node)
+      See(book, Hour(hour) + absl::Minutes(node), Numbered(node), Kind::kNodeLost);
+  See(book, Hour(20), "n001", Kind::kNodeLost);
+  EXPECT_EQ(book.Judge(Hour(41)).programs.size(), 2U);
+  EXPECT_EQ(Of(book, "n001", Hour(41)).points, 50);
+  EXPECT_EQ(Of(book, "n002", Hour(41)).points, 0);
 }
 
 TEST(EvidenceBook, WhatHappenedBeforeAndAfterTheBugCounts) {

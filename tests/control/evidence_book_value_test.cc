@@ -115,6 +115,22 @@ TEST(EvidenceBook, WhatWouldExpireFirstIsDroppedFirst) {
   EXPECT_EQ(book.Entries()[0].time, Hour(49));
 }
 
+TEST(EvidenceBook, WhatForgivesOutlivesWhatItForgives) {
+  EvidenceBook::Options options = Nodes(100);
+  options.entries_per_node_max = 3;
+  EvidenceBook book(options);
+  See(book, Hour(1), "cleared", Kind::kSilentCorruption);
+  EXPECT_TRUE(book.Clear("cleared", Hour(2)).ok());
+  for (const int hour : {1, 2}) See(book, Hour(hour), "worked", Kind::kNodeLost);
+  See(book, Day(2), "worked", Kind::kWorked, 24 * 3600);
+  // Soft entries are dropped before what forgives, and that not before what it forgives.
+  for (int hour = 49; hour < 60; ++hour)
+    for (const char* node : {"cleared", "worked"}) See(book, Hour(hour), node, Kind::kRankCrashed);
+  EXPECT_EQ(Of(book, "cleared", Hour(60)).points, 25);
+  EXPECT_EQ(Of(book, "worked", Hour(60)).points, 0);
+  EXPECT_EQ(Of(book, "worked", Hour(60)).entries, 3);
+}
+
 TEST(EvidenceBook, OfTooManyNodesTheLeastBurdenedAreDropped) {
   EvidenceBook::Options options = Nodes(100);
   options.nodes_known_max = 3;

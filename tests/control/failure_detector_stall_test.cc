@@ -38,6 +38,14 @@ TEST(FailureDetector, TheSecondStepIsNotLongerThanTheFirst) {
   }
 }
 
+TEST(FailureDetector, AFirstStepThatWasNotSeenWholeTellsNothing) {
+  Story story;
+  story.Now(FourNodes());
+  EXPECT_EQ(story.JumpTo(absl::Seconds(40)).Now(D::Tick{}).size(), 1U);
+  story.Finish(5, kFour, 101);
+  EXPECT_EQ(story.detector().limit(), absl::Minutes(10));
+}
+
 TEST(FailureDetector, AStallIsThreeTimesTheUsualStepAndAtLeastTenSeconds) {
   for (const auto& [usual, limit] :
        {std::pair(absl::Seconds(1), absl::Seconds(10)), {absl::Seconds(4), absl::Seconds(12)}}) {
@@ -168,6 +176,38 @@ TEST(FailureDetector, EventsOfAnotherGenerationAreDropped) {
   EXPECT_EQ(story.Until(absl::Hours(1)), other.Until(absl::Hours(1)));
 }
 
+TEST(FailureDetector, NodesBetweenThoseOfAGenerationDoNotBelongToIt) {
+  Story story;
+  story.Now(D::GenerationFormed{5, {0, 2}, 100});
+  EXPECT_THAT(story.Now(D::StepProgress{5, 1, 101, 102}), IsEmpty());
+  EXPECT_EQ(story.detector().dropped(), 1U);
+}
+
+TEST(FailureDetector, WithoutAGenerationNothingBelongsToIt) {
+  Story story;
+  for (const D::Event& event : std::vector<D::Event>{
+           D::PaceChanges{0, 5}, D::GenerationEnded{0}, D::StepProgress{0, 0, 1, 1},
+           D::EndpointError{0, 0, 0}, D::GenerationFormed{0, {0}, 0}})
+    EXPECT_THAT(story.Now(event), IsEmpty());
+  EXPECT_EQ(story.detector().dropped(), 5U);
+}
+
+TEST(FailureDetector, EachStepCountsItsOwnReports) {
+  Story story;
+  story.Now(FourNodes());
+  story.Finish(5, kFour, 101);
+  EXPECT_EQ(story.Until(absl::Seconds(25)).size(), 2U);
+  story.Finish(5, kFour, 102);
+  EXPECT_THAT(story.Until(absl::Seconds(55)),
+              ElementsAre("55s: generation 5 stalls after 102 steps: a step takes longer than 30s; "
+                          "nobody in particular is suspected"));
+  story.Now(D::GenerationFormed{6, {0, 1, 2, 3}, 102});
+  EXPECT_THAT(
+      story.Until(absl::Seconds(655)),
+      ElementsAre("10m55s: generation 6 stalls after 102 steps: the first step takes longer "
+                  "than 10m; nobody in particular is suspected"));
+}
+
 TEST(FailureDetector, AnEndedGenerationDoesNotComeBack) {
   Story story;
   story.Now(FourNodes());
@@ -296,6 +336,35 @@ TEST(FailureDetector, SuspectsAreOrderedAndBounded) {
     for (const int32_t reporter : {0, 1, 3}) story.Now(D::EndpointError{5, reporter, accused});
   EXPECT_EQ(SuspectsOf(story),
             "suspected: node 8 (behind, reported), node 7 (behind), node 9 (behind)");
+}
+
+TEST(FailureDetector, WhoIsBehindAndReportedIsNamedOnce) {
+  Story story = TenNodes();
+  for (const NodeId node : {0, 1, 2, 3, 4, 5, 6, 7, 9})
+    story.Now(D::StepProgress{5, node, 102, 103});
+  for (const int32_t accused : {8, 2})
+    for (const int32_t reporter : {0, 1, 3}) story.Now(D::EndpointError{5, reporter, accused});
+  EXPECT_EQ(SuspectsOf(story), "suspected: node 8 (behind, reported), node 2 (reported by others)");
+}
+
+TEST(FailureDetector, TheLatestReportsAreKept) {
+  D::Options options;
+  options.reporters_min = 2;
+  options.report_window = absl::Seconds(3);
+  Story story = TenNodes(options);
+  for (const auto& [at, reporter] : {std::pair(0, 0), {5, 1}, {8, 2}}) {
+    story.Until(absl::Seconds(at));
+    story.Now(D::EndpointError{5, reporter, 9});
+  }
+  EXPECT_EQ(SuspectsOf(story), "suspected: node 9 (reported by others)");
+}
+
+TEST(FailureDetector, ANewGenerationAccusesNobody) {
+  Story story = TenNodes();
+  for (const int32_t reporter : {0, 1, 2}) story.Now(D::EndpointError{5, reporter, 3});
+  story.Now(D::GenerationFormed{6, {0, 1, 2, 3}, 101});  // Ranks are other processes now.
+  for (const NodeId node : kFour) story.Now(D::StepProgress{6, node, 102, 103});
+  EXPECT_EQ(SuspectsOf(story), "nobody in particular is suspected");
 }
 
 TEST(FailureDetector, OfThoseReportedTheMostReportedIsFirst) {
