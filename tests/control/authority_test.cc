@@ -78,7 +78,8 @@ TEST(Authority, AnotherElectionBeginsWithoutSupport) {
 
 LogView::Live Live(uint64_t job, Generation generation, int nodes) {
   PlacedLayout layout{.generation = generation, .shape = {.data = nodes}, .seats = {}};
-  for (NodeId node = 0; node < static_cast<NodeId>(nodes); ++node) layout.seats.push_back({node, 0});
+  for (NodeId node = 0; node < static_cast<NodeId>(nodes); ++node)
+    layout.seats.push_back({node, 0});
   return {.job = job, .resumed = 0, .layout = layout};
 }
 
@@ -160,7 +161,8 @@ TEST(ControlOptions, RefusesWhatCannotHold) {
     return std::string(Validate(options).message());
   };
   EXPECT_TRUE(Validate(ControlOptions()).ok());
-  EXPECT_NE(refusal([](auto& o) { o.poll = absl::ZeroDuration(); }).find("poll"), std::string::npos);
+  EXPECT_NE(refusal([](auto& o) { o.poll = absl::ZeroDuration(); }).find("poll"),
+            std::string::npos);
   EXPECT_NE(refusal([](auto& o) { o.lease_agent = o.heartbeat; }).find("heartbeat"),
             std::string::npos);
   EXPECT_NE(refusal([](auto& o) { o.lease_log = o.poll; }).find("lease_log"), std::string::npos);
@@ -168,8 +170,7 @@ TEST(ControlOptions, RefusesWhatCannotHold) {
             std::string::npos);
   EXPECT_NE(refusal([](auto& o) { o.drift_percent = 50; }).find("drift_percent"),
             std::string::npos);
-  EXPECT_NE(refusal([](auto& o) { o.table_fan_out = 0; }).find("table_fan_out"),
-            std::string::npos);
+  EXPECT_NE(refusal([](auto& o) { o.table_fan_out = 0; }).find("table_fan_out"), std::string::npos);
   EXPECT_NE(refusal([](auto& o) { o.node_silence = o.heartbeat; }).find("silence"),
             std::string::npos);
 }

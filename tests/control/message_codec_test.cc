@@ -9,16 +9,16 @@ namespace {
 
 // One message of each type, no field left at its default.
 std::vector<ControlMessage> OneOfEach() {
-  const msg::Prepare prepare{
-      .term = 3,
-      .generation = 9,
-      .shape = {.tensor = 2, .pipeline = 3, .data = 4},
-      .ranks = {{.local_rank = 1, .rank = 7}, {.local_rank = 2, .rank = 8}},
-      .resume = {.from_checkpoint = false,
-                 .generation = 8,
-                 .step = 120,
-                 .elsewhere = {{.rank = 3, .node = 5}}},
-      .children = {10, 11}};
+  msg::Prepare prepare;  // Field by field: GCC 12 sees ghosts in nested initializers.
+  prepare.term = 3;
+  prepare.generation = 9;
+  prepare.shape = {.tensor = 2, .pipeline = 3, .data = 4};
+  prepare.ranks = {{.local_rank = 1, .rank = 7}, {.local_rank = 2, .rank = 8}};
+  prepare.resume.from_checkpoint = false;
+  prepare.resume.generation = 8;
+  prepare.resume.step = 120;
+  prepare.resume.elsewhere = {{.rank = 3, .node = 5}};
+  prepare.children = {10, 11};
   return {
       msg::Report{.term = 1,
                   .incarnation = ~uint64_t{0},

@@ -8,7 +8,8 @@ namespace {
 // Generation `generation` with one rank on each of `nodes` nodes.
 LogView::Live Live(Generation generation, int nodes) {
   PlacedLayout layout{.generation = generation, .shape = {.data = nodes}, .seats = {}};
-  for (NodeId node = 0; node < static_cast<NodeId>(nodes); ++node) layout.seats.push_back({node, 0});
+  for (NodeId node = 0; node < static_cast<NodeId>(nodes); ++node)
+    layout.seats.push_back({node, 0});
   return {.job = 1, .resumed = 0, .layout = layout};
 }
 
@@ -18,15 +19,15 @@ struct Cluster {
 
   Resume Choose(StepIndex commit_step) const {
     std::vector<NodeHoldings> holdings;
-    for (NodeId node = 0; node < nodes.size(); ++node)
-      holdings.push_back({node, &nodes[node]});
+    for (NodeId node = 0; node < nodes.size(); ++node) holdings.push_back({node, &nodes[node]});
     return ChooseResume(live, holdings, commit_step);
   }
 };
 
 TEST(Resume, BeginsAtTheCheckpointWithoutMemory) {
   const Cluster cluster{{Live(1, 2)}, {{}, {}}};
-  EXPECT_EQ(cluster.Choose(40), (Resume{.from_checkpoint = true, .generation = 0, .step = 40, .elsewhere = {}}));
+  EXPECT_EQ(cluster.Choose(40),
+            (Resume{.from_checkpoint = true, .generation = 0, .step = 40, .elsewhere = {}}));
   EXPECT_EQ(cluster.Choose(-1).step, 0);
 }
 
@@ -46,7 +47,8 @@ TEST(Resume, PrefersTheRanksOwnSeat) {
 }
 
 TEST(Resume, NeverMixesGenerations) {
-  const Cluster cluster{{Live(1, 2), Live(2, 2)}, {{{1, 50, 0}, {2, 51, 0}}, {{1, 51, 1}, {2, 50, 1}}}};
+  const Cluster cluster{{Live(1, 2), Live(2, 2)},
+                        {{{1, 50, 0}, {2, 51, 0}}, {{1, 51, 1}, {2, 50, 1}}}};
   EXPECT_TRUE(cluster.Choose(40).from_checkpoint);
 }
 
