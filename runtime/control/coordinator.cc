@@ -68,7 +68,7 @@ void Coordinator::Resigns(std::string reason, Effects& effects) {
 
 void Coordinator::Post(LogEntry entry, int32_t attempt, Effects& effects) {
   entry.author = identity_.me;
-  entry.id = ++ids_;
+  entry.id = uint64_t{identity_.number} << 32 | ++ids_;
   pending_.push_back({.entry = std::move(entry), .attempt = attempt});
   if (pending_.size() == 1) IssueAppend(effects);
 }

@@ -31,6 +31,8 @@ class Coordinator {
   struct Identity {
     Author me;
     NodeId nodes = 1;  // In the job's allocation: node ids are below it.
+    // Of the coordinators that this life of the agent has made: no two have records in common.
+    uint32_t number = 1;
   };
 
   // ---- events; `now` is the node's monotonic clock
@@ -248,7 +250,7 @@ class Coordinator {
   Phase phase_ = Phase::kClaiming;
   absl::Time phase_due_ = absl::InfiniteFuture();  // When patience with this phase ends.
   Slot term_ = 0;
-  uint64_t ids_ = 0;
+  uint32_t ids_ = 0;
   std::deque<Pending> pending_;                     // Records to append; the first is under way.
   absl::Time append_due_ = absl::InfiniteFuture();  // When to try it again.
   absl::Time poll_due_ = absl::InfiniteFuture();

@@ -29,6 +29,7 @@ Member::Member(const ControlOptions& options, const Identity& identity, const Ad
     : options_(options),
       identity_(identity),
       now_(now),
+      trusts_log_(now + OthersWait(options, options.visibility)),
       heard_(now),
       seek_due_(now),
       place_(identity.me.at.node),
@@ -94,7 +95,7 @@ void Member::Seek(Effects& effects) {
     seek_due_ = std::min(seek_due_, turn);
   }
   if (now_ < seek_due_) return;
-  effects.emplace_back(ReadLog{view_.next_slot});
+  effects.emplace_back(ReadLog{view_.next_slot, now_});
   seek_due_ = now_ + options_.seek;
 }
 
@@ -131,7 +132,8 @@ absl::Time Member::TurnToLead() const {
 
 // `heard`: by a message of it, not only in the log.
 void Member::Follow(Slot term, const Endpoint& leader, bool heard, Effects& effects) {
-  if (has_term_ && term <= term_) return;
+  if (!trusts_ || (has_term_ && term <= term_)) return;
+  if (view_.lead.has_value() && term < view_.lead->term) return;
   has_term_ = true;
   term_ = term;
   leader_ = leader;
@@ -153,6 +155,8 @@ void Member::On(const LogRead& event, Effects& effects) {
   for (const LogEntry& entry : *event.entries)
     if (entry.slot == view_.next_slot) view_.Absorb(entry);
   if (event.from + event.entries->size() < view_.next_slot) return;  // Older than what is known.
+  trusts_ |= event.asked >= trusts_log_;
+  if (!trusts_) return;
   viewed_ = true;
   if (!event.entries->empty()) place_ = PlaceInLine();
   if (view_.end.has_value() && view_.end->job == identity_.me.at.job) {
@@ -201,7 +205,7 @@ void Member::On(const Received& event, Effects& effects) {
   const Slot term = TermOf(event.message);
   if (IsCoordinators(event.message)) {
     Follow(term, event.from, true, effects);
-    if (term != term_ || event.from != leader_) return;
+    if (!has_term_ || term != term_ || event.from != leader_) return;
     heard_ = now_;
     closed_ = false;
   } else if (!has_term_ || term != term_) {

@@ -45,6 +45,7 @@ class Member {
   };
   // What ReadLog found: the records from slot `from` on; nothing when the log could not be read.
   struct LogRead {
+    absl::Time asked;
     Slot from = 0;
     std::optional<std::vector<LogEntry>> entries;
   };
@@ -101,6 +102,7 @@ class Member {
   };
   struct ReadLog {
     Slot from = 0;
+    absl::Time asked;  // Comes back with the answer.
   };
   struct TakeLead {};  // Make a Coordinator on view().
   struct DropLead {};  // Destroy it, if there is one: somebody else leads.
@@ -206,6 +208,10 @@ class Member {
   ControlOptions options_;
   Identity identity_;
   absl::Time now_;
+  // An agent that comes back does not know whom it followed. Readings asked for from here on show
+  // every LEAD that it may have known; before one of them has come it follows nobody.
+  absl::Time trusts_log_;
+  bool trusts_ = false;
   LogView view_;
 
   // The coordinator.

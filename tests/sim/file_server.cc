@@ -69,7 +69,8 @@ void World::ReplyLog(uint32_t index) {
   if (!agent.alive || agent.incarnation != r.incarnation) return;
   if (r.kind == LogRequest::Kind::kMemberRead) {
     StepMember(r.agent,
-               Member::LogRead{r.from, r.failed ? std::nullopt : std::optional(std::move(r.read))});
+               Member::LogRead{r.asked, r.from,
+                               r.failed ? std::nullopt : std::optional(std::move(r.read))});
     return;
   }
   if (!agent.lead.has_value() || agent.lead_id != r.lead_id) return;

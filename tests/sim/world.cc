@@ -397,14 +397,16 @@ void World::Perform(Index index, Member::Effects& effects) {
       AskLog({.kind = LogRequest::Kind::kMemberRead,
               .agent = index,
               .incarnation = agent.incarnation,
-              .from = read->from});
+              .from = read->from,
+              .asked = read->asked});
     } else if (std::holds_alternative<Member::TakeLead>(effect)) {
       if (trace_) Trace(fmt::format("job {} node {} wants to lead", agent.job, agent.node));
       ++agent.lead_id;
       agent.lead.emplace(scenario_.control, scenario_.rule,
                          Coordinator::Identity{.me = {.at = {agent.job, agent.node},
                                                       .incarnation = agent.incarnation},
-                                               .nodes = static_cast<NodeId>(scenario_.nodes)},
+                                               .nodes = static_cast<NodeId>(scenario_.nodes),
+                                               .number = static_cast<uint32_t>(agent.lead_id)},
                          agent.member->view(), Local(agent, now_));
       StepLead(index, Coordinator::Tick{});
       if (job_ending_[agent.job]) StepLead(index, Coordinator::EndJob{75});
