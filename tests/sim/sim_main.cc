@@ -31,7 +31,7 @@ int RunOne(const Scenario& scenario, bool trace) {
   return 1;
 }
 
-int RunRange(uint64_t from, uint64_t count, uint64_t stride) {
+int RunRange(uint64_t from, uint64_t count, uint64_t stride, bool stop) {
   const auto begin = std::chrono::steady_clock::now();
   uint64_t failed = 0, events = 0;
   int64_t commits = 0, generations = 0, steps = 0, leads = 0;
@@ -52,6 +52,7 @@ int RunRange(uint64_t from, uint64_t count, uint64_t stride) {
     std::printf("seed %lu: VIOLATION at %.4f s: %s\n", seed,
                 static_cast<double>(outcome.violated_at) / 1e9, outcome.violation.c_str());
     std::fflush(stdout);
+    if (stop) break;
   }
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -74,7 +75,7 @@ int main(int argc, char** argv) {
   uint64_t from = 0, count = 0;
   std::optional<uint64_t> seed, print;
   std::string schedule;
-  bool trace = false;
+  bool trace = false, stop = false;
   uint64_t jobs = 1;
   app.add_option("from", from, "First seed");
   app.add_option("count", count, "Number of seeds");
@@ -82,6 +83,7 @@ int main(int argc, char** argv) {
   app.add_option("--print", print, "Print the schedule of a seed");
   app.add_option("--schedule", schedule, "A schedule as text");
   app.add_option("--jobs", jobs, "Processes");
+  app.add_flag("--stop", stop, "End at the first violation");
   app.add_flag("--trace", trace, "Tell what happens");
   CLI11_PARSE(app, argc, argv);
   if (print) {
@@ -104,10 +106,10 @@ int main(int argc, char** argv) {
   std::vector<pid_t> children;
   for (uint64_t job = 1; job < jobs; ++job) {
     const pid_t child = fork();
-    if (child == 0) return RunRange(from + job, count - job, jobs);
+    if (child == 0) return RunRange(from + job, count - job, jobs, stop);
     children.push_back(child);
   }
-  int failed = RunRange(from, count, jobs);
+  int failed = RunRange(from, count, jobs, stop);
   for (pid_t child : children) {
     int status = 0;
     waitpid(child, &status, 0);
