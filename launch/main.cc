@@ -9,6 +9,7 @@
 #include "launch/ckpt_command.h"
 #include "launch/config.h"
 #include "launch/data_command.h"
+#include "launch/doctor_command.h"
 #include "launch/local_job.h"
 #include "launch/local_ranks.h"
 #include "launch/plan_command.h"
@@ -47,6 +48,7 @@ int main(int argc, char** argv) {
   perdure::AddStatusCommand(app, &exit_code);
   perdure::AddStopCommand(app, &exit_code);
   perdure::AddPlanCommand(app, &exit_code);
+  perdure::AddDoctorCommand(app, &exit_code);
   perdure::AddDataCommand(app, &exit_code);
   perdure::AddCkptCommand(app, &exit_code);
   try {

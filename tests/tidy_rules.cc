@@ -389,7 +389,8 @@ const std::vector<Ban>& Bans() {
        "libraries return a Status; launch speaks to people"},
       {{"abort(", "exit(", "_exit(", "quick_exit("},
        {},
-       {"launch/", "tests/", "runtime/base/check.cc"},
+       // A forked child has nowhere to return to.
+       {"launch/", "tests/", "runtime/base/check.cc", "runtime/agent/child_processes.cc"},
        "libraries return a Status"},
       {{"assert("}, {}, {"tests/"}, "PERDURE_CHECK is on in release builds too"},
       {{"system_clock", "gettimeofday("},
