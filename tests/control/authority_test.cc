@@ -76,6 +76,16 @@ TEST(Authority, AnotherElectionBeginsWithoutSupport) {
   EXPECT_EQ(authority.Grant(At(1)), absl::ZeroDuration());
 }
 
+TEST(Authority, VotersOfTheLastElectionAreStrangers) {
+  Authority authority(Options(), 3);
+  authority.LogRead(At(0));
+  authority.Elect({1, 2}, At(0));
+  authority.Elect({0}, At(1));
+  authority.Answered(1, At(1), At(1));
+  authority.Answered(2, At(1), At(1));
+  EXPECT_EQ(authority.Grant(At(1)), absl::ZeroDuration());
+}
+
 LogView::Live Live(uint64_t job, Generation generation, int nodes) {
   PlacedLayout layout{.generation = generation, .shape = {.data = nodes}, .seats = {}};
   for (NodeId node = 0; node < static_cast<NodeId>(nodes); ++node)
@@ -101,6 +111,16 @@ TEST(Fence, WaitsForTheLogLeaseOfOneBefore) {
   EXPECT_EQ(fence.Opens(), At(103.52));
   fence.Joined(2, At(103));
   EXPECT_EQ(fence.Opens(), At(103.52));
+}
+
+TEST(Fence, TwoOfFiveAreNotHalf) {
+  Fence fence(Options(), 5);
+  fence.Inherit({Live(7, 3, 5)}, 7, At(100));
+  fence.Joined(0, At(101));
+  fence.Joined(1, At(101));
+  EXPECT_EQ(fence.Opens(), At(110.1));
+  fence.Joined(2, At(102));
+  EXPECT_EQ(fence.Opens(), At(104.02));
 }
 
 TEST(Fence, OpensWhenAllHaveStopped) {
