@@ -7,7 +7,7 @@ packages=(
   libabsl-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libfmt-dev
   libxxhash-dev libsodium-dev zlib1g-dev libsentencepiece-dev
   libdnnl-dev libhdf5-dev libucx-dev libfabric-dev
-  libgtest-dev libgmock-dev libbenchmark-dev ca-certificates
+  libgtest-dev libgmock-dev libbenchmark-dev spin ca-certificates
 )
 
 missing=()

@@ -142,6 +142,10 @@ TEST(TidyRules, SourcesListed) {
             "tests/a/u_test.cc: not in");
   ExpectNone(
       check("", "foreach(n u v)\nperdure_test(${n} SOURCES ${n}_test.cc)", "tests/a/v_test.cc"));
+  ExpectOne(check("", "add_test(NAME m COMMAND check.sh m.pml)", "tests/a/n.pml"),
+            "tests/a/n.pml: not listed");
+  ExpectNone(
+      check("", "foreach(m n)\nadd_test(NAME ${m} COMMAND check.sh ${m}.pml)", "tests/a/n.pml"));
   ExpectOne(check("file(GLOB x *.cc)", "", "docs/a.md"), "kernels/CMakeLists.txt: list sources");
   ExpectOne(check("f(-Ofast)", "", "docs/a.md"), "kernels/CMakeLists.txt: -Ofast");
   ExpectOne(CheckSourcesListed({top, tests, MakeFile("tests/b/CMakeLists.txt", "")}), "tests/b: ");
