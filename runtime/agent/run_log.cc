@@ -254,6 +254,18 @@ absl::Status RunLog::Publish(const std::string& temporary, uint64_t slot,
   return absl::OkStatus();
 }
 
+absl::Status RunLog::MakeReadDurable() {
+  if (durable_ == records_.size()) return absl::OkStatus();
+  const Record& last = records_.back();
+  RETURN_IF_ERROR(SyncDirectory((std::filesystem::path(directory_) / "log").string()));
+  ASSIGN_OR_RETURN(const std::optional<std::string> bytes, ReadRecordFile(Path(last.slot)));
+  if (!bytes || DigestOf(*bytes) != last.digest)
+    return Aborted("slot {} of {} is not what it was when it was read: read the log again",
+                   last.slot, directory_);
+  durable_ = records_.size();
+  return absl::OkStatus();
+}
+
 absl::Status RunLog::Append(RecordType type, uint64_t generation, std::string body) {
   if (body.size() > kBodyBytesMax)
     return InvalidArgument("body of {} has {} bytes; {} are allowed", RecordTypeName(type),
@@ -261,6 +273,7 @@ absl::Status RunLog::Append(RecordType type, uint64_t generation, std::string bo
   if (absl::Status status = CheckBody(type, body); !status.ok())
     return InvalidArgument("body of {}: {}", RecordTypeName(type), Message(status));
   RETURN_IF_ERROR(CheckGeneration(type, generation, this->generation()));
+  RETURN_IF_ERROR(MakeReadDurable());
   Record record{.slot = next_slot(),
                 .type = type,
                 .generation = generation,
@@ -278,6 +291,7 @@ absl::Status RunLog::Append(RecordType type, uint64_t generation, std::string bo
   ::unlink(temporary.c_str());
   RETURN_IF_ERROR(status);
   records_.push_back(std::move(record));
+  durable_ = records_.size();
   return absl::OkStatus();
 }
 

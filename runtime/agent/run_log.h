@@ -60,7 +60,11 @@ class RunLog {
 
   // Publishes into slot next_slot() as this object knows it: temporary file, fsync, link(2), fsync
   // of log/, read back. Aborted: somebody else filled the slot (a reply lost by the file system is
-  // recognised and is not an error).
+  // recognised and is not an error), or a record that this one would follow is gone.
+  //
+  // What others wrote is made durable first: fsync of log/, then their last record is read again. A
+  // file server that loses its power between link(2) and the writer's fsync could otherwise leave
+  // this record behind a hole, and a second history beside it (tests/formal/run_log.pml).
   absl::Status Append(RecordType type, uint64_t generation, std::string body);
 
  private:
@@ -69,12 +73,14 @@ class RunLog {
   absl::StatusOr<std::optional<Record>> ReadSlot(uint64_t slot) const;
   absl::Status Link(const std::string& temporary, uint64_t slot, const std::string& bytes) const;
   absl::Status Publish(const std::string& temporary, uint64_t slot, const std::string& bytes) const;
+  absl::Status MakeReadDurable();
 
   std::string directory_;
   std::string run_id_;
   std::string key_;
   std::string holder_;
   std::vector<Record> records_;
+  size_t durable_ = 0;  // So many of them would outlive a power cut of the file server.
 };
 
 }  // namespace perdure

@@ -108,6 +108,24 @@ TEST_F(RunLogTest, RefreshSeesWhatOthersAppended) {
   EXPECT_TRUE(fs::is_empty(run() + "/tmp"));
 }
 
+// The file server lost its power: what was read is gone, or another one got its slot.
+TEST_F(RunLogTest, NothingIsAppendedBehindARecordThatIsGone) {
+  auto log = RunLog::Open(run());
+  ASSERT_OK(log.status());
+  fs::remove(Slot(4));
+  const absl::Status gone = log->Append(RecordType::kEnd, 4, End(9));
+  EXPECT_TRUE(absl::IsAborted(gone)) << gone;
+  EXPECT_THAT(Message(gone), HasSubstr("slot 4"));
+  EXPECT_FALSE(fs::exists(Slot(5)));
+  auto other = RunLog::Open(run());
+  ASSERT_OK(other.status());
+  ASSERT_OK(other->Append(RecordType::kEnd, 4, End(9)));
+  EXPECT_TRUE(absl::IsAborted(log->Append(RecordType::kEnd, 4, End(10))));
+  EXPECT_FALSE(fs::exists(Slot(5)));
+  // What this object itself has appended was synced by itself.
+  ASSERT_OK(other->Append(RecordType::kEnd, 4, End(11)));
+}
+
 TEST_F(RunLogTest, ReplacedCoordinatorCannotCommit) {
   auto old = RunLog::Open(run()), next = RunLog::Open(run());
   const std::string commit = SerializeCommit({CheckpointName(1, 4, 1), 1, 8, {}, {}, 1, 1});
