@@ -199,7 +199,8 @@ class Watch {
   std::string OwnDirectory() const {
     ProbeOptions first = options_;
     first.task = 0;
-    const bool alone = !std::filesystem::exists(TaskDirectory(first));
+    std::error_code error;  // Of which nobody knows is not "alone".
+    const bool alone = !std::filesystem::exists(TaskDirectory(first), error) && !error;
     return options_.task == 0 || alone ? ProbeDirectory(options_) : TaskDirectory(options_);
   }
 

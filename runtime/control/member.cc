@@ -414,7 +414,7 @@ void Member::On(const Written& event, Effects&) {
 void Member::OnMessage(const msg::Verify& m, Effects& effects) {
   if (m.generation != generation_ || m.step != frozen_ || m.attempt != written_) return;
   for (msg::Voted& vote : votes_)
-    if (vote.file == m.file) {
+    if (vote.file == m.file && vote.attempt == m.attempt) {
       vote.term = term_;
       effects.emplace_back(Send{leader_, vote});
       return;
@@ -425,7 +425,7 @@ void Member::OnMessage(const msg::Verify& m, Effects& effects) {
 void Member::On(const Verified& event, Effects& effects) {
   if (event.generation != generation_ || event.step != frozen_ || event.attempt != written_) return;
   for (const msg::Voted& vote : votes_)
-    if (vote.file == event.file) return;
+    if (vote.file == event.file && vote.attempt == event.attempt) return;
   votes_.push_back({.term = term_,
                     .generation = event.generation,
                     .step = event.step,
