@@ -95,6 +95,4 @@ absl::Time Fence::Opens() const {
   return opens;
 }
 
-void Fence::Passed() { older_.clear(); }
-
 }  // namespace perdure

@@ -56,8 +56,6 @@ class Fence {
 
   // From when on a generation after all those may step.
   absl::Time Opens() const;
-  // One does: nothing before it is of interest any more.
-  void Passed();
 
  private:
   struct Older {

@@ -50,7 +50,8 @@ absl::Status Validate(const ControlOptions& o) {
     return InvalidArgument(
         "control options table_fan_out and stagger_max are {} and {}: 1 and 0 to 1024",
         o.table_fan_out, o.stagger_max);
-  // Otherwise a lease would end between two answers that nobody lost.
+  // Otherwise a lease would end between two answers that nobody lost. Support is counted in rounds
+  // of about two heartbeats: below four a lease, steps wait for it now and then.
   if (o.lease_agent < 2 * o.heartbeat || o.lease_support < 2 * o.heartbeat)
     return InvalidArgument(
         "leases of {} and {} s with a heartbeat of {} s: a lease must last two of them",

@@ -7,6 +7,7 @@
 #include "runtime/base/status.h"
 
 namespace perdure {
+
 Coordinator::Coordinator(const ControlOptions& options, const LayoutRule& rule,
                          const Identity& identity, LogView view, absl::Time now)
     : options_(options),
@@ -212,7 +213,6 @@ void Coordinator::OnReport(NodeId node, const msg::Report& report, Effects& effe
   const bool changed = returned || before.slots != report.slots || before.leaving != report.leaving;
   if (!peer.present) {
     peer.present = true;
-    ++present_;
     Detect(FailureDetector::NodeWatched{node}, effects);
   }
   Detect(FailureDetector::Heard{node}, effects);
@@ -258,8 +258,7 @@ void Coordinator::Reconcile(NodeId node, Effects& effects) {
   Peer& peer = peers_[node];
   if (now_ < peer.told + options_.resend) return;
   const msg::Report& r = peer.report;
-  const bool holds = r.generation != 0 && r.stage != Stage::kIdle && r.stage != Stage::kStopped &&
-                     r.stage != Stage::kDone;
+  const bool holds = r.generation != 0 && !Idle(r.stage);
   if (phase_ == Phase::kStopping) {
     if (!StoppedFor(peer))
       Tell(node,
@@ -287,9 +286,7 @@ void Coordinator::Reconcile(NodeId node, Effects& effects) {
 void Coordinator::Advance(NodeId node, const msg::Report& before, Effects& effects) {
   Peer& peer = peers_[node];
   const msg::Report& r = peer.report;
-  const bool idle =
-      r.stage == Stage::kIdle || r.stage == Stage::kStopped || r.stage == Stage::kDone;
-  if (idle) {
+  if (Idle(r.stage)) {
     // Who is idle runs nothing; but it may not have heard yet what it is to run.
     const Generation others = peer.member && layout_.generation == view_.generation
                                   ? view_.generation - 1

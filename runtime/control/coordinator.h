@@ -105,8 +105,8 @@ class Coordinator {
   };
   struct Evidence {  // Against a node, for the book.
     NodeId node = 0;
-    FailureKind kind = FailureKind::kOther;
-    bool lost = false;  // The node itself.
+    EvidenceKind kind = EvidenceKind::kNodeLost;
+    int64_t number = 0;  // As in EvidenceEntry.
   };
   struct Remark {  // A decision and its reason, for journal and log.
     std::string text;
@@ -204,13 +204,11 @@ class Coordinator {
   // coordinator_generation.cc: from one generation to the next.
   void Gather(NodeId node, Effects& effects);
   void OnMemberReport(NodeId node, const msg::Report& before, Effects& effects);
-  void Adopt(const LogView::Live& live, Effects& effects);
   void BeginStop(bool at_boundary, std::string why, Effects& effects);
   bool StoppedFor(const Peer& peer) const;
   void CountStopped(NodeId node);
   void TryStopped(Effects& effects);
   void Decide(Effects& effects);
-  void Begin(const Decision& decision, Effects& effects);
   void Form(Effects& effects);
   msg::Prepare PrepareFor(NodeId node) const;
   void OnStopped(NodeId node, const msg::Stopped& m, Effects& effects);
@@ -218,7 +216,7 @@ class Coordinator {
   void MakeTables();
   void SendTables(NodeId node, Effects& effects);
   void TryGo(Effects& effects);
-  void MemberFailed(NodeId node, std::string why, Effects& effects);
+  void MembersFail(std::string why, Effects& effects);
   void ConsiderChange(Effects& effects);
   void TryEnd(Effects& effects);
   void TakeOver(PlacedLayout layout);
@@ -260,7 +258,7 @@ class Coordinator {
   FailureDetector::Effects found_;
 
   std::vector<Peer> peers_;  // By node.
-  size_t present_ = 0, gathered_ = 0;
+  size_t gathered_ = 0;
   std::vector<NodeId> gathered_nodes_;  // Of the generation that may be taken over.
   absl::Time changed_at_;               // When the set of usable nodes changed last.
   absl::Time waiting_since_ = absl::InfiniteFuture();
@@ -270,7 +268,6 @@ class Coordinator {
   std::vector<NodeId> members_;  // Its nodes, sorted.
   Generation stopping_ = 0;      // kStopping: this one and all before it.
   bool stop_at_boundary_ = false;
-  std::string stop_reason_;
   size_t stop_missing_ = 0;  // Present nodes that have not stopped.
   Resume resume_;
   std::vector<std::vector<msg::Prepare::Assignment>> assignments_;  // By member index.

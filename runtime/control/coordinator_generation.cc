@@ -10,10 +10,6 @@
 namespace perdure {
 namespace {
 
-bool Idle(Stage stage) {
-  return stage == Stage::kIdle || stage == Stage::kStopped || stage == Stage::kDone;
-}
-
 // Parts of the table of about this many bytes.
 constexpr size_t kTableBytes = size_t{128} << 10;
 
@@ -264,7 +260,12 @@ void Coordinator::OnPresent(NodeId node, const msg::Present& m, Effects& effects
     return;
   const std::vector<msg::Prepare::Assignment>& ranks =
       assignments_[static_cast<size_t>(MemberIndex(node))];
-  if (m.addresses.size() != ranks.size()) return;
+  if (m.addresses.size() != ranks.size()) {
+    MembersFail(fmt::format("node {} has {} addresses for {} ranks", node, m.addresses.size(),
+                            ranks.size()),
+                effects);
+    return;
+  }
   for (size_t i = 0; i < ranks.size(); ++i)
     addresses_[static_cast<size_t>(ranks[i].rank)] = m.addresses[i];
   peer.addressed = true;
@@ -304,22 +305,21 @@ void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects
   const bool had = before.generation == layout_.generation && before.incarnation != 0;
   if (r.generation < layout_.generation) {
     if (had || phase_ == Phase::kRunning)
-      MemberFailed(node, fmt::format("node {} came back without its ranks", node), effects);
+      MembersFail(fmt::format("node {} came back without its ranks", node), effects);
     return;
   }
   if (r.generation != layout_.generation) return;
   switch (r.stage) {
     case Stage::kBroken:
-      effects.emplace_back(Evidence{.node = node, .kind = r.failure, .lost = false});
-      MemberFailed(node,
-                   fmt::format("local rank {} of node {} failed (kind {})", r.failed_local_rank,
-                               node, static_cast<int>(r.failure)),
-                   effects);
+      effects.emplace_back(Evidence{.node = node, .kind = r.failure, .number = r.failure_number});
+      MembersFail(fmt::format("local rank {} of node {} failed: {}", r.failed_local_rank, node,
+                              WordsOf(r.failure, r.failure_number)),
+                  effects);
       return;
     case Stage::kIdle:
     case Stage::kStopping:
     case Stage::kStopped:
-      MemberFailed(node, fmt::format("the ranks of node {} have stopped", node), effects);
+      MembersFail(fmt::format("the ranks of node {} have stopped", node), effects);
       return;
     case Stage::kDone:
       if (phase_ != Phase::kRunning || std::exchange(peer.done, true)) return;
@@ -350,7 +350,6 @@ void Coordinator::TryGo(Effects& effects) {
   if (now_ < go_due_) return;
   go_due_ = absl::InfiniteFuture();
   Runs(resume_.step, effects);
-  fence_.Passed();
   look_again_ = now_ + options_.resend;
   tables_.clear();
   for (NodeId node : members_)
@@ -359,7 +358,7 @@ void Coordinator::TryGo(Effects& effects) {
 
 // ---- failures
 
-void Coordinator::MemberFailed(NodeId, std::string why, Effects& effects) {
+void Coordinator::MembersFail(std::string why, Effects& effects) {
   if (phase_ == Phase::kForming || phase_ == Phase::kRunning)
     BeginStop(false, std::move(why), effects);
 }
@@ -368,10 +367,9 @@ void Coordinator::OnFound(const FailureDetector::NodeLost& found, Effects& effec
   Peer& peer = peers_[found.node];
   if (!peer.present) return;
   peer.present = false;
-  --present_;
   changed_at_ = now_;
   Detect(FailureDetector::NodeForgotten{found.node}, effects);
-  effects.emplace_back(Evidence{.node = found.node, .kind = FailureKind::kOther, .lost = true});
+  effects.emplace_back(Evidence{.node = found.node, .kind = EvidenceKind::kNodeLost, .number = 0});
   if (phase_ == Phase::kStopping) {
     if (!std::exchange(peer.stop_counted, true)) --stop_missing_;
     StopWithoutBoundary(effects);
@@ -379,8 +377,7 @@ void Coordinator::OnFound(const FailureDetector::NodeLost& found, Effects& effec
     return;
   }
   if (peer.member)
-    MemberFailed(
-        found.node,
+    MembersFail(
         fmt::format("node {} is silent for {}", found.node, absl::FormatDuration(found.silent)),
         effects);
 }
@@ -388,8 +385,7 @@ void Coordinator::OnFound(const FailureDetector::NodeLost& found, Effects& effec
 void Coordinator::OnFound(const FailureDetector::Stalled& found, Effects& effects) {
   std::string names;
   for (const FailureDetector::Suspect& suspect : found.suspects) {
-    effects.emplace_back(
-        Evidence{.node = suspect.node, .kind = FailureKind::kOther, .lost = false});
+    effects.emplace_back(Evidence{.node = suspect.node, .kind = EvidenceKind::kHung, .number = 0});
     names += fmt::format(" {}", suspect.node);
   }
   if (phase_ == Phase::kRunning)
@@ -425,7 +421,8 @@ void Coordinator::PhaseIsLate(Effects& effects) {
         Peer& peer = peers_[node];
         if (peer.stop_counted) continue;
         peer.stop_counted = peer.stuck = true;
-        effects.emplace_back(Evidence{.node = node, .kind = FailureKind::kOther, .lost = false});
+        effects.emplace_back(
+            Evidence{.node = node, .kind = EvidenceKind::kUnkillable, .number = 0});
         Say(fmt::format("node {} does not stop its ranks: done without", node), effects);
       }
       stop_missing_ = 0;
@@ -435,7 +432,8 @@ void Coordinator::PhaseIsLate(Effects& effects) {
     case Phase::kForming:
       for (NodeId node : members_)
         if (!peers_[node].ready)
-          effects.emplace_back(Evidence{.node = node, .kind = FailureKind::kOther, .lost = false});
+          effects.emplace_back(
+              Evidence{.node = node, .kind = EvidenceKind::kStartFailed, .number = 0});
       BeginStop(false, fmt::format("{} of {} nodes were ready in time", ready_, members_.size()),
                 effects);
       return;

@@ -231,8 +231,9 @@ void Member::Report(Effects& effects) {
                                                  .generation = generation_,
                                                  .stage = stage_,
                                                  .finished = finished_,
-                                                 .failure = failure_,
                                                  .failed_local_rank = failed_local_rank_,
+                                                 .failure = failure_,
+                                                 .failure_number = failure_number_,
                                                  .frozen = frozen_,
                                                  .written = written_,
                                                  .written_ok = written_ok_}});
@@ -288,7 +289,6 @@ void Member::On(const RanksStopped& event, Effects& effects) {
   kill_due_ = absl::InfiniteFuture();
   frozen_ = -1;
   written_ = 0;
-  failure_ = FailureKind::kNone;
   failed_local_rank_ = -1;
   Enter(Stage::kStopped);
   if (has_term_) SendStopped(effects);
@@ -297,7 +297,7 @@ void Member::On(const RanksStopped& event, Effects& effects) {
 void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
   if (m.generation == generation_ && stage_ == Stage::kPresent) SendPresent(effects);
   if (m.generation <= generation_) return;
-  if (stage_ != Stage::kIdle && stage_ != Stage::kStopped && stage_ != Stage::kDone) {
+  if (!Idle(stage_)) {
     if (stage_ != Stage::kStopping) BeginStop(false, effects);
     return;  // It will be said again.
   }
@@ -310,7 +310,6 @@ void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
   frozen_ = -1;
   written_ = 0;
   votes_.clear();
-  failure_ = FailureKind::kNone;
   failed_local_rank_ = -1;
   Enter(Stage::kSpawning);
   effects.emplace_back(MakeRanks{m});
@@ -367,11 +366,10 @@ void Member::On(const Progress& event, Effects&) {
 void Member::On(const RankFailed& event, Effects&) {
   if (event.slot_lost) identity_.slots &= ~(uint64_t{1} << event.local_rank);
   changed_ |= event.slot_lost;
-  if (event.generation != generation_ || stage_ == Stage::kIdle || stage_ == Stage::kStopping ||
-      stage_ == Stage::kStopped || stage_ == Stage::kDone)
-    return;
-  if (failure_ == FailureKind::kNone) {
+  if (event.generation != generation_ || stage_ == Stage::kStopping || Idle(stage_)) return;
+  if (failed_local_rank_ < 0) {
     failure_ = event.kind;
+    failure_number_ = event.number;
     failed_local_rank_ = event.local_rank;
   }
   table_due_ = absl::InfiniteFuture();

@@ -66,7 +66,8 @@ class Member {
   struct RankFailed {
     Generation generation = 0;
     int32_t local_rank = 0;
-    FailureKind kind = FailureKind::kOther;
+    EvidenceKind kind = EvidenceKind::kRankCrashed;
+    int64_t number = 0;      // As in EvidenceEntry.
     bool slot_lost = false;  // Its device is.
   };
   struct RanksStopped {  // None of them steps again, whatever happens.
@@ -240,8 +241,9 @@ class Member {
   Stage stage_ = Stage::kIdle;
   Generation generation_ = 0;
   StepIndex finished_ = 0;
-  FailureKind failure_ = FailureKind::kNone;
   int32_t failed_local_rank_ = -1;
+  EvidenceKind failure_ = EvidenceKind::kRankCrashed;
+  int64_t failure_number_ = 0;
   bool leaving_ = false;
   absl::Time kill_due_ = absl::InfiniteFuture();
   std::vector<Holding> holdings_;

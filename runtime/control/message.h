@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/control/evidence.h"
 #include "runtime/control/ids.h"
 #include "runtime/control/log_view.h"
 
@@ -32,17 +33,10 @@ enum class Stage : uint8_t {
   kDone,     // As kStopped: there is nothing more to train.
 };
 
-// Why ranks cannot go on.
-enum class FailureKind : uint8_t {
-  kNone,
-  kExited,       // Left with a code,
-  kKilled,       // was killed by a signal,
-  kOutOfMemory,  // by the kernel for want of memory.
-  kDevice,
-  kTransport,
-  kStorage,
-  kOther,
-};
+// Whether no rank of a node in that stage steps, now or later by itself.
+inline bool Idle(Stage stage) {
+  return stage == Stage::kIdle || stage == Stage::kStopped || stage == Stage::kDone;
+}
 
 // State of a rank of `generation` at `step`, verified, in this node's memory.
 struct Holding {
@@ -76,16 +70,17 @@ struct Report {
   uint64_t incarnation = 0;
   uint64_t sequence = 0;  // Rises with each; an older one that comes later is dropped.
   int64_t echo = 0;       // The stamp of the newest Answer of this term.
-  uint64_t slots = 0;     // Bit i: local rank i can be used.
+  uint64_t slots = 0;     // Bit i: local rank i can be used; a node has 64 at most.
   uint32_t domain = 0;    // Of failures: rack, switch.
   bool leaving = false;   // Its node is to be given back.
   Generation generation = 0;
   Stage stage = Stage::kIdle;
   StepIndex finished = 0;
-  FailureKind failure = FailureKind::kNone;  // kBroken: of the first rank that failed,
-  int32_t failed_local_rank = -1;            // which is this.
-  StepIndex frozen = -1;  // The step of the state that is kept for a checkpoint; -1: none.
-  int32_t written = 0;    // The attempt that was written; 0: none yet.
+  int32_t failed_local_rank = -1;  // kBroken: the first rank that failed, and of what:
+  EvidenceKind failure = EvidenceKind::kRankCrashed;
+  int64_t failure_number = 0;  // As in EvidenceEntry.
+  StepIndex frozen = -1;       // The step of the state that is kept for a checkpoint; -1: none.
+  int32_t written = 0;         // The attempt that was written; 0: none yet.
   bool written_ok = false;
   friend bool operator==(const Report&, const Report&) = default;
 };

@@ -25,7 +25,8 @@ void Fields(auto& io, OneOf<Resume> auto& m) {
 void Fields(auto& io, OneOf<msg::Prepare::Assignment> auto& m) { io(m.local_rank, m.rank); }
 void Fields(auto& io, OneOf<msg::Report> auto& m) {
   io(m.term, m.incarnation, m.sequence, m.echo, m.slots, m.domain, m.leaving, m.generation, m.stage,
-     m.finished, m.failure, m.failed_local_rank, m.frozen, m.written, m.written_ok);
+     m.finished, m.failed_local_rank, m.failure, m.failure_number, m.frozen, m.written,
+     m.written_ok);
 }
 void Fields(auto& io, OneOf<msg::Stopped> auto& m) { io(m.term, m.generation, m.holdings); }
 void Fields(auto& io, OneOf<msg::Present> auto& m) { io(m.term, m.generation, m.addresses); }
@@ -54,7 +55,7 @@ void Fields(auto& io, OneOf<msg::Bye> auto& m) { io(m.term, m.exit_code); }
 
 // The highest value of an enum that travels.
 uint64_t Highest(Stage) { return static_cast<uint64_t>(Stage::kDone); }
-uint64_t Highest(FailureKind) { return static_cast<uint64_t>(FailureKind::kOther); }
+uint64_t Highest(EvidenceKind) { return kEvidenceKinds - 1; }
 
 class Writer {
  public:

@@ -166,14 +166,6 @@ TEST(Fence, OwnGrantsEndOrStop) {
   EXPECT_EQ(fence.Opens(), absl::InfinitePast());
 }
 
-TEST(Fence, PassedForgetsThoseBefore) {
-  Fence fence(Options(), 2);
-  fence.Inherit({Live(7, 3, 2)}, 7, At(100));
-  fence.Granted(0, 4, At(101));
-  fence.Passed();
-  EXPECT_EQ(fence.Opens(), At(101));
-}
-
 TEST(ControlOptions, RefusesWhatCannotHold) {
   const auto refusal = [](auto change) {
     ControlOptions options;

@@ -122,6 +122,19 @@ class Story {
   uint64_t sequence_ = 0;
 };
 
+// What a successor finds: generation 1 on nodes 0 and 1.
+LogView TwoNodesOfAnotherCoordinator() {
+  LogView view;
+  view.Absorb({.slot = 0, .kind = EntryKind::kLead, .author = {.at = {kJob, 1}, .incarnation = 5}});
+  view.Absorb(
+      {.slot = 1,
+       .kind = EntryKind::kStart,
+       .author = {.at = {kJob, 1}, .incarnation = 5},
+       .generation = 1,
+       .layout = PlacedLayout{.generation = 1, .shape = {.data = 2}, .seats = {{0, 0}, {1, 0}}}});
+  return view;
+}
+
 TEST(Coordinator, BeginsAJob) {
   Story story(2);
   ASSERT_TRUE(story.append_.has_value());
@@ -200,7 +213,7 @@ TEST(Coordinator, ReplacesAFailedRankFromMemory) {
   ASSERT_EQ(story.lead_.members(), (std::vector<NodeId>{0, 1}));
   story.Report(1, Stage::kBroken, 1, [](msg::Report& r) {
     r.slots = 0;
-    r.failure = FailureKind::kDevice;
+    r.failure = EvidenceKind::kDeviceError;
     r.failed_local_rank = 0;
   });
   EXPECT_EQ(story.Count<Coordinator::Evidence>(), 1);
@@ -276,6 +289,48 @@ TEST(Coordinator, SavesWhenAskedAndCommits) {
   EXPECT_TRUE(story.Sent<msg::Settle>().at(1).committed);
 }
 
+TEST(Coordinator, DoesNotWriteWhatHasNoRoom) {
+  Story story(1);
+  story.RunAll();
+  story.Do(Coordinator::SaveNow{});
+  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 12; });
+  story.Do(Coordinator::Measured{1, 12, false});
+  EXPECT_TRUE(story.Sent<msg::Write>().empty());
+  ASSERT_EQ(story.Sent<msg::Settle>().size(), 1u);
+  EXPECT_FALSE(story.Sent<msg::Settle>().at(0).committed);
+  EXPECT_EQ(story.lead_.phase(), Phase::kRunning);
+}
+
+TEST(Coordinator, MovesOffADrainedNodeAtABoundary) {
+  Story story(3, {}, {.tensor = 1, .pipeline = 1, .data = 2, .leaves = 64, .spares = 1});
+  story.RunAll();
+  const auto live = [&] {
+    for (NodeId node = 0; node < 3; ++node)
+      story.Report(node, node < 2 ? Stage::kRunning : Stage::kIdle, node < 2 ? 1 : 0);
+  };
+  live();
+  story.Do(Coordinator::Drain{1, true});
+  story.Do(Coordinator::Drain{99, true});  // Of no node.
+  story.After(1);
+  ASSERT_EQ(story.lead_.phase(), Phase::kStopping) << story.said_;
+  live();
+  for (NodeId node = 0; node < 2; ++node)
+    story.Stopped(node, 1, {{1, 40, static_cast<int32_t>(node)}});
+  EXPECT_EQ(story.Win().layout->seats, (std::vector<Seat>{{0, 0}, {2, 0}}));
+}
+
+TEST(Coordinator, RefusesAddressesThatAreNotOneARank) {
+  Story story(1);
+  story.Win();
+  story.Report(0, Stage::kIdle);
+  story.Win();
+  story.Do(Coordinator::Received{
+      {kJob, 0},
+      msg::Present{.term = story.lead_.term(), .generation = 1, .addresses = {"a", "b"}}});
+  EXPECT_EQ(story.lead_.phase(), Phase::kStarting) << "another generation";
+  EXPECT_THAT(story.said_, HasSubstr("2 addresses for 1 ranks"));
+}
+
 TEST(Coordinator, GivesUpASaveThatHangs) {
   Story story(1);
   story.RunAll();
@@ -324,15 +379,7 @@ TEST(Coordinator, EndsWithAPersonsCodeWhereNothingWillFit) {
 }
 
 TEST(Coordinator, TakesOverARunningGeneration) {
-  LogView view;
-  view.Absorb({.slot = 0, .kind = EntryKind::kLead, .author = {.at = {kJob, 1}, .incarnation = 5}});
-  view.Absorb(
-      {.slot = 1,
-       .kind = EntryKind::kStart,
-       .author = {.at = {kJob, 1}, .incarnation = 5},
-       .generation = 1,
-       .layout = PlacedLayout{.generation = 1, .shape = {.data = 2}, .seats = {{0, 0}, {1, 0}}}});
-  Story story(2, view);
+  Story story(2, TwoNodesOfAnotherCoordinator());
   story.Win();
   story.Report(0, Stage::kRunning, 1);
   EXPECT_EQ(story.lead_.phase(), Phase::kGathering);
@@ -343,15 +390,7 @@ TEST(Coordinator, TakesOverARunningGeneration) {
 }
 
 TEST(Coordinator, StopsAGenerationThatIsNotWholeAnyMore) {
-  LogView view;
-  view.Absorb({.slot = 0, .kind = EntryKind::kLead, .author = {.at = {kJob, 1}, .incarnation = 5}});
-  view.Absorb(
-      {.slot = 1,
-       .kind = EntryKind::kStart,
-       .author = {.at = {kJob, 1}, .incarnation = 5},
-       .generation = 1,
-       .layout = PlacedLayout{.generation = 1, .shape = {.data = 2}, .seats = {{0, 0}, {1, 0}}}});
-  Story story(2, view);
+  Story story(2, TwoNodesOfAnotherCoordinator());
   story.Win();
   for (int i = 0; i < 8; ++i) {
     story.Report(0, Stage::kRunning, 1);

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "tests/control/evidence_diary.h"
+#include "tests/prng.h"
 
 namespace perdure {
 namespace {
@@ -17,25 +18,7 @@ using testing::ElementsAre;
 
 // ---- A value ------------------------------------------------------------------------------------
 
-class Dice {
- public:
-  explicit Dice(uint64_t seed) : state_(seed) {}
-  uint64_t Below(uint64_t bound) {  // SplitMix64.
-    uint64_t z = state_ += 0x9e3779b97f4a7c15;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return (z ^ (z >> 31)) % bound;
-  }
-  template <typename T>
-  void Shuffle(std::vector<T>& things) {
-    for (size_t i = things.size(); i > 1; --i) std::swap(things[i - 1], things[Below(i)]);
-  }
-
- private:
-  uint64_t state_;
-};
-
-std::vector<EvidenceEntry> AnyEntries(Dice& dice, int count, uint64_t nodes) {
+std::vector<EvidenceEntry> AnyEntries(Prng& dice, int count, uint64_t nodes) {
   std::vector<EvidenceEntry> entries;
   for (int i = 0; i < count; ++i) {
     const auto kind = static_cast<Kind>(dice.Below(kEvidenceKinds));
@@ -44,7 +27,7 @@ std::vector<EvidenceEntry> AnyEntries(Dice& dice, int count, uint64_t nodes) {
                        .time = Hour(0) + absl::Seconds(dice.Below(10 * 24 * 3600)),
                        .kind = kind,
                        .number = number ? static_cast<int64_t>(dice.Below(130)) : 0,
-                       .generation = dice.Below(5),
+                       .generation = dice.Below(Generation{5}),
                        .job = std::to_string(dice.Below(3)),
                        .detail = {}});
   }
@@ -53,7 +36,7 @@ std::vector<EvidenceEntry> AnyEntries(Dice& dice, int count, uint64_t nodes) {
 
 TEST(EvidenceBook, TheOrderOfRecordingDoesNotMatter) {
   for (uint64_t seed = 1; seed <= 200; ++seed) {
-    Dice dice(seed);
+    Prng dice(seed);
     EvidenceBook::Options options = Nodes(20);
     options.entries_per_node_max = static_cast<int>(3 + dice.Below(20));  // Some are dropped.
     std::vector<EvidenceEntry> entries = AnyEntries(dice, 200, 20);
@@ -75,7 +58,7 @@ TEST(EvidenceBook, TheOrderOfRecordingDoesNotMatter) {
 TEST(EvidenceBook, EveryViewSaysTheSame) {
   size_t drained = 0, excluded = 0;
   for (uint64_t seed = 1; seed <= 100; ++seed) {
-    Dice dice(seed);
+    Prng dice(seed);
     const EvidenceBook book =
         *EvidenceBook::Restore(Nodes(40), AnyEntries(dice, 150, 40), {"n001", "n002", "x"});
     for (int day = 0; day < 40; day += 3) {
@@ -152,7 +135,7 @@ TEST(EvidenceBook, NothingGrowsWithoutBound) {
   options.nodes_known_max = 50;
   options.entries_per_node_max = 8;
   EvidenceBook book(options);
-  Dice dice(1);
+  Prng dice(1);
   for (const EvidenceEntry& entry : AnyEntries(dice, 10000, 900)) {
     ASSERT_TRUE(book.Record(entry).ok());
     ASSERT_LE(book.Entries().size(), 50U * 8U);

@@ -10,25 +10,12 @@
 #include <set>
 
 #include "runtime/control/failure_detector.h"
+#include "tests/prng.h"
 
 namespace perdure {
 namespace {
 
 using D = FailureDetector;
-
-class Dice {
- public:
-  explicit Dice(uint64_t seed) : state_(seed) {}
-  uint64_t Below(uint64_t bound) {  // SplitMix64.
-    uint64_t z = state_ += 0x9e3779b97f4a7c15;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-    return (z ^ (z >> 31)) % bound;
-  }
-
- private:
-  uint64_t state_;
-};
 
 template <typename T>
 std::vector<T> Only(const D::Effects& effects) {
@@ -70,7 +57,7 @@ struct SilenceOracle {
   }
 };
 
-D::Event AnyNodeEvent(Dice& dice) {
+D::Event AnyNodeEvent(Prng& dice) {
   const auto node = static_cast<NodeId>(dice.Below(40));
   switch (dice.Below(24)) {
     case 0:
@@ -91,7 +78,7 @@ D::Event AnyNodeEvent(Dice& dice) {
 TEST(FailureDetectorFuzz, SilenceIsAsAnOracleSays) {
   size_t losses = 0, pauses = 0;
   for (uint64_t seed = 1; seed <= 40; ++seed) {
-    Dice dice(seed);
+    Prng dice(seed);
     const D::Options options;
     D detector(options);
     SilenceOracle oracle;
@@ -162,7 +149,7 @@ struct StallOracle {
 TEST(FailureDetectorFuzz, StallsAreAsAnOracleSays) {
   size_t stalls = 0;
   for (uint64_t seed = 1; seed <= 20; ++seed) {
-    Dice dice(seed);
+    Prng dice(seed);
     D::Options options;
     options.step_times_max = static_cast<int>(1 + dice.Below(130));
     options.stall_min = absl::Seconds(2);
@@ -211,10 +198,10 @@ TEST(FailureDetectorFuzz, StallsAreAsAnOracleSays) {
 
 // ---- Bounds -------------------------------------------------------------------------------------
 
-D::Event AnyEvent(Dice& dice, Generation& generation, uint64_t nodes) {
+D::Event AnyEvent(Prng& dice, Generation& generation, uint64_t nodes) {
   const auto node = static_cast<NodeId>(dice.Below(nodes));
   const auto rank = static_cast<int32_t>(dice.Below(2 * nodes));
-  const Generation about = generation - std::min(generation, dice.Below(2));
+  const Generation about = generation - std::min(generation, dice.Below<uint64_t>(2));
   switch (dice.Below(12)) {
     case 0:
       return D::NodeWatched{node};
@@ -247,7 +234,7 @@ D::Event AnyEvent(Dice& dice, Generation& generation, uint64_t nodes) {
 }
 
 TEST(FailureDetectorFuzz, MemoryDoesNotFollowTheNumberOfEvents) {
-  Dice dice(1);
+  Prng dice(1);
   constexpr uint64_t kNodes = 50;
   D::Options options;
   options.accused_max = 20;
@@ -269,7 +256,7 @@ TEST(FailureDetectorFuzz, MemoryDoesNotFollowTheNumberOfEvents) {
 
 TEST(FailureDetectorFuzz, TheSameEventsGiveTheSameState) {
   const auto run = [](int events) {
-    Dice dice(7);
+    Prng dice(7);
     D detector{D::Options()};
     Generation generation = 0;
     absl::Time now = absl::UnixEpoch();

@@ -6,6 +6,7 @@
 
 #include "tests/control/layout_situations.h"
 #include "tests/control/snapshot_promise.h"
+#include "tests/prng.h"
 
 namespace perdure {
 namespace {
@@ -116,7 +117,7 @@ class History {
     unchanged_since_ = now_;
   }
 
-  Draw draw_;
+  Prng draw_;
   LayoutRule rule_;
   std::vector<NodeOffer> nodes_;
   std::vector<bool> away_;

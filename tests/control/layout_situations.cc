@@ -8,14 +8,9 @@
 #include <map>
 #include <set>
 
-namespace perdure {
+#include "tests/prng.h"
 
-uint64_t Draw::operator()() {
-  uint64_t z = state_ += 0x9e3779b97f4a7c15U;
-  z = (z ^ (z >> 30U)) * 0xbf58476d1ce4e5b9U;
-  z = (z ^ (z >> 27U)) * 0x94d049bb133111ebU;
-  return z ^ (z >> 31U);
-}
+namespace perdure {
 
 std::vector<NodeOffer> WholeNodes(int32_t nodes, int32_t slots, int32_t per_domain) {
   std::vector<NodeOffer> offers(nodes);
@@ -259,7 +254,7 @@ std::string BrokenPromise(const LayoutRule& rule, const Situation& s, const Deci
   if (d.words.ends_with("...")) return "words were cut: " + d.words;
   if (d != DecideLayout(rule, s)) return "another answer the second time";
   Situation other = s;
-  Draw draw(s.offers.size());
+  Prng draw(s.offers.size());
   for (size_t i = other.offers.size(); i > 1; --i)
     std::swap(other.offers[i - 1], other.offers[draw.Below(static_cast<int32_t>(i))]);
   if (d != DecideLayout(rule, other)) return "another answer for another order of offers";

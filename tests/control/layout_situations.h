@@ -9,20 +9,6 @@
 
 namespace perdure {
 
-// SplitMix64: the same sequence everywhere.
-class Draw {
- public:
-  explicit Draw(uint64_t seed) : state_(seed) {}
-  uint64_t operator()();
-  int32_t Below(int32_t end) {
-    return static_cast<int32_t>((*this)() % static_cast<uint64_t>(end));
-  }
-  bool OneIn(int32_t n) { return Below(n) == 0; }
-
- private:
-  uint64_t state_;
-};
-
 inline const absl::Time kDay = absl::UnixEpoch() + absl::Hours(24);
 
 // Nodes 0, 1, ... with all their slots; domain = node / per_domain.

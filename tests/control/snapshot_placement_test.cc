@@ -9,6 +9,7 @@
 
 #include "tests/control/layout_situations.h"
 #include "tests/control/snapshot_promise.h"
+#include "tests/prng.h"
 
 namespace perdure {
 
@@ -70,7 +71,7 @@ TEST(SnapshotPlacement, AnotherNodeAnotherDomain) {
 }
 
 TEST(SnapshotPlacement, AnyNodesInAnyOrder) {
-  Draw draw(7);
+  Prng draw(7);
   for (int32_t round = 0; round < 3000; ++round) {
     std::vector<NodeOffer> offers = WholeNodes(1 + draw.Below(8), 6);
     for (NodeOffer& offer : offers) {

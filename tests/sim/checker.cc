@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "tests/sim/prng.h"
+#include "tests/prng.h"
 
 namespace perdure::sim {
 

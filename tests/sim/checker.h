@@ -39,6 +39,8 @@ class Checker {
   // The address that rank `rank` of `generation` must have.
   const PlacedLayout* LayoutOf(Generation generation) const;
 
+  bool Committed(StepIndex step) const { return committed_.count(step) != 0; }
+
   int64_t commits() const { return commits_; }
   int64_t generations() const { return static_cast<int64_t>(starts_.size()); }
   int64_t leads() const { return leads_; }

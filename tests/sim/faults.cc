@@ -24,6 +24,8 @@ void World::StartJob() {
     agent.offset = clocks_.Between(0, 1000 * kSecond);
     agent.ppm =
         scenario_.drift_ppm == 0 ? 0 : clocks_.Between(-scenario_.drift_ppm, scenario_.drift_ppm);
+    if (scenario_.control.drift_percent > 1)
+      agent.ppm = agent.ppm < 0 ? -scenario_.drift_ppm : scenario_.drift_ppm;
     agents_.push_back(std::move(agent));
     const bool late =
         !healed_ && static_cast<int32_t>(node) >= scenario_.nodes - scenario_.keep_back;
@@ -80,9 +82,20 @@ void World::Strike(const Fault& fault) {
     case FaultKind::kAgentCrash:
       CrashAgent(index, until);
       break;
-    case FaultKind::kNodeCrash:
-      CrashNode(index, until);
+    case FaultKind::kNodeCrash: {
+      // One of each job may be gone for good, where the others are enough.
+      const bool first = std::none_of(agents_.begin(), agents_.end(),
+                                      [&](const Agent& a) { return a.job == job && a.left; });
+      const LayoutRule& rule = scenario_.rule;
+      if (fault.lasts > 6 * kSecond && first &&
+          (scenario_.nodes - 1) * (scenario_.slots / rule.tensor) >= rule.pipeline) {
+        CrashNode(index, kNever);
+        agent.left = true;
+      } else {
+        CrashNode(index, until);
+      }
       break;
+    }
     case FaultKind::kRankCrash:
     case FaultKind::kSlotLost: {
       const bool lost = fault.kind == FaultKind::kSlotLost;
@@ -90,7 +103,7 @@ void World::Strike(const Fault& fault) {
       if (!hit) break;
       const auto& ranks = agent.ranks.prepare.ranks;
       FailRank(index, ranks[fault.other % ranks.size()].local_rank,
-               lost ? FailureKind::kDevice : FailureKind::kKilled, lost);
+               lost ? EvidenceKind::kDeviceError : EvidenceKind::kRankKilled, lost);
       break;
     }
     case FaultKind::kNodePause:
@@ -136,12 +149,16 @@ void World::Strike(const Fault& fault) {
       break;
     case FaultKind::kStubborn:
       agent.stubborn = until;
+      agent.ranks.deaf |= agent.ranks.state == Ranks::kRunning && fault.lasts > 4 * kSecond;
       break;
     case FaultKind::kUnkillable:
       agent.stubborn = agent.unkillable = until;
       break;
     case FaultKind::kStall:
       stalled_ = until;
+      // For ever: unless nobody would notice.
+      agent.ranks.hung |= agent.ranks.state == Ranks::kRunning && fault.lasts > 4 * kSecond &&
+                          scenario_.control.stall_min < absl::Minutes(1);
       hit = true;
       break;
     case FaultKind::kEndJob:
@@ -196,9 +213,11 @@ void World::Heal() {
   EndJobs();
   commits_at_heal_ = checker_.commits();
   const ControlOptions& o = scenario_.control;
-  const absl::Duration bound = 3 * (o.save_every + o.save_max) +
-                               2 * (o.lease_log + o.gather + o.form_max + 4 * o.stop_max) +
-                               absl::Seconds(30);
+  // That the control plane may be patient is no reason to be.
+  const absl::Duration bound =
+      3 * (o.save_every + std::min(o.save_max, absl::Seconds(8))) +
+      2 * (o.lease_log + o.gather + std::min(o.form_max, absl::Seconds(6)) + 4 * o.stop_max) +
+      absl::Seconds(30);
   At(now_ + absl::ToInt64Nanoseconds(bound), {.what = What::kHeal, .agent = ~Index{0}});
 }
 

@@ -1,5 +1,7 @@
 // The file server of the world: slots that are filled once. A request is executed when it gets
 // there, also when who sent it has died; its reply may be lost; readings may be old.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -10,7 +12,7 @@ namespace perdure::sim {
 void World::AskLog(LogRequest request) {
   Nanos at = now_ + disk_.Between(kMs / 2, scenario_.log_delay_max);
   // A request that got stuck on its way.
-  if (disk_.PerMille(10)) at += disk_.Between(0, 4 * kSecond);
+  if (!calm_ && disk_.PerMille(10)) at += disk_.Between(0, 4 * kSecond);
   at = std::max(at, log_stalled_);
   const Agent& agent = Of(request.agent);
   const bool blind = agent.log_blind > now_;
@@ -38,6 +40,13 @@ void World::ExecuteLog(uint32_t index) {
         return;
       }
       log_.emplace_back(now_, r.entry);
+      log_leads_.push_back(r.lead_id);
+      const auto jobs = static_cast<int64_t>(job_ending_.size());
+      if (calm_ && (checker_.leads() > jobs || checker_.generations() > jobs)) {
+        Violate(fmt::format("{} coordinators and {} generations although nothing happened",
+                            checker_.leads(), checker_.generations()));
+        return;
+      }
       if (r.entry.kind == EntryKind::kStart) {
         GenerationBooks& books = generations_[r.entry.generation];
         books.job = static_cast<uint32_t>(r.entry.author.at.job);

@@ -11,7 +11,7 @@
 #include <map>
 
 #include "runtime/control/layout_planner.h"
-#include "tests/sim/prng.h"
+#include "tests/prng.h"
 
 namespace perdure::sim {
 namespace {

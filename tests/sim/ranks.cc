@@ -19,8 +19,14 @@ std::string Address(Generation generation, const Seat& seat) {
 
 void World::MakeRanks(Index index, const msg::Prepare& prepare) {
   Agent& agent = Of(index);
+  if (agent.ranks.state != Ranks::kNone) {
+    Violate(fmt::format("ranks of generation {} are made beside those of {}", prepare.generation,
+                        agent.ranks.prepare.generation));
+    return;
+  }
   const uint64_t version = agent.ranks.version + 1;
-  agent.ranks = {.state = Ranks::kMade, .version = version, .prepare = prepare};
+  agent.ranks = {
+      .state = Ranks::kMade, .version = version, .prepare = prepare, .guard = agent.ranks.guard};
   // Those that a seat of before was left with are used again, the others are new processes.
   At(now_ + work_.Between(2 * kMs, 60 * kMs),
      {.what = What::kRanksMade, .agent = index, .version = version});
@@ -88,7 +94,7 @@ void World::FinishLoad(Index index) {
                    m.what.rank == static_cast<int32_t>(rank);
           });
       if (held == source.memory.end() || !source.alive || Cut(at, index)) {
-        FailRank(index, ranks.prepare.ranks.front().local_rank, FailureKind::kTransport, false);
+        FailRank(index, ranks.prepare.ranks.front().local_rank, EvidenceKind::kNetworkError, false);
         return;
       }
       ranks.value = held->value;
@@ -149,8 +155,24 @@ void World::Contribute(Index index) {
   Agent& agent = Of(index);
   RankGroup& ranks = agent.ranks;
   if (ranks.state != Ranks::kRunning || ranks.failed_local_rank >= 0 || ranks.contributed) return;
+  if (ranks.hung) return;
   if (!ranks.guard.MayStep(Local(agent, now_))) {
     ranks.waits = RankGroup::Waits::kToContribute;
+    return;
+  }
+  // Not only that no older generation steps any more: none could.
+  for (const Agent& other : agents_)
+    if (other.ranks.state == Ranks::kRunning &&
+        other.ranks.prepare.generation < ranks.prepare.generation &&
+        other.ranks.guard.MayStep(Local(other, now_))) {
+      Violate(fmt::format(
+          "node {} works in generation {} while node {} of job {} has a lease of {}", agent.node,
+          ranks.prepare.generation, other.node, other.job, other.ranks.prepare.generation));
+      return;
+    }
+  if (!ranks.leased) {
+    Violate(fmt::format("node {} works in generation {} without a lease of it", agent.node,
+                        ranks.prepare.generation));
     return;
   }
   ranks.waits = RankGroup::Waits::kNo;
@@ -259,7 +281,7 @@ void World::StopRanks(Index index, Generation generation, bool at_boundary) {
     ranks.stop_at_boundary = true;
     return;
   }
-  if (agent.stubborn > now_ && ranks.state == Ranks::kRunning) return;
+  if ((ranks.deaf || agent.stubborn > now_) && ranks.state == Ranks::kRunning) return;
   At(now_ + work_.Between(kMs / 2, 30 * kMs), {.what = What::kRanksStopped,
                                                .agent = index,
                                                .version = ranks.version,
@@ -280,7 +302,7 @@ void World::FinishStop(Index index, Generation generation, bool killed) {
   if (ranks.failed_local_rank >= 0)
     for (const auto& rank : ranks.prepare.ranks)
       if (rank.local_rank == ranks.failed_local_rank) DropOwn(agent, rank.rank);
-  ranks = {.version = ranks.version + 1};
+  ranks = {.version = ranks.version + 1, .guard = ranks.guard};
   if (!agent.alive) return;
   Member::RanksStopped stopped{generation, {}};
   for (const Held& held : agent.memory) stopped.holdings.push_back(held.what);
@@ -290,7 +312,17 @@ void World::FinishStop(Index index, Generation generation, bool killed) {
   StepMember(index, stopped);
 }
 
-void World::FailRank(Index index, int32_t local_rank, FailureKind kind, bool slot_lost) {
+void World::Renew(Index index, Generation generation, absl::Time until) {
+  RankGroup& ranks = Of(index).ranks;
+  if (ranks.state == Ranks::kRunning && generation == ranks.prepare.generation) ranks.leased = true;
+  ranks.guard.Renew(generation, until);
+  if (ranks.waits == RankGroup::Waits::kToContribute)
+    Contribute(index);
+  else if (ranks.waits == RankGroup::Waits::kToApply)
+    Apply(index);
+}
+
+void World::FailRank(Index index, int32_t local_rank, EvidenceKind kind, bool slot_lost) {
   Agent& agent = Of(index);
   RankGroup& ranks = agent.ranks;
   if (slot_lost) agent.slots &= ~(uint64_t{1} << local_rank);

@@ -6,7 +6,7 @@
 #include <map>
 
 #include "runtime/base/status.h"
-#include "tests/sim/prng.h"
+#include "tests/prng.h"
 
 namespace perdure::sim {
 namespace {
@@ -109,6 +109,39 @@ void DrawFaults(Prng& prng, Scenario& s) {
                    [](const Fault& a, const Fault& b) { return a.at < b.at; });
 }
 
+// Worlds that are unlike the others in one thing, each for what it alone shows.
+void DrawOdd(Prng& prng, Scenario& s) {
+  // Patience: who does not answer is not given up, so what got lost must be said again. Stopping is
+  // left out: a step boundary that does not come is waited for until stop_max.
+  if (prng.PerMille(150)) {
+    s.control.form_max = s.control.stall_min = s.control.first_step_max = absl::Hours(1);
+    // An agent that was started again does not know what was frozen: that only save_max ends.
+    if (std::none_of(s.faults.begin(), s.faults.end(),
+                     [](const Fault& f) { return f.kind == FaultKind::kAgentCrash; }))
+      s.control.save_max = absl::Hours(1);
+  }
+  // Clocks that are as wrong as they may be, and that may be very wrong: what forgets it is late by
+  // more than a step.
+  if (prng.PerMille(200)) {
+    s.control.drift_percent = prng.Between(2, 10);
+    s.drift_ppm = static_cast<int32_t>(s.control.drift_percent * 10'000);
+    // What is left of a lease must still be renewed in time.
+    s.control.lease_agent = std::max(s.control.lease_agent, 6 * s.control.heartbeat);
+    s.control.lease_support = std::max(s.control.lease_support, 6 * s.control.heartbeat);
+  }
+  // Calm: what happens without a cause shows.
+  if (prng.PerMille(30)) {
+    const bool ends = prng.PerMille(500);
+    s.faults.clear();
+    if (ends) s.faults.push_back({.at = s.heal_at / 3, .kind = FaultKind::kEndJob});
+    s.control.visibility = absl::ZeroDuration();
+    s.log_stale_max = 0;
+    s.loss = s.keep_back = 0;
+    s.delay_max = 2 * kMs;
+    s.log_delay_max = 20 * kMs;
+  }
+}
+
 }  // namespace
 
 const char* Name(FaultKind kind) { return kNames[static_cast<size_t>(kind)]; }
@@ -133,6 +166,8 @@ Scenario DrawScenario(uint64_t seed) {
   s.keep_back = prng.PerMille(200) ? static_cast<int32_t>(prng.Between(0, s.nodes - 1)) : 0;
   s.heal_at = prng.Between(8 * kSecond, 25 * kSecond);
   DrawFaults(prng, s);
+  Prng odd(seed, 2);
+  DrawOdd(odd, s);
   return s;
 }
 

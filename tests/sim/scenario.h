@@ -20,7 +20,7 @@ inline constexpr Nanos kSecond = 1'000 * kMs;
 
 enum class FaultKind : uint8_t {
   kAgentCrash,   // `node`'s agent dies and comes back after `lasts`; its ranks live.
-  kNodeCrash,    // And its ranks, and their memory.
+  kNodeCrash,    // And its ranks, and their memory; if `lasts` is long, perhaps for good.
   kRankCrash,    // A rank dies.
   kSlotLost,     // A rank dies with its device.
   kNodePause,    // Everything on it stands still for `lasts`.
@@ -34,9 +34,9 @@ enum class FaultKind : uint8_t {
   kLogBlind,     // `node` alone cannot reach the file server.
   kDrain,        // It is to be given back.
   kWriteErrors,  // Writing parts of checkpoints fails, or seems to work and did not.
-  kStubborn,     // Its ranks do not stop unless they are killed,
+  kStubborn,     // Its ranks do not stop unless they are killed, if `lasts` is long at no time,
   kUnkillable,   // or even then only after `lasts`.
-  kStall,        // Steps hang.
+  kStall,        // Steps hang for `lasts`; those of `node`, if that is long, for ever.
   kEndJob,       // The scheduler ends the job, with notice,
   kKillJob,      // without,
   kTwoJobs,      // or starts the next while this one goes on.
@@ -68,6 +68,15 @@ struct Scenario {
   int32_t keep_back = 0;    // Nodes of the job that only come at half time.
   Nanos heal_at = 20 * kSecond;
   std::vector<Fault> faults;  // By time.
+
+  // Nothing happens to it but that messages come twice and that jobs end: each job has one
+  // coordinator and one generation.
+  bool Calm() const {
+    for (const Fault& fault : faults)
+      if (fault.kind != FaultKind::kEndJob) return false;
+    return loss == 0 && keep_back == 0 && log_stale_max == 0 && delay_max <= 2 * kMs &&
+           log_delay_max <= 20 * kMs;
+  }
 };
 
 Scenario DrawScenario(uint64_t seed);

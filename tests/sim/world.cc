@@ -39,6 +39,7 @@ class Timed {
 
 World::World(const Scenario& scenario, bool trace)
     : scenario_(scenario),
+      calm_(scenario.Calm()),
       trace_(trace),
       network_(scenario.seed, 11),
       disk_(scenario.seed, 12),
@@ -284,13 +285,15 @@ void World::Handle(Happening& h) {
       if (!agent.alive || agent.ranks.version != h.version) return;
       StepMember(h.agent,
                  Member::RankFailed{agent.ranks.prepare.generation, static_cast<int32_t>(h.a),
-                                    static_cast<FailureKind>(h.b), h.c != 0});
+                                    static_cast<EvidenceKind>(h.b), 0, h.c != 0});
       return;
     }
+    case What::kRenewed:
+      if (Of(h.agent).incarnation == h.version)
+        Renew(h.agent, static_cast<Generation>(h.a), absl::FromUnixNanos(h.b));
+      return;
     case What::kFault:
       Strike(scenario_.faults[static_cast<size_t>(h.a)]);
-      return;
-    case What::kFaultEnd:
       return;
     case What::kHeal:
       if (!healed_) {
@@ -303,6 +306,9 @@ void World::Handle(Happening& h) {
       EndJobs();
       return;
     case What::kHardEnd:
+      if (calm_ && std::any_of(agents_.begin(), agents_.end(),
+                               [&](const Agent& a) { return a.job == h.a && !a.left; }))
+        Violate(fmt::format("job {} did not end in the time that it was given", h.a));
       for (Index i = 0; i < agents_.size(); ++i)
         if (agents_[i].job == h.a && !agents_[i].left) {
           CrashNode(i, -1);
@@ -423,11 +429,14 @@ void World::Perform(Index index, Member::Effects& effects) {
       agent.ranks.guard.Join(agent.ranks.prepare.generation);
       StartStep(index);
     } else if (auto* renew = std::get_if<Member::Renew>(&effect)) {
-      agent.ranks.guard.Renew(renew->generation, renew->until);
-      if (agent.ranks.waits == RankGroup::Waits::kToContribute)
-        Contribute(index);
-      else if (agent.ranks.waits == RankGroup::Waits::kToApply)
-        Apply(index);
+      // Now and then it gets to them once more, later.
+      if (work_.PerMille(20))
+        At(now_ + work_.Between(kMs, kSecond), {.what = What::kRenewed,
+                                                .agent = index,
+                                                .version = agent.incarnation,
+                                                .a = static_cast<int64_t>(renew->generation),
+                                                .b = absl::ToUnixNanos(renew->until)});
+      Renew(index, renew->generation, renew->until);
     } else if (auto* stop = std::get_if<Member::StopRanks>(&effect)) {
       StopRanks(index, stop->generation, stop->at_boundary);
     } else if (auto* kill = std::get_if<Member::KillRanks>(&effect)) {
@@ -440,6 +449,9 @@ void World::Perform(Index index, Member::Effects& effects) {
     } else if (auto* verify = std::get_if<Member::VerifyFile>(&effect)) {
       VerifyFile(index, verify->verify);
     } else if (auto* settle = std::get_if<Member::SettleState>(&effect)) {
+      if (settle->settle.committed != checker_.Committed(settle->settle.step))
+        Violate(fmt::format("node {} is told that step {} is {}committed", agent.node,
+                            settle->settle.step, settle->settle.committed ? "" : "not "));
       if (agent.ranks.frozen == settle->settle.step) agent.ranks.frozen = -1;
     } else if (std::holds_alternative<Member::Exit>(effect)) {
       if (trace_) Trace(fmt::format("job {} node {} leaves", agent.job, agent.node));
@@ -495,6 +507,10 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
     } else if (auto* resign = std::get_if<Coordinator::Resign>(&effect)) {
       if (trace_)
         Trace(fmt::format("job {} node {} resigns: {}", agent.job, agent.node, resign->reason));
+      if (!log_.empty() && log_leads_.back() == lead_id &&
+          log_.back().second.author.at == Endpoint{agent.job, agent.node} &&
+          log_.back().second.author.incarnation == agent.incarnation)
+        Violate("a coordinator resigns although the newest record is its own");
       agent.lead.reset();
       StepMember(index, Member::LeadLost{});
       return;

@@ -19,8 +19,8 @@
 #include "runtime/control/coordinator.h"
 #include "runtime/control/member.h"
 #include "runtime/control/rank_guard.h"
+#include "tests/prng.h"
 #include "tests/sim/checker.h"
-#include "tests/sim/prng.h"
 #include "tests/sim/scenario.h"
 
 namespace perdure::sim {
@@ -84,9 +84,9 @@ class World {
     kWritten,
     kVerified,
     kRankFailed,
+    kRenewed,
     kFault,
     kHeal,
-    kFaultEnd,
     kNextJob,
     kHardEnd,
   };
@@ -124,6 +124,9 @@ class World {
     StepIndex frozen = -1;
     uint64_t frozen_value = 0;
     int32_t connected = 0;
+    bool hung = false;    // They do not step any more, and do not know it.
+    bool deaf = false;    // They end only by being killed.
+    bool leased = false;  // A lease of their own generation has come.
   };
   struct Agent {
     uint32_t job = 0;
@@ -214,7 +217,8 @@ class World {
   void StopRanks(Index index, Generation generation, bool at_boundary);
   void KillRanks(Index index, Generation generation);
   void FinishStop(Index index, Generation generation, bool killed);
-  void FailRank(Index index, int32_t local_rank, FailureKind kind, bool slot_lost);
+  void Renew(Index index, Generation generation, absl::Time until);
+  void FailRank(Index index, int32_t local_rank, EvidenceKind kind, bool slot_lost);
   void DropOwn(Agent& agent, int32_t rank);
   void Remember(Agent& agent, const Held& held);
   void WriteState(Index index, const msg::Write& write);
@@ -229,6 +233,7 @@ class World {
   void Heal();
 
   Scenario scenario_;
+  bool calm_;  // It was before the faults ended.
   bool trace_;
   Nanos now_ = 0;
   uint64_t order_ = 0;
@@ -238,6 +243,7 @@ class World {
   std::vector<Agent> agents_;
   std::vector<LogRequest> requests_;
   std::vector<std::pair<Nanos, LogEntry>> log_;  // With when each was linked.
+  std::vector<uint64_t> log_leads_;              // By slot: lead_id of its author.
   std::map<Generation, GenerationBooks> generations_;
   struct CutLink {
     Index from, to;
