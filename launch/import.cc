@@ -168,8 +168,8 @@ absl::StatusOr<Manifest> WriteRun(const Import& import, const ImportOptions& opt
   ImportLog log(std::move(opened));
   RETURN_IF_ERROR(ReplaceFile(run + "/run.toml", import.head.config));
   const std::string words = fmt::format("imported from {} {}", options.format, options.directory);
-  RETURN_IF_ERROR(
-      log.Append(RecordType::kStart, SerializeStart({.ranks = 0, .nodes = 0, .layout = words})));
+  RETURN_IF_ERROR(log.Append(
+      RecordType::kStart, SerializeStart({.shape = {}, .seats = {}, .layout = words, .step = 0})));
   Manifest manifest = import.head;
   manifest.run_id = log.run_id();
   manifest.generation = kGeneration;

@@ -63,6 +63,7 @@ class LocalJob {
 
  private:
   absl::Status Begin();
+  StartRecord Start() const;
   absl::Status SendInit();
   absl::Status Loop();
   absl::Status Poll();
@@ -126,13 +127,7 @@ absl::Status LocalJob::Begin() {
   nonce_ = std::random_device()();
   step_ = run_.start.step;
   const LayoutConfig& layout = config_.layout;
-  RETURN_IF_ERROR(
-      run_.log.Append(RecordType::kStart, generation_,
-                      SerializeStart(StartRecord{
-                          .ranks = layout.ranks(),
-                          .nodes = options_.nodes,
-                          .layout = LayoutWords(layout),
-                          .base_step = run_.start.manifest.has_value() ? run_.start.step : -1})));
+  RETURN_IF_ERROR(run_.log.Append(RecordType::kStart, generation_, SerializeStart(Start())));
   ASSIGN_OR_RETURN(record_, JobRecord::Open(options_.run_directory, config_, generation_,
                                             run_.start.step, options_.nodes, options_.quiet));
   const std::string logs = fmt::format("{}/jobs/g{:05}", options_.run_directory, generation_);
@@ -177,6 +172,20 @@ absl::Status LocalJob::Begin() {
   loaded_seen_.resize(table_.atoms().size(), false);
   checkpointed_ = Clock::now();
   return SendInit();
+}
+
+StartRecord LocalJob::Start() const {
+  const LayoutConfig& layout = config_.layout;
+  StartRecord start{.shape = {.tensor = static_cast<int32_t>(layout.tensor),
+                              .pipeline = static_cast<int32_t>(layout.pipeline),
+                              .data = static_cast<int32_t>(layout.data)},
+                    .seats = {},
+                    .layout = LayoutWords(layout),
+                    .step = run_.start.step};
+  for (int64_t rank = 0; rank < layout.ranks(); ++rank)
+    start.seats.push_back({.node = static_cast<NodeId>(rank / options_.ranks_per_node),
+                           .local_rank = static_cast<int32_t>(rank % options_.ranks_per_node)});
+  return start;
 }
 
 absl::Status LocalJob::SendInit() {

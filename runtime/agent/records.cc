@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -32,24 +33,90 @@ size_t CountDigits(std::string_view text, bool hex) {
   return count;
 }
 
+constexpr int64_t kAxisMax = 1 << 20, kRanksMax = 1 << 24, kLocalRanksMax = 1024;
+
+// Ranks that sit side by side, as [node, first local rank, how many] after each other.
+std::vector<int64_t> SeatRuns(const std::vector<Seat>& seats) {
+  std::vector<int64_t> runs;
+  for (const Seat& seat : seats) {
+    const size_t n = runs.size();
+    if (n > 0 && runs[n - 3] == seat.node && runs[n - 2] + runs[n - 1] == seat.local_rank)
+      ++runs[n - 1];
+    else
+      runs.insert(runs.end(), {seat.node, seat.local_rank, 1});
+  }
+  return runs;
+}
+
+absl::StatusOr<std::vector<Seat>> SeatsOf(const std::vector<int64_t>& runs, int64_t ranks) {
+  if (runs.size() % 3 != 0)
+    return DataLoss("seats has {} numbers, which are no triples", runs.size());
+  std::vector<Seat> seats;
+  for (size_t i = 0; i < runs.size(); i += 3) {
+    const int64_t node = runs[i], first = runs[i + 1], count = runs[i + 2];
+    if (node > std::numeric_limits<NodeId>::max() || first >= kLocalRanksMax || count < 1 ||
+        count > kLocalRanksMax - first)
+      return DataLoss("seats[{}] is node {}, local ranks from {}, {} of them", i / 3, node, first,
+                      count);
+    if (static_cast<int64_t>(seats.size()) + count > ranks)
+      return DataLoss("seats are more than the {} ranks", ranks);
+    for (int64_t local = first; local < first + count; ++local)
+      seats.push_back({static_cast<NodeId>(node), static_cast<int32_t>(local)});
+  }
+  if (static_cast<int64_t>(seats.size()) < ranks)
+    return DataLoss("seats are {} for {} ranks", seats.size(), ranks);
+  std::vector<Seat> sorted = seats;
+  std::sort(sorted.begin(), sorted.end());
+  if (const auto twice = std::adjacent_find(sorted.begin(), sorted.end()); twice != sorted.end())
+    return DataLoss("seats has node {}, local rank {} twice", twice->node, twice->local_rank);
+  return seats;
+}
+
 }  // namespace
 
+std::string SerializeLead(const LeadRecord& record) {
+  return Dump({{"address", record.address}, {"restart", record.restart}});
+}
+
+absl::StatusOr<LeadRecord> ParseLead(std::string_view body) {
+  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(body, "body"));
+  JsonObject object(json, "");
+  LeadRecord record;
+  object.String("address", &record.address);
+  object.Int("restart", &record.restart);
+  RETURN_IF_ERROR(object.Done());
+  return record;
+}
+
 std::string SerializeStart(const StartRecord& record) {
-  return Dump({{"ranks", record.ranks},
-               {"nodes", record.nodes},
+  return Dump({{"tensor", record.shape.tensor},
+               {"pipeline", record.shape.pipeline},
+               {"data", record.shape.data},
+               {"seats", SeatRuns(record.seats)},
                {"layout", record.layout},
-               {"base_step", record.base_step}});
+               {"step", record.step}});
 }
 
 absl::StatusOr<StartRecord> ParseStart(std::string_view body) {
   ASSIGN_OR_RETURN(const Json json, ParseJsonObject(body, "body"));
   JsonObject object(json, "");
   StartRecord record;
-  object.Int("ranks", &record.ranks, 0);
-  object.Int("nodes", &record.nodes, 0);
+  int64_t tensor = 1, pipeline = 1, data = 0;
+  object.Int("tensor", &tensor, 1, kAxisMax);
+  object.Int("pipeline", &pipeline, 1, kAxisMax);
+  object.Int("data", &data, 0, kAxisMax);
+  std::vector<int64_t> runs;
+  object.Ints("seats", &runs);
   object.String("layout", &record.layout);
-  object.Int("base_step", &record.base_step, -1);
+  object.Int("step", &record.step);
+  if (tensor * pipeline * data > kRanksMax)
+    object.Fail("data",
+                fmt::format("makes {} ranks; {} are allowed", tensor * pipeline * data, kRanksMax));
   RETURN_IF_ERROR(object.Done());
+  record.shape = {.tensor = static_cast<int32_t>(tensor),
+                  .pipeline = static_cast<int32_t>(pipeline),
+                  .data = static_cast<int32_t>(data)};
+  ASSIGN_OR_RETURN(record.seats, SeatsOf(runs, record.shape.ranks()));
   return record;
 }
 
@@ -135,6 +202,8 @@ absl::StatusOr<EndRecord> ParseEnd(std::string_view body) {
 
 absl::Status CheckBody(RecordType type, std::string_view body) {
   switch (type) {
+    case RecordType::kLead:
+      return ParseLead(body).status();
     case RecordType::kStart:
       return ParseStart(body).status();
     case RecordType::kCommit:

@@ -15,15 +15,23 @@
 #include "absl/status/statusor.h"
 #include "runtime/agent/run_log.h"
 #include "runtime/base/digest.h"
+#include "runtime/control/layout.h"
 
 namespace perdure {
 
+// The record's author coordinates from now on.
+struct LeadRecord {
+  std::string address;  // Where agents reach him: "10.0.0.5:4711", "[fd00::5]:4711".
+  int64_t restart = 0;  // Of his job: with it his job's key can be derived.
+  friend bool operator==(const LeadRecord&, const LeadRecord&) = default;
+};
+
 // A generation begins.
 struct StartRecord {
-  int64_t ranks = 0;
-  int64_t nodes = 0;
-  std::string layout;      // In words.
-  int64_t base_step = -1;  // Step of the checkpoint it resumes; -1: none.
+  LayoutShape shape;        // data 0: nobody steps (an import).
+  std::vector<Seat> seats;  // By rank, all distinct; shape.ranks() of them.
+  std::string layout;       // In words.
+  int64_t step = 0;         // Where it resumes. After that of the newest COMMIT: from memory.
   friend bool operator==(const StartRecord&, const StartRecord&) = default;
 };
 
@@ -67,6 +75,7 @@ struct EndRecord {
   friend bool operator==(const EndRecord&, const EndRecord&) = default;
 };
 
+std::string SerializeLead(const LeadRecord& record);
 std::string SerializeStart(const StartRecord& record);
 std::string SerializeCommit(const CommitRecord& record);
 std::string SerializeAttempt(const AttemptRecord& record);
@@ -74,6 +83,7 @@ std::string SerializeVerified(const VerifiedRecord& record);
 std::string SerializeRetire(const RetireRecord& record);
 std::string SerializeEnd(const EndRecord& record);
 
+absl::StatusOr<LeadRecord> ParseLead(std::string_view body);
 absl::StatusOr<StartRecord> ParseStart(std::string_view body);
 absl::StatusOr<CommitRecord> ParseCommit(std::string_view body);
 absl::StatusOr<AttemptRecord> ParseAttempt(std::string_view body);

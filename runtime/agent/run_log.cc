@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <charconv>
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <thread>
@@ -128,6 +129,15 @@ std::string DescribeProcess() {
                      ::getpid());
 }
 
+uint64_t RandomIncarnation() {
+  uint64_t incarnation = 0;  // Means nobody.
+  while (incarnation == 0) {
+    const std::array<uint8_t, 16> random = RandomNonce();
+    std::memcpy(&incarnation, random.data(), sizeof incarnation);
+  }
+  return incarnation;
+}
+
 // Whether a record may follow records whose highest START is `highest`.
 absl::Status CheckGeneration(RecordType type, uint64_t generation, uint64_t highest) {
   if (type == RecordType::kStart && generation <= highest)
@@ -168,6 +178,7 @@ absl::StatusOr<RunLog> RunLog::Open(const std::string& run_directory) {
   ASSIGN_OR_RETURN(log.key_, OpenRunKey(run_directory, /*may_create=*/!before.has_value()));
   if (!before.has_value()) RETURN_IF_ERROR(SyncNewRun(run_directory));
   log.run_id_ = RunIdFromKey(log.key_);
+  log.author_.incarnation = RandomIncarnation();
   log.holder_ = DescribeProcess();
   RETURN_IF_ERROR(log.Refresh());
   // A hole is not the end: whoever stopped reading there would fork the run.
@@ -266,7 +277,7 @@ absl::Status RunLog::MakeReadDurable() {
   return absl::OkStatus();
 }
 
-absl::Status RunLog::Append(RecordType type, uint64_t generation, std::string body) {
+absl::Status RunLog::Append(RecordType type, uint64_t generation, std::string body, uint64_t id) {
   if (body.size() > kBodyBytesMax)
     return InvalidArgument("body of {} has {} bytes; {} are allowed", RecordTypeName(type),
                            body.size(), kBodyBytesMax);
@@ -277,6 +288,8 @@ absl::Status RunLog::Append(RecordType type, uint64_t generation, std::string bo
   Record record{.slot = next_slot(),
                 .type = type,
                 .generation = generation,
+                .author = author_,
+                .id = id,
                 .holder = holder_,
                 .body = std::move(body),
                 .previous = records_.empty() ? Digest{} : records_.back().digest,

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "runtime/base/digest.h"
+#include "runtime/control/log_view.h"
 
 namespace perdure {
 
@@ -24,13 +25,16 @@ enum class RecordType : uint32_t {
   kAttempt = 3,
   kVerified = 4,
   kRetire = 5,
-  kEnd = 6
+  kEnd = 6,
+  kLead = 7
 };
 
 struct Record {
   uint64_t slot = 0;
   RecordType type = RecordType::kStart;
   uint64_t generation = 0;
+  Author author;
+  uint64_t id = 0;     // The author's: tells his records apart, and a retry from a second record.
   std::string holder;  // "job 0, restart 0, host, boot id, pid": who wrote it, for people.
   std::string body;    // JSON, by type.
   Digest previous;     // Digest of the record in slot - 1; zero for slot 0.
@@ -54,6 +58,10 @@ class RunLog {
   // Reads records that others appended since.
   absl::Status Refresh();
 
+  // Whose records follow. Until then: job 0, node 0, a random incarnation.
+  void WriteAs(const Author& author) { author_ = author; }
+  const Author& author() const { return author_; }
+
   // Puts "job 7, restart 0" or the like in front of host, boot id and pid in the records that
   // follow. For people.
   void DescribeHolder(const std::string& job);
@@ -65,7 +73,7 @@ class RunLog {
   // What others wrote is made durable first: fsync of log/, then their last record is read again. A
   // file server that loses its power between link(2) and the writer's fsync could otherwise leave
   // this record behind a hole, and a second history beside it (tests/formal/run_log.pml).
-  absl::Status Append(RecordType type, uint64_t generation, std::string body);
+  absl::Status Append(RecordType type, uint64_t generation, std::string body, uint64_t id = 0);
 
  private:
   RunLog() = default;
@@ -78,6 +86,7 @@ class RunLog {
   std::string directory_;
   std::string run_id_;
   std::string key_;
+  Author author_;
   std::string holder_;
   std::vector<Record> records_;
   size_t durable_ = 0;  // So many of them would outlive a power cut of the file server.

@@ -15,8 +15,10 @@ namespace {
 static_assert(std::endian::native == std::endian::little);  // Numbers are copied as they stand.
 
 constexpr std::string_view kMagic = "PERDUREL";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr size_t kMacBytes = 32;
+constexpr size_t kJobAt = 80, kIncarnationAt = 88, kIdAt = 96, kNodeAt = 104, kHolderSizeAt = 108,
+                 kBodySizeAt = 112, kReservedAt = 116;
 
 template <typename T>
 void Put(std::string& bytes, const T& value) {
@@ -52,7 +54,8 @@ absl::Status CheckFrame(std::string_view bytes) {
   if (bytes.substr(0, kMagic.size()) != kMagic) return DataLoss("not a record: wrong magic");
   if (const uint32_t version = Get<uint32_t>(bytes, 8); version != kVersion)
     return DataLoss("format version {}; this program reads {}", version, kVersion);
-  const uint64_t holder = Get<uint32_t>(bytes, 80), body = Get<uint32_t>(bytes, 84);
+  const uint64_t holder = Get<uint32_t>(bytes, kHolderSizeAt);
+  const uint64_t body = Get<uint32_t>(bytes, kBodySizeAt);
   if (holder > kHolderBytesMax || body > kBodyBytesMax ||
       kRecordHeadBytes + holder + body + kRecordTailBytes != bytes.size())
     return DataLoss("torn: {} bytes, but its lengths ({} and {}) make {}", bytes.size(), holder,
@@ -86,8 +89,13 @@ std::string EncodeRecord(const Record& record, const RunIdentity& identity,
   Put(bytes, RunIdBytes(identity.run_id).bytes);
   Put(bytes, record.previous.bytes);
   Put(bytes, nonce);
+  Put(bytes, record.author.at.job);
+  Put(bytes, record.author.incarnation);
+  Put(bytes, record.id);
+  Put(bytes, record.author.at.node);
   Put(bytes, static_cast<uint32_t>(record.holder.size()));
   Put(bytes, static_cast<uint32_t>(record.body.size()));
+  Put(bytes, uint32_t{0});
   PERDURE_CHECK(bytes.size() == kRecordHeadBytes);
   bytes += record.holder;
   bytes += record.body;
@@ -101,14 +109,20 @@ absl::StatusOr<Record> DecodeRecord(std::string_view bytes, const RunIdentity& i
   RETURN_IF_ERROR(CheckSeals(bytes, identity));
   const uint32_t type = Get<uint32_t>(bytes, 12);
   if (type < static_cast<uint32_t>(RecordType::kStart) ||
-      type > static_cast<uint32_t>(RecordType::kEnd))
+      type > static_cast<uint32_t>(RecordType::kLead))
     return DataLoss("type {} is unknown: written by a newer version?", type);
-  const size_t holder = Get<uint32_t>(bytes, 80), body = Get<uint32_t>(bytes, 84);
+  if (const uint32_t reserved = Get<uint32_t>(bytes, kReservedAt); reserved != 0)
+    return DataLoss("its reserved bytes are {}: written by a newer version?", reserved);
+  const size_t holder = Get<uint32_t>(bytes, kHolderSizeAt);
+  const size_t body = Get<uint32_t>(bytes, kBodySizeAt);
   Record record;
   record.type = static_cast<RecordType>(type);
   record.slot = Get<uint64_t>(bytes, 16);
   record.generation = Get<uint64_t>(bytes, 24);
   record.previous = Get<Digest>(bytes, 48);
+  record.author = {.at = {.job = Get<uint64_t>(bytes, kJobAt), .node = Get<NodeId>(bytes, kNodeAt)},
+                   .incarnation = Get<uint64_t>(bytes, kIncarnationAt)};
+  record.id = Get<uint64_t>(bytes, kIdAt);
   record.holder = bytes.substr(kRecordHeadBytes, holder);
   record.body = bytes.substr(kRecordHeadBytes + holder, body);
   record.digest = DigestOf(bytes);
@@ -117,6 +131,8 @@ absl::StatusOr<Record> DecodeRecord(std::string_view bytes, const RunIdentity& i
 
 std::string_view RecordTypeName(RecordType type) {
   switch (type) {
+    case RecordType::kLead:
+      return "LEAD";
     case RecordType::kStart:
       return "START";
     case RecordType::kCommit:

@@ -14,7 +14,7 @@ namespace perdure {
 
 inline constexpr size_t kHolderBytesMax = 4096;
 inline constexpr size_t kBodyBytesMax = 16 << 20;
-inline constexpr size_t kRecordHeadBytes = 88;
+inline constexpr size_t kRecordHeadBytes = 120;
 inline constexpr size_t kRecordTailBytes = 16 + 32;
 inline constexpr size_t kRecordBytesMax =
     kRecordHeadBytes + kHolderBytesMax + kBodyBytesMax + kRecordTailBytes;

@@ -10,6 +10,7 @@
 #include "ckpt/checkpoint.h"
 #include "runtime/agent/records.h"
 #include "runtime/agent/run_log.h"
+#include "tests/agent/one_rank_start.h"
 #include "tests/ckpt/test_state.h"
 
 namespace perdure {
@@ -48,7 +49,7 @@ class CkptCommandTest : public testing::Test {
     fs::create_directory(run() + "/ckpt");
     auto log = RunLog::Open(run());
     ASSERT_OK(log.status());
-    ASSERT_OK(log->Append(RecordType::kStart, 1, SerializeStart({1, 1, "x", -1})));
+    ASSERT_OK(log->Append(RecordType::kStart, 1, SerializeStart(OneRankStart(0))));
     for (const int64_t step : {10, 20, 30}) {
       const std::string name = CheckpointName(step, 1, 7);
       names_.push_back(name);

@@ -9,6 +9,7 @@
 #include "runtime/agent/records.h"
 #include "runtime/agent/run_log.h"
 #include "runtime/base/status.h"
+#include "tests/agent/one_rank_start.h"
 #include "tests/ckpt/fault_hooks.h"
 #include "tests/ckpt/test_state.h"
 
@@ -23,7 +24,7 @@ class CommitFaultTest : public testing::Test {
   void SetUp() override {
     auto log = RunLog::Open(run());
     ASSERT_OK(log.status());
-    ASSERT_OK(log->Append(RecordType::kStart, 1, SerializeStart({1, 1, "x", -1})));
+    ASSERT_OK(log->Append(RecordType::kStart, 1, SerializeStart(OneRankStart(0))));
   }
   void TearDown() override { ClearFaults(); }
   const std::string& run() const { return directory_.path(); }

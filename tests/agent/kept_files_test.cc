@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "runtime/agent/records.h"
+#include "tests/agent/one_rank_start.h"
 #include "tests/ckpt/test_state.h"
 
 namespace perdure {
@@ -22,7 +23,7 @@ TEST(KeptFiles, WarnWhenNoneIsLeftToFallBackTo) {
   TestState state(table, 3);
   absl::StatusOr<RunLog> log = RunLog::Open(run);
   ASSERT_OK(log.status());
-  ASSERT_OK(log->Append(RecordType::kStart, 1, SerializeStart({.ranks = 1, .nodes = 1})));
+  ASSERT_OK(log->Append(RecordType::kStart, 1, SerializeStart(OneRankStart(0))));
   EXPECT_THAT(TendKeptFiles(*log, {.run_directory = run, .refresh = false, .data_files = {}}),
               IsEmpty());
   const std::string path = directory.Make("run/ckpt") + "/" + name;

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "runtime/base/status.h"
+#include "tests/agent/one_rank_start.h"
 #include "tests/ckpt/test_state.h"
 
 namespace perdure {
@@ -17,8 +18,14 @@ using testing::HasSubstr;
 constexpr const char* kName = "s000000120.g3.9f3c21aa";
 
 TEST(Records, ComeBackAsTheyWere) {
-  const StartRecord start{8, 2, "tensor 2 x \"é\"", -1};
+  // Ranks that are no neighbours, a node twice, and a run that comes before its neighbour.
+  const StartRecord start{
+      {2, 1, 3}, {{4, 0}, {4, 1}, {0, 7}, {4, 3}, {4, 2}, {9, 0}}, "tensor 2 x \"é\"", 17};
   EXPECT_EQ(*ParseStart(SerializeStart(start)), start);
+  const StartRecord nobody{{}, {}, "imported", 0};
+  EXPECT_EQ(*ParseStart(SerializeStart(nobody)), nobody);
+  const LeadRecord lead{"[fd00::5]:4711", 3};
+  EXPECT_EQ(*ParseLead(SerializeLead(lead)), lead);
   const CommitRecord commit{kName, 120, 960, DigestOf("m"), DigestOf("c"), 1ull << 63, 8};
   EXPECT_EQ(*ParseCommit(SerializeCommit(commit)), commit);
   EXPECT_EQ(*ParseAttempt(SerializeAttempt({kName})), AttemptRecord{kName});
@@ -41,10 +48,25 @@ TEST(Records, WrongBodiesNameTheField) {
   };
   expect(ParseStart("{").status(), "not valid JSON");
   expect(ParseStart("[]").status(), "not a JSON object");
-  expect(ParseStart(R"({"ranks":8,"nodes":2,"layout":"x"})").status(), "base_step is missing");
-  expect(ParseStart(R"({"ranks":8,"nodes":2,"layout":"x","base_step":-2})").status(), "base_step");
-  expect(ParseStart(R"({"ranks":8,"nodes":2,"layout":"x","base_step":1,"y":1})").status(),
-         "y is unknown");
+  const auto start = [](const char* axes, const char* rest) {
+    return ParseStart(fmt::format(R"({{{},"layout":"x",{}}})", axes, rest)).status();
+  };
+  const char* two = R"("tensor":2,"pipeline":1,"data":1)";
+  EXPECT_OK(start(two, R"("seats":[0,0,2],"step":1)"));
+  expect(start(two, R"("seats":[0,0,2])"), "step is missing");
+  expect(start(two, R"("seats":[0,0,2],"step":-1)"), "step");
+  expect(start(two, R"("seats":[0,0,2],"step":1,"y":1)"), "y is unknown");
+  expect(start(R"("tensor":0,"pipeline":1,"data":1)", R"("seats":[],"step":1)"), "tensor");
+  expect(start(R"("tensor":1000000,"pipeline":1000000,"data":1)", R"("seats":[],"step":1)"),
+         "data makes 1000000000000 ranks");
+  expect(start(two, R"("seats":[0,0],"step":1)"), "no triples");
+  expect(start(two, R"("seats":[0,0,1],"step":1)"), "seats are 1 for 2 ranks");
+  expect(start(two, R"("seats":[0,0,3],"step":1)"), "more than the 2 ranks");
+  expect(start(two, R"("seats":[0,0,0],"step":1)"), "seats[0]");
+  expect(start(two, R"("seats":[0,1,1,4294967296,0,1],"step":1)"), "seats[1]");
+  expect(start(two, R"("seats":[0,1000,1000],"step":1)"), "seats[0]");
+  expect(start(two, R"("seats":[3,1,1,3,1,1],"step":1)"), "node 3, local rank 1 twice");
+  expect(ParseLead(R"({"address":"a"})").status(), "restart is missing");
   CommitRecord commit{kName, 120, 960, {}, {}, 1, 1};
   commit.checkpoint = "../../etc";
   expect(ParseCommit(SerializeCommit(commit)).status(), "checkpoint");
@@ -77,12 +99,12 @@ TEST(Records, ListTellsWhatTheLogSays) {
                           SerializeCommit({name, step, step * 8, {}, {}, 1, 1})));
     return name;
   };
-  ASSERT_OK(log->Append(RecordType::kStart, 1, SerializeStart({1, 1, "x", -1})));
+  ASSERT_OK(log->Append(RecordType::kStart, 1, SerializeStart(OneRankStart(0))));
   EXPECT_TRUE(ListCheckpoints(*log, directory.path()).empty());
   const std::string first = commit(10, 1), second = commit(20, 1);
   ASSERT_OK(log->Append(RecordType::kVerified, 1, SerializeVerified({first, "read"})));
   ASSERT_OK(log->Append(RecordType::kVerified, 1, SerializeVerified({second, "ran"})));
-  ASSERT_OK(log->Append(RecordType::kStart, 2, SerializeStart({1, 1, "x", 20})));
+  ASSERT_OK(log->Append(RecordType::kStart, 2, SerializeStart(OneRankStart(20))));
   const std::string third = commit(30, 2);
   ASSERT_OK(log->Append(RecordType::kRetire, 2, SerializeRetire({{first}})));
   const auto entries = ListCheckpoints(*log, directory.path());

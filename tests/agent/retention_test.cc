@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "runtime/base/status.h"
+#include "tests/agent/one_rank_start.h"
 #include "tests/ckpt/test_state.h"
 
 namespace perdure {
@@ -93,7 +94,7 @@ class DeleteTest : public testing::Test {
   void SetUp() override {
     auto log = RunLog::Open(run_.path());
     ASSERT_OK(log.status());
-    ASSERT_OK(log->Append(RecordType::kStart, 1, SerializeStart({1, 1, "x", -1})));
+    ASSERT_OK(log->Append(RecordType::kStart, 1, SerializeStart(OneRankStart(0))));
     ASSERT_OK(log->Append(RecordType::kRetire, 1, SerializeRetire({{old_}})));
     run_.Make("ckpt");
     TestState state(table_, 1);

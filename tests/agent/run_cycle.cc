@@ -8,6 +8,7 @@
 #include "runtime/agent/records.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
+#include "tests/agent/one_rank_start.h"
 
 namespace perdure {
 
@@ -41,10 +42,7 @@ absl::Status RunCycle::StartFrom(const std::optional<StartCheckpoint>& start) {
   generation_ = log_->generation() + 1;
   step_ = start.has_value() ? start->manifest.step : -1;
   RETURN_IF_ERROR(log_->Append(RecordType::kStart, generation_,
-                               SerializeStart({.ranks = 1,
-                                               .nodes = 1,
-                                               .layout = "tensor 1 x pipeline 1 x data 1, zero 1",
-                                               .base_step = step_})));
+                               SerializeStart(OneRankStart(std::max(step_, int64_t{0})))));
   if (!start.has_value()) return MakeDirectories(run_ + "/ckpt");
   base_ = fs::path(start->path).filename();
   RETURN_IF_ERROR(

@@ -12,6 +12,7 @@
 #include "runtime/agent/run_key.h"
 #include "runtime/agent/run_log_format.h"
 #include "runtime/base/status.h"
+#include "tests/agent/one_rank_start.h"
 #include "tests/ckpt/test_state.h"
 
 namespace perdure {
@@ -21,7 +22,7 @@ namespace fs = std::filesystem;
 using testing::AllOf;
 using testing::HasSubstr;
 
-const char* const kStart = R"({"ranks":1,"nodes":1,"layout":"x","base_step":-1})";
+const std::string kStart = SerializeStart(OneRankStart(0));
 
 std::string End(int64_t step) { return SerializeEnd({"test", 0, step}); }
 
@@ -208,6 +209,10 @@ TEST_F(RunLogTest, RightlySignedNonsenseIsRefused) {
   record.type = static_cast<RecordType>(9);
   Put(record, identity_);
   ExpectBad(4, "type 9");
+  std::string bytes = EncodeRecord(Written(4), identity_, {});
+  bytes[8] = 1;
+  Spill(Slot(4), bytes);
+  ExpectBad(4, "format version 1; this program reads 2");
   record = Written(4);
   record.type = RecordType::kCommit;
   record.generation = 1;
@@ -322,6 +327,21 @@ TEST_F(RunLogTest, UnwritableDirectoryIsNamed) {
   }
 }
 
+TEST_F(RunLogTest, RecordsSayWhoWroteThem) {
+  auto log = RunLog::Open(run());
+  EXPECT_NE(log->author().incarnation, 0u);
+  EXPECT_NE(log->author(), RunLog::Open(run())->author());
+  ASSERT_OK(log->Append(RecordType::kEnd, 4, End(1)));
+  const Author author{{.job = 77, .node = 12499}, ~uint64_t{0}};
+  log->WriteAs(author);
+  ASSERT_OK(log->Append(RecordType::kLead, 4, SerializeLead({"10.0.0.5:1", 0}), 1ull << 40));
+  const auto again = RunLog::Open(run());
+  EXPECT_EQ(again->records()[5].author.at, Endpoint{});
+  EXPECT_EQ(again->records()[5].id, 0u);
+  EXPECT_EQ(again->records()[6].author, author);
+  EXPECT_EQ(again->records()[6].id, 1ull << 40);
+}
+
 TEST_F(RunLogTest, HolderMayBeDescribed) {
   auto log = RunLog::Open(run());
   log->DescribeHolder("job 7, restart 0");
@@ -337,6 +357,8 @@ TEST(RunLogFormat, IsTheDocumentedOne) {
   const Record record{.slot = 1,
                       .type = RecordType::kEnd,
                       .generation = 3,
+                      .author = {{.job = 7, .node = 5}, 0x1122334455667788},
+                      .id = 9,
                       .holder = "host h",
                       .body = R"({"reason":"done","exit_code":0,"step":9})",
                       .previous = DigestOf("previous"),
@@ -347,12 +369,13 @@ TEST(RunLogFormat, IsTheDocumentedOne) {
   for (const char c : EncodeRecord(record, identity, nonce))
     hex += fmt::format("{:02x}", static_cast<uint8_t>(c));
   EXPECT_EQ(hex,
-            "504552445552454c010000000600000001000000000000000300000000000000"
+            "504552445552454c020000000600000001000000000000000300000000000000"
             "16ab094f051db7f4e482f044fc50f0bd43dd3dbe96ff96409fa7b7497b4e00c8"
-            "000102030405060708090a0b0c0d0e0f0600000028000000686f737420687b22"
+            "000102030405060708090a0b0c0d0e0f07000000000000008877665544332211"
+            "090000000000000005000000060000002800000000000000686f737420687b22"
             "726561736f6e223a22646f6e65222c22657869745f636f6465223a302c227374"
-            "6570223a397d1a53d7b12f2d55433b24458965cbb15cd968f8e8d926b16c47bd"
-            "5b6208285d8876e01e7f4e488626ac8f907be89329b4");
+            "6570223a397d7476fd611ade3de31eeecbef5723dadadbeff8e9305ef57880f8"
+            "0fb82e1129b2d5de237adf41fd6ae3bdc873d257916a");
 }
 
 }  // namespace
