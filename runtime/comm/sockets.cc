@@ -61,10 +61,6 @@ bool IsReachableFromOutside(const ifaddrs& entry) {
 
 }  // namespace
 
-void UniqueFd::Close() {
-  if (fd_ >= 0) ::close(std::exchange(fd_, -1));
-}
-
 absl::StatusOr<Listener> ListenTcp() {
   constexpr int kType = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
   Listener listener;
