@@ -149,12 +149,13 @@ const std::map<std::string, Words>& FoldersBelow() {
       {"runtime/data", {}},
       {"runtime/train", {"runtime/comm", "runtime/data", "model", "kernels", "ckpt", "monitoring"}},
       {"runtime/control", {}},
+      {"runtime/wire", {}},
       {"runtime/agent",
-       {"runtime/control", "runtime/train", "runtime/comm", "runtime/data", "model", "kernels",
-        "ckpt", "monitoring"}},
+       {"runtime/control", "runtime/wire", "runtime/train", "runtime/comm", "runtime/data", "model",
+        "kernels", "ckpt", "monitoring"}},
       {"launch",
-       {"runtime/agent", "runtime/control", "runtime/train", "runtime/comm", "runtime/data",
-        "model", "kernels", "ckpt/convert", "ckpt", "monitoring"}},
+       {"runtime/agent", "runtime/control", "runtime/wire", "runtime/train", "runtime/comm",
+        "runtime/data", "model", "kernels", "ckpt/convert", "ckpt", "monitoring"}},
   };
   return below;
 }
@@ -201,7 +202,9 @@ const std::map<std::string_view, Words>& Libraries() {
       {"hdf5.h", {"ckpt/store_hdf5"}},
       {"H5FDdevelop.h", {"ckpt/store_hdf5"}},
       {"xxhash.h", {"runtime/base/digest.cc"}},
-      {"sodium.h", {"runtime/agent/run_key.cc", "runtime/agent/run_log_format.cc"}},
+      {"sodium.h",
+       {"runtime/agent/run_key.cc", "runtime/agent/run_log_format.cc", "runtime/wire/job_key.cc",
+        "runtime/wire/noise.cc", "runtime/wire/secret.cc", "tests/wire/"}},
       {"dnnl", {"kernels/cpu/matmul", "tests/bench/"}},
       // CUDA's: each library has its file; cuda_ops.cc asks both for their versions.
       {"cublasLt.h",
@@ -229,11 +232,12 @@ const std::map<std::string_view, Words>& Libraries() {
       {"benchmark/", {"tests/bench/"}},
       // The operating system's; kernels and model compute and call nobody else.
       {"sys/mman.h", {"kernels/cpu/cpu_ops.cc", "runtime/", "ckpt/", "tests/"}},
+      {"sys/epoll.h", {"runtime/wire/", "runtime/comm/", "tests/"}},
       {"sys/", {"runtime/", "ckpt/", "monitoring/", "launch/", "tests/"}},
-      {"net/", {"runtime/comm/"}},
-      {"netinet/", {"runtime/comm/", "tests/comm/"}},
-      {"arpa/", {"runtime/comm/", "tests/comm/"}},
-      {"ifaddrs.h", {"runtime/comm/"}},
+      {"net/", {"runtime/comm/", "runtime/wire/wire_sockets"}},
+      {"netinet/", {"runtime/comm/", "runtime/wire/wire_sockets", "tests/comm/", "tests/wire/"}},
+      {"arpa/", {"runtime/comm/", "runtime/wire/wire_sockets", "tests/comm/", "tests/wire/"}},
+      {"ifaddrs.h", {"runtime/comm/", "runtime/wire/wire_sockets"}},
       {"pty.h", {"tests/"}},
       {"malloc.h", {"launch/reshard_command", "tests/"}},
       {"sched.h", {"tests/"}},
@@ -242,7 +246,7 @@ const std::map<std::string_view, Words>& Libraries() {
       {"dirent.h", {"runtime/", "ckpt/", "tests/"}},
       {"fcntl.h", {"runtime/", "ckpt/", "monitoring/", "launch/", "tests/"}},
       {"poll.h", {"runtime/", "launch/", "tests/"}},
-      {"signal.h", {"runtime/agent/", "launch/", "tests/"}},
+      {"signal.h", {"runtime/agent/", "runtime/wire/event_loop", "launch/", "tests/"}},
       {"unistd.h", {"runtime/", "ckpt/", "monitoring/", "launch/", "tests/"}},
   };
   return libraries;

@@ -1,0 +1,86 @@
+// Two ends of a handshake, for tests: what each believes can be made to differ.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "runtime/base/check.h"
+#include "runtime/wire/secure_channel.h"
+
+namespace perdure {
+
+inline std::span<const uint8_t> BytesOf(std::string_view text) {
+  return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
+}
+inline std::string TextOf(std::span<const uint8_t> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
+// The bytes first, first + 1, ...
+inline std::vector<uint8_t> Counting(uint8_t first, size_t count) {
+  std::vector<uint8_t> bytes(count);
+  for (size_t i = 0; i < count; ++i) bytes[i] = static_cast<uint8_t>(first + i);
+  return bytes;
+}
+inline SecretKey CountingSecret(uint8_t first) {
+  return SecretKey(std::span<const uint8_t, 32>(Counting(first, 32).data(), 32));
+}
+
+inline const std::string kTestRun = "0123456789abcdef0123456789abcdef";
+
+struct KeyParts {
+  uint8_t file_key = 0;  // First of 32 counting bytes.
+  uint8_t leg = 0;       // Likewise; 0: none.
+  std::string run_id = kTestRun;
+  uint64_t job = 4711;
+  uint64_t restart = 2;
+};
+inline JobKey TestKey(const KeyParts& parts = {}) {
+  const std::vector<uint8_t> file_key = Counting(parts.file_key, kSecretBytes);
+  std::vector<uint8_t> leg;
+  if (parts.leg != 0) leg = Counting(parts.leg, kSecretBytes);
+  return JobKey::Derive({.file_key = file_key,
+                         .second_leg = leg,
+                         .run_id = parts.run_id,
+                         .job = parts.job,
+                         .restart = parts.restart});
+}
+
+inline HandshakeTerms TestTerms() {
+  HandshakeTerms terms{.run_id = kTestRun, .job = 4711, .responder = 7, .address = {}};
+  terms.address.ip = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 5};
+  terms.address.port = 40123;
+  return terms;
+}
+
+inline constexpr AgentIdentity kTestInitiator{.node = 3, .incarnation = 0x1122334455667788};
+inline constexpr AgentIdentity kTestResponder{.node = 7, .incarnation = 99};
+
+struct ChannelPair {
+  SecureChannel initiator, responder;
+};
+
+// A handshake that goes well, without the confirmation.
+inline ChannelPair MakeChannelPair() {
+  const JobKey key = TestKey();
+  InitiatorHandshake initiator(key, TestTerms(), kTestInitiator, 0, CountingSecret(1));
+  ResponderHandshake responder(key, TestTerms(), kTestResponder);
+  PERDURE_CHECK(responder.TakeHello(initiator.hello()) == Refusal::kNone);
+  AnswerBytes answer{};
+  Handshaken theirs = responder.Answer(CountingSecret(201), &answer);
+  Handshaken ours = initiator.TakeAnswer(answer);
+  PERDURE_CHECK(theirs.refusal == Refusal::kNone && ours.refusal == Refusal::kNone);
+  return {std::move(*ours.channel), std::move(*theirs.channel)};
+}
+
+inline std::vector<uint8_t> SealText(SecureChannel& channel, std::string_view text) {
+  std::vector<uint8_t> frame(text.size() + kFrameOverheadBytes);
+  PERDURE_CHECK(channel.Seal(BytesOf(text), frame) == Refusal::kNone);
+  return frame;
+}
+
+}  // namespace perdure
