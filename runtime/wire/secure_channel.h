@@ -100,6 +100,7 @@ class SecureChannel {
   Opened Open(std::span<uint8_t> frame);
 
   uint64_t sent() const { return sent_; }
+  bool spent() const { return sent_ >= frames_max_; }  // Seal would say kCounterSpent.
   uint64_t received() const { return received_; }
 
  private:

@@ -30,12 +30,12 @@ inline SecretKey CountingSecret(uint8_t first) {
   return SecretKey(std::span<const uint8_t, 32>(Counting(first, 32).data(), 32));
 }
 
-inline const std::string kTestRun = "0123456789abcdef0123456789abcdef";
+inline constexpr std::string_view kTestRun = "0123456789abcdef0123456789abcdef";
 
 struct KeyParts {
   uint8_t file_key = 0;  // First of 32 counting bytes.
   uint8_t leg = 0;       // Likewise; 0: none.
-  std::string run_id = kTestRun;
+  std::string_view run_id = kTestRun;
   uint64_t job = 4711;
   uint64_t restart = 2;
 };
@@ -45,13 +45,13 @@ inline JobKey TestKey(const KeyParts& parts = {}) {
   if (parts.leg != 0) leg = Counting(parts.leg, kSecretBytes);
   return JobKey::Derive({.file_key = file_key,
                          .second_leg = leg,
-                         .run_id = parts.run_id,
+                         .run_id = std::string(parts.run_id),
                          .job = parts.job,
                          .restart = parts.restart});
 }
 
 inline HandshakeTerms TestTerms() {
-  HandshakeTerms terms{.run_id = kTestRun, .job = 4711, .responder = 7, .address = {}};
+  HandshakeTerms terms{.run_id = std::string(kTestRun), .job = 4711, .responder = 7, .address = {}};
   terms.address.ip = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 5};
   terms.address.port = 40123;
   return terms;

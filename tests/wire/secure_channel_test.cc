@@ -196,17 +196,18 @@ TEST(Handshake, EveryBitOfTheAnswerCounts) {
 // ephemeral key, any inside.
 NoiseState BeginByHand(const JobKey& key) {
   NoiseState noise("Noise_NNpsk0_25519_ChaChaPoly_BLAKE2b");
-  const auto preamble = BytesOf("PRDWIRE\1");
-  std::vector<uint8_t> prologue(preamble.begin(), preamble.end());
-  prologue.push_back(static_cast<uint8_t>(kTestRun.size()));
-  prologue.insert(prologue.end(), kTestRun.begin(), kTestRun.end());
+  std::string prologue = "PRDWIRE\1";
+  prologue += static_cast<char>(kTestRun.size());
+  prologue += kTestRun;
   const HandshakeTerms terms = TestTerms();
-  for (int i = 0; i < 8; ++i) prologue.push_back(static_cast<uint8_t>(terms.job >> (8 * i)));
-  for (int i = 0; i < 4; ++i) prologue.push_back(static_cast<uint8_t>(terms.responder >> (8 * i)));
-  prologue.insert(prologue.end(), terms.address.ip.begin(), terms.address.ip.end());
-  for (int i = 0; i < 2; ++i)
-    prologue.push_back(static_cast<uint8_t>(terms.address.port >> (8 * i)));
-  noise.MixHash(prologue);
+  const auto put = [&](uint64_t number, int bytes) {
+    for (int i = 0; i < bytes; ++i) prologue += static_cast<char>(number >> (8 * i));
+  };
+  put(terms.job, 8);
+  put(terms.responder, 4);
+  prologue += TextOf(terms.address.ip);
+  put(terms.address.port, 2);
+  noise.MixHash(BytesOf(prologue));
   noise.MixKeyAndHash(key.bytes());
   return noise;
 }
