@@ -16,9 +16,14 @@ SourceKey SourceOf(const WireAddress& from) {
   return source;
 }
 
-Admission::Admission(const AdmissionLimits& limits) : limits_(limits), slots_(limits.places) {
+Admission::Admission(const AdmissionLimits& limits) : limits_(limits) {
   PERDURE_CHECK(limits.places > 0 && limits.sources > 0 && limits.tokens > 0);
-  sources_.reserve(limits.sources);
+}
+
+size_t Admission::BytesMost(const AdmissionLimits& limits) {
+  // A vector that grows has up to twice the memory that it needs.
+  return 2 * (limits.places * sizeof(Slot) + limits.sources * sizeof(Source) +
+              limits.hellos * sizeof(uint64_t));
 }
 
 Admission::Source& Admission::SourceFor(const SourceKey& key) {
@@ -49,12 +54,15 @@ Admission::Place Admission::Take(const SourceKey& source, absl::Time now) {
   const absl::Time spent_until = std::max(known.spent_until, now) + limits_.token_every;
   if (spent_until - now > limits_.tokens * limits_.token_every) return {};
   known.spent_until = spent_until;
-  const auto free =
-      std::find_if(slots_.begin(), slots_.end(), [](const Slot& slot) { return !slot.taken; });
-  const bool full = free == slots_.end();
-  const uint32_t place =
-      full ? OldestOfHeaviest(source) : static_cast<uint32_t>(free - slots_.begin());
-  held_ += full ? 0 : 1;
+  const bool full = held_ == limits_.places;
+  uint32_t place = 0;
+  if (full) {
+    place = OldestOfHeaviest(source);
+  } else {
+    if (held_ == slots_.size()) slots_.emplace_back();
+    while (slots_[place].taken) ++place;
+    ++held_;
+  }
   slots_[place] = {.taken = true, .source = source, .since = now, .number = ++number_};
   return {.place = place, .pushed_out = full};
 }
@@ -72,12 +80,18 @@ std::optional<uint32_t> Admission::Overdue(absl::Time now) const {
   return std::nullopt;
 }
 
+ReplayFilter::ReplayFilter(uint32_t size) : size_(size) { PERDURE_CHECK(size > 0); }
+
 bool ReplayFilter::Repeats(std::span<const uint8_t, 16> tag) {
   uint64_t key = 0;
   std::memcpy(&key, tag.data(), sizeof key);
   if (std::find(seen_.begin(), seen_.end(), key) != seen_.end()) return true;
-  seen_[next_] = key;
-  next_ = (next_ + 1) % seen_.size();
+  if (seen_.size() < size_) {
+    seen_.push_back(key);
+  } else {
+    seen_[next_] = key;
+    next_ = (next_ + 1) % size_;
+  }
   return false;
 }
 

@@ -6,10 +6,9 @@
 //
 // - A place is for 2 s. When all are taken, the oldest of the source that holds most gives way.
 // - Each source has tokens, one per place, which come back with time; a hello that proves right
-// gives
-//   its token back at once. Without a token a connection gets no place, and is closed.
+//   gives its token back at once. Without a token a connection gets no place, and is closed.
 //
-// Nothing here grows with the number of those who come.
+// All tables have a largest size, whoever comes; an agent that nobody troubles has them empty.
 #pragma once
 
 #include <array>
@@ -24,9 +23,9 @@
 namespace perdure {
 
 struct AdmissionLimits {
-  uint32_t places = 32;                                  // Half-open connections.
-  absl::Duration place_time = absl::Seconds(2);          // From the first byte to the hello's last,
-                                                         // and again to the confirmation.
+  uint32_t places = 32;  // Half-open connections.
+  // For a whole hello, and as long again for the confirmation of what it was answered.
+  absl::Duration place_time = absl::Seconds(2);
   int64_t tokens = 64;                                   // Of a source that was quiet.
   absl::Duration token_every = absl::Milliseconds(100);  // How fast they come back.
   uint32_t sources = 256;                                // Remembered.
@@ -51,6 +50,8 @@ class Admission {
   // One that has waited too long; the caller closes it and calls Leave.
   std::optional<uint32_t> Overdue(absl::Time now) const;
   uint32_t held() const { return held_; }
+  // Of all tables at their largest.
+  static size_t BytesMost(const AdmissionLimits& limits);
 
  private:
   struct Slot {
@@ -69,7 +70,7 @@ class Admission {
   uint32_t OldestOfHeaviest(const SourceKey& newcomer) const;
 
   const AdmissionLimits limits_;
-  std::vector<Slot> slots_;
+  std::vector<Slot> slots_;  // [place], as many as were ever held at once.
   std::vector<Source> sources_;
   uint32_t held_ = 0;
   uint64_t number_ = 0;
@@ -79,12 +80,13 @@ class Admission {
 // he cannot push anything out of it; one that was pushed out by agents fails at its confirmation.
 class ReplayFilter {
  public:
-  explicit ReplayFilter(uint32_t size) : seen_(size) {}
+  explicit ReplayFilter(uint32_t size);
   // True: it has been here before. Remembers it. `tag`: the end of the hello, different for each.
   bool Repeats(std::span<const uint8_t, 16> tag);
 
  private:
-  std::vector<uint64_t> seen_;  // A ring.
+  const size_t size_;
+  std::vector<uint64_t> seen_;  // Grows to `size_`, then it is a ring.
   size_t next_ = 0;
 };
 

@@ -81,6 +81,11 @@ void EventLoop::RemoveFd(int fd) {
   removed_.push_back(std::move(registrations_[index]));
 }
 
+std::span<uint8_t> EventLoop::ReadBuffer() {
+  if (read_buffer_ == nullptr) read_buffer_ = std::make_unique_for_overwrite<uint8_t[]>(kReadBytes);
+  return {read_buffer_.get(), kReadBytes};
+}
+
 // ---- Timers and deferred work -------------------------------------------------------------------
 
 EventLoop::TimerId EventLoop::AddTimer(absl::Time when, Callback callback) {
@@ -222,7 +227,8 @@ void EventLoop::RunOnce(absl::Time until) {
   }
   FireTimers();
   RunDeferred();
-  removed_.clear();
+  // What a callback held may remove others when it goes.
+  std::vector<std::unique_ptr<Registration>>().swap(removed_);
 }
 
 void EventLoop::Run() {

@@ -38,6 +38,7 @@ class EventLoop {
   using FdCallback = std::function<void(uint32_t events)>;  // EPOLLIN, EPOLLOUT, ...
 
   static constexpr size_t kPostedMax = 1024;
+  static constexpr size_t kReadBytes = size_t{256} << 10;
 
   static absl::StatusOr<std::unique_ptr<EventLoop>> New();
   // Closes what it has opened itself; descriptors that were added are their owners'.
@@ -50,6 +51,10 @@ class EventLoop {
   void ChangeFd(int fd, uint32_t events);
   // Before `fd` is closed. Nothing happens when it is not there.
   void RemoveFd(int fd);
+  // kReadBytes to read into, one for all who live in the loop, so that each needs none of its own.
+  // Good until the callback of a descriptor that has asked for it returns; the next one overwrites
+  // it, and nobody else may ask.
+  std::span<uint8_t> ReadBuffer();
 
   // ---- Timers: once, not before `when` on the clock of MonotonicNow(), in order.
   struct TimerId {
@@ -105,6 +110,7 @@ class EventLoop {
   std::vector<std::unique_ptr<Registration>> registrations_;  // [fd]
   std::vector<std::unique_ptr<Registration>> removed_;        // In this round; may be running.
   uint32_t generation_ = 0;
+  std::unique_ptr<uint8_t[]> read_buffer_;  // Made when it is first asked for.
   std::map<std::pair<absl::Time, uint64_t>, Callback> timers_;
   uint64_t timer_number_ = 0;
   std::vector<Callback> deferred_;

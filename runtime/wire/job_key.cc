@@ -57,9 +57,8 @@ JobKey JobKey::Derive(const JobKeyInput& input) {
   hasher.AddNumber(input.restart);
   hasher.Finish(bytes);
   (void)sodium_mprotect_readonly(bytes);  // A guard against ourselves; absent on some systems.
-  return JobKey(bytes);
+  return JobKey(std::shared_ptr<const uint8_t[]>(
+      bytes, [](const uint8_t* wiped) { sodium_free(const_cast<uint8_t*>(wiped)); }));
 }
-
-void JobKey::Free::operator()(uint8_t* bytes) const { sodium_free(bytes); }
 
 }  // namespace perdure

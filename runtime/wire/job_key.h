@@ -14,6 +14,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 
 namespace perdure {
 
@@ -27,25 +28,25 @@ struct JobKeyInput {
   uint64_t restart = 0;  // How often the scheduler has restarted this job.
 };
 
-// Move-only; lies in memory that is not swapped where the system allows, is left out of core files,
-// has guard pages and cannot be written; wiped at the end. Nothing prints it.
+// Lies in memory that is not swapped where the system allows, is left out of core files, has guard
+// pages and cannot be written; wiped when the last handle on it goes. Handles are move-only, so
+// that another one is asked for by name. Nothing prints it.
 class JobKey {
  public:
   static JobKey Derive(const JobKeyInput& input);
   JobKey(JobKey&&) noexcept = default;
   JobKey& operator=(JobKey&&) noexcept = default;
 
+  // Another handle on the same bytes, which have pages of their own: 16 KiB of addresses.
+  JobKey Share() const { return JobKey(bytes_); }
   std::span<const uint8_t, kSecretBytes> bytes() const {
     return std::span<const uint8_t, kSecretBytes>(bytes_.get(), kSecretBytes);
   }
 
  private:
-  struct Free {
-    void operator()(uint8_t* bytes) const;
-  };
-  explicit JobKey(uint8_t* bytes) : bytes_(bytes) {}
+  explicit JobKey(std::shared_ptr<const uint8_t[]> bytes) : bytes_(std::move(bytes)) {}
 
-  std::unique_ptr<uint8_t[], Free> bytes_;
+  std::shared_ptr<const uint8_t[]> bytes_;
 };
 
 }  // namespace perdure

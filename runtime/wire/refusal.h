@@ -17,7 +17,7 @@ enum class Refusal : uint8_t {
   kReplayedHello,      // Authentic, and seen before.
   kOwnHello,           // The agent has connected to itself.
   kUnknownNode,        // A node number that the job does not have.
-  kOtherIncarnation,   // Meant for an earlier or later life of this agent.
+  kOtherIncarnation,   // Meant for another life of this agent; in an answer, of another life.
   kReservedBits,       // Bits that this version does not know; they must be zero.
   kLowOrderPoint,      // An ephemeral key that makes the shared secret a constant.
   // The answer.
@@ -28,8 +28,8 @@ enum class Refusal : uint8_t {
   kFrameEmpty,
   kFrameNotAuthentic,  // Changed, repeated, left out, out of order, of the other direction.
   kCounterSpent,       // As many frames as a key may see.
-  // The connection, before it is open.
-  kTooSlow,    // Not done within the time.
+  // The connection: before it is open, but for kTooSlow.
+  kTooSlow,    // Not done within the time: the hello, the answer, the confirmation, a frame.
   kGone,       // The peer closed or reset it.
   kPushedOut,  // The oldest of the source that held most, while all places were taken.
   kNoTokens,   // Its source has used up its right to a place.

@@ -161,7 +161,7 @@ Handshaken InitiatorHandshake::TakeAnswer(std::span<const uint8_t, kAnswerBytes>
   if (!AllZero(fields.subspan(4, 4)) || !AllZero(fields.subspan(16)))
     return {.refusal = Refusal::kReservedBits};
   if (result.peer.node != responder_) return {.refusal = Refusal::kOtherNode};
-  if (wanted_ != 0 && result.peer.incarnation != wanted_)
+  if (result.peer.incarnation == 0 || (wanted_ != 0 && result.peer.incarnation != wanted_))
     return {.refusal = Refusal::kOtherIncarnation};
   NoiseState::Keys keys = noise_.Split();
   result.channel.emplace(std::move(keys.from_initiator), std::move(keys.from_responder));
@@ -199,7 +199,8 @@ Refusal ResponderHandshake::TakeHello(std::span<const uint8_t, kHelloBytes> hell
   if (!AllZero(fields.subspan(4, 4)) || !AllZero(fields.subspan(24))) return Refusal::kReservedBits;
   if (peer_.node == self_.node) return Refusal::kOwnHello;
   if (nodes_ != 0 && peer_.node >= nodes_) return Refusal::kUnknownNode;
-  if (wanted != 0 && wanted != self_.incarnation) return Refusal::kOtherIncarnation;
+  if (peer_.incarnation == 0 || (wanted != 0 && wanted != self_.incarnation))
+    return Refusal::kOtherIncarnation;
   return Refusal::kNone;
 }
 

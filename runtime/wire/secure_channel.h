@@ -7,14 +7,14 @@
 //
 //   h = ck = name, padded with zeros to 64 bytes
 //   h = HASH(h | prologue)                  both mean the same run, job, responder and address
-//   ck, t, k = HKDF(ck, K_job);  h = HASH(h | t)   without K_job nothing below comes out right
-//   -> E_i = X25519(e_i, 9)     h = HASH(h | E_i);  ck, k = HKDF(ck, E_i)   a fresh key per hello
-//      AEAD(k, 0, h, who I am); h = HASH(h | sealed)                         proves K_job
-//   <- E_r = X25519(e_r, 9)     h = HASH(h | E_r);  ck, k = HKDF(ck, E_r)
-//      ck, k = HKDF(ck, X25519(e_i, E_r))   forward secrecy: who learns K_job later cannot read
-//      this AEAD(k, 0, h, who I am); h = HASH(h | sealed)  proves K_job, to this very hello
-//   k_i, k_r = HKDF(ck, "")                 a key per direction: a frame cannot be reflected
-//   -> the empty frame, counter 0           proves that the hello was not an old one, said again
+//   ck, t, k = HKDF(ck, K_job);  h = HASH(h | t)  without K_job nothing below comes out right
+//   -> E_i = X25519(e_i, 9);     h = HASH(h | E_i);  ck, k = HKDF(ck, E_i)
+//      AEAD(k, 0, h, who I am);  h = HASH(h | sealed)  proves K_job; a fresh key for each hello
+//   <- E_r = X25519(e_r, 9);     h = HASH(h | E_r);  ck, k = HKDF(ck, E_r)
+//      ck, k = HKDF(ck, X25519(e_i, E_r))  who learns K_job later still cannot read on
+//      AEAD(k, 0, h, who I am);  h = HASH(h | sealed)  proves K_job, to this very hello
+//   k_i, k_r = HKDF(ck, "")                a key per direction: a frame cannot be reflected
+//   -> the empty frame, counter 0          proves that the hello was not an old one, said again
 //
 // So after one round trip the initiator knows its peer; the responder knows when the confirmation
 // has come, which travels with the initiator's first words. There are no long-lived keys but K_job:
@@ -26,9 +26,10 @@
 // after kFramesMax frames, 2^48, while the AEAD's bounds (forgery below 2^-87 a try for 1 MiB, and
 // the first failure ends the channel; no nonce repeats below 2^64) leave room for much more.
 //
-// The whole on bytes: docs/formats.md, section "Wire".
+// Byte by byte: docs/formats.md, section "Wire".
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -72,10 +73,13 @@ struct AgentIdentity {
 // Seals and opens frames, each direction by itself.
 class SecureChannel {
  public:
-  SecureChannel(SecretKey send, SecretKey receive, uint64_t frames_max = kFramesMax)
-      : send_(std::move(send)), receive_(std::move(receive)), frames_max_(frames_max) {}
+  SecureChannel(SecretKey send, SecretKey receive)
+      : send_(std::move(send)), receive_(std::move(receive)) {}
   SecureChannel(SecureChannel&&) noexcept = default;
   SecureChannel& operator=(SecureChannel&&) noexcept = default;
+
+  // Fewer than kFramesMax frames each way.
+  void LimitFrames(uint64_t frames_max) { frames_max_ = std::min(frames_max, kFramesMax); }
 
   // The initiator's first frame, once.
   std::array<uint8_t, kConfirmationBytes> SealConfirmation();
@@ -105,7 +109,7 @@ class SecureChannel {
 
  private:
   SecretKey send_, receive_;
-  uint64_t sent_ = 0, received_ = 0, frames_max_;
+  uint64_t sent_ = 0, received_ = 0, frames_max_ = kFramesMax;
 };
 
 // What a handshake leads to. The channel is there exactly when nothing was refused.
@@ -117,8 +121,7 @@ struct Handshaken {
 
 class InitiatorHandshake {
  public:
-  // `wanted_incarnation` 0: whichever life of the responder there is. `ephemeral`: random, used
-  // once.
+  // `wanted_incarnation` 0: whichever life the responder has. `ephemeral`: random, used once.
   InitiatorHandshake(const JobKey& key, const HandshakeTerms& terms, const AgentIdentity& self,
                      uint64_t wanted_incarnation, SecretKey ephemeral);
   const HelloBytes& hello() const { return hello_; }

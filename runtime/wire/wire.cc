@@ -15,6 +15,34 @@ namespace perdure {
 
 static_assert(kHelloBytes + kConfirmationBytes <= 256);  // Read before a connection is proved.
 
+namespace {
+
+// Of an id, the low bits: its place in the table. The rest counts connections, and would take
+// centuries to come round.
+constexpr int kIndexBits = 20;
+constexpr uint64_t kIndexMask = (uint64_t{1} << kIndexBits) - 1;
+static_assert(Wire::kConnectionsMost == kIndexMask + 1);
+
+absl::Status CheckOptions(const WireOptions& options) {
+  if (options.self.incarnation == 0)
+    return InvalidArgument("an agent's incarnation is never 0: draw a random one");
+  if (options.run_id.size() > 255)
+    return InvalidArgument("a run id of {} bytes; at most 255", options.run_id.size());
+  if (options.connections_max == 0 || options.connections_max > Wire::kConnectionsMost)
+    return InvalidArgument("connections_max = {}; 1 to {}", options.connections_max,
+                           Wire::kConnectionsMost);
+  constexpr size_t kOneFrame = kFrameBytesMost + kFrameOverheadBytes;
+  if (options.outgoing_bytes_max < kOneFrame || options.outgoing_bytes_total < kOneFrame ||
+      options.outgoing_frames_max == 0)
+    return InvalidArgument(
+        "queues of {} B and {} frames, {} B in all: the largest frame, of {} B, must have room",
+        options.outgoing_bytes_max, options.outgoing_frames_max, options.outgoing_bytes_total,
+        kOneFrame);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 Wire::Wire(EventLoop* loop, JobKey key, WireOptions options, WireCallbacks callbacks)
     : loop_(loop),
       key_(std::move(key)),
@@ -22,8 +50,6 @@ Wire::Wire(EventLoop* loop, JobKey key, WireOptions options, WireCallbacks callb
       callbacks_(std::move(callbacks)),
       admission_(options_.admission),
       replays_(options_.admission.hellos),
-      half_open_(options_.admission.places),
-      scratch_(kReadBytes),
       alive_(std::make_shared<bool>(true)) {
   PERDURE_CHECK(callbacks_.on_open && callbacks_.on_frame && callbacks_.on_close);
   terms_ = {.run_id = options_.run_id,
@@ -34,10 +60,7 @@ Wire::Wire(EventLoop* loop, JobKey key, WireOptions options, WireCallbacks callb
 
 absl::StatusOr<std::unique_ptr<Wire>> Wire::New(EventLoop* loop, JobKey key, WireOptions options,
                                                 WireCallbacks callbacks) {
-  if (options.self.incarnation == 0)
-    return InvalidArgument("an agent's incarnation is never 0: draw a random one");
-  if (options.run_id.size() > 255)
-    return InvalidArgument("a run id of {} bytes; at most 255", options.run_id.size());
+  RETURN_IF_ERROR(CheckOptions(options));
   std::unique_ptr<Wire> wire(
       new Wire(loop, std::move(key), std::move(options), std::move(callbacks)));
   if (!wire->options_.interface.empty()) RETURN_IF_ERROR(wire->Listen());
@@ -58,7 +81,7 @@ Wire::~Wire() {
 }
 
 WireConnection* Wire::Find(ConnectionId id) const {
-  const size_t index = id & 0xffffffff;
+  const size_t index = id & kIndexMask;
   if (index >= connections_.size() || connections_[index] == nullptr ||
       connections_[index]->id != id)
     return nullptr;
@@ -67,13 +90,14 @@ WireConnection* Wire::Find(ConnectionId id) const {
 
 WireConnection* Wire::NewConnection() {
   if (free_.empty()) {
+    PERDURE_CHECK(connections_.size() < kConnectionsMost);
     free_.push_back(static_cast<uint32_t>(connections_.size()));
     connections_.emplace_back();
   }
   const uint32_t index = free_.back();
   free_.pop_back();
   connections_[index] = std::make_unique<WireConnection>();
-  connections_[index]->id = ConnectionId{++generation_} << 32 | index;
+  connections_[index]->id = ++generation_ << kIndexBits | index;
   ++connections_count_;
   return connections_[index].get();
 }
@@ -87,8 +111,8 @@ void Wire::Forget(WireConnection* connection) {
   const ConnectionId id = connection->id;
   const size_t reserved = connection->in_capacity;
   --connections_count_;
-  free_.push_back(static_cast<uint32_t>(id & 0xffffffff));
-  connections_[id & 0xffffffff].reset();
+  free_.push_back(static_cast<uint32_t>(id & kIndexMask));
+  connections_[id & kIndexMask].reset();
   Release(id, reserved);
 }
 
@@ -159,14 +183,13 @@ WireUsage Wire::Usage() const {
                   .outgoing_bytes = outgoing_bytes_,
                   .outgoing_frames = outgoing_frames_,
                   .incoming_bytes = incoming_bytes_};
-  usage.fixed_bytes = sizeof(Wire) + scratch_.size() + half_open_.size() * sizeof(HalfOpen) +
-                      options_.admission.hellos * sizeof(uint64_t) +
-                      options_.admission.sources * 32;
+  usage.table_bytes = sizeof(Wire) + Admission::BytesMost(options_.admission) +
+                      2 * options_.admission.places * sizeof(HalfOpen);
   // A connection at its most: itself with what it needs until it is open, a frame too small to be
   // reserved, its entries in the loop and in our tables.
   constexpr uint64_t kEach = sizeof(WireConnection) + sizeof(WireAttempt) +
                              sizeof(WireConfirmation) + kUnreservedBytes + 256;
-  usage.bytes_bound = usage.fixed_bytes + options_.connections_max * kEach +
+  usage.bytes_bound = usage.table_bytes + options_.connections_max * kEach +
                       options_.outgoing_bytes_total + options_.incoming_bytes_total +
                       kFrameBytesMost + kFrameOverheadBytes;
   return usage;
@@ -175,9 +198,9 @@ WireUsage Wire::Usage() const {
 std::string WireUsage::Text() const {
   return fmt::format(
       "{} connections ({} unconfirmed), {} half open; {} B in {} frames to send, {} B of frames "
-      "received in part, {} B fixed; at most {} B",
+      "received in part; at most {} B, of which {} B for tables",
       connections, unconfirmed, half_open, outgoing_bytes, outgoing_frames, incoming_bytes,
-      fixed_bytes, bytes_bound);
+      bytes_bound, table_bytes);
 }
 
 }  // namespace perdure

@@ -10,10 +10,13 @@
 // never from inside a call of the Wire; they may call anything of it but the destructor. A
 // connection is dropped at the first byte that is wrong, never repaired.
 //
-// There is no keep-alive: the caller's heartbeats tell who is alive. What was sent and is not
-// acknowledged by the peer's kernel for WireOptions::silence ends the connection. A connection's
-// end is not authenticated (anybody on the path can cut it): it means "unknown", a leave is a
-// frame.
+// There is no keep-alive: the caller's heartbeats tell who is alive. For WireOptions::silence the
+// peer's kernel may leave what was sent unacknowledged, or its window shut, and the peer a frame
+// that it has begun without another byte; then the connection ends. An end is not authenticated
+// (anybody on the path can cut a connection): it means "unknown", a leave is a frame.
+//
+// An idle connection has no buffers, and wires of one loop share what they read into; tests/wire/
+// wire_memory_test.cc measures both.
 #pragma once
 
 #include <array>
@@ -41,7 +44,7 @@ namespace perdure {
 
 struct WireConnection;
 
-using ConnectionId = uint64_t;  // Never used twice; 0: none.
+using ConnectionId = uint64_t;  // Never used twice by a wire; 0: none.
 
 struct WirePeer {
   uint64_t job = 0;
@@ -58,11 +61,12 @@ struct WireOptions {
   std::string interface;  // Where to listen: "ib0" or "10.0.0.5". Empty: outgoing only.
   uint16_t port = 0;      // 0: the kernel chooses.
 
-  uint32_t connections_max = 8192;
+  uint32_t connections_max = 8192;                  // At most kConnectionsMost.
   size_t outgoing_bytes_max = size_t{4} << 20;      // Queued per connection,
   uint32_t outgoing_frames_max = 1024;              // and frames,
-  size_t outgoing_bytes_total = size_t{256} << 20;  // and in all.
+  size_t outgoing_bytes_total = size_t{256} << 20;  // and in all; each has room for one frame.
   size_t incoming_bytes_total = size_t{64} << 20;   // Of frames that have come in part.
+  uint64_t frames_max = kFramesMax;                 // Of a connection, each way.
   AdmissionLimits admission;
 
   absl::Duration attempt_time = absl::Seconds(5);       // To connect and be answered, once.
@@ -102,14 +106,18 @@ struct WireUsage {
   uint32_t unconfirmed = 0;  // Incoming, hello proved, confirmation awaited.
   uint64_t outgoing_bytes = 0, outgoing_frames = 0;
   uint64_t incoming_bytes = 0;
-  uint64_t fixed_bytes = 0;  // Buffers and tables that are there from the beginning.
-  uint64_t bytes_bound = 0;  // No peer can make it keep more: all of the above, at its limits.
+  uint64_t table_bytes = 0;  // The wire itself, with its tables about strangers at their largest.
+  // No peer can make it keep more: all of the above, at its limits. The loop's read buffer, which
+  // all wires share, comes on top.
+  uint64_t bytes_bound = 0;
   std::string Text() const;  // One line, for people.
 };
 
 class Wire {
  public:
-  // InvalidArgument: the interface. Other errors: the port cannot be had. `loop` outlives the wire.
+  static constexpr uint32_t kConnectionsMost = 1 << 20;
+
+  // InvalidArgument: the options. Other errors: the port cannot be had. `loop` outlives the wire.
   static absl::StatusOr<std::unique_ptr<Wire>> New(EventLoop* loop, JobKey key, WireOptions options,
                                                    WireCallbacks callbacks);
   // Closes everything; no callback is called.
@@ -178,6 +186,8 @@ class Wire {
   void Count(Refusal refusal) { ++counters_.refused[static_cast<size_t>(refusal)]; }
   void ArmSweep();
   void Sweep();
+  void SweepStrangers(absl::Time now);
+  void SweepFrames(absl::Time now);
 
   // Whom we go to (wire_outgoing.cc).
   void BeginAttempt(ConnectionId id);
@@ -189,11 +199,13 @@ class Wire {
   void ReadFrames(WireConnection* connection);
   // Each returns the connection; null: it is gone.
   WireConnection* TakeFrames(WireConnection* connection, std::span<uint8_t> bytes);
+  void DropImpossible(WireConnection* connection, Refusal refusal);
   WireConnection* ReadRest(WireConnection* connection, size_t* read);
   WireConnection* Deliver(WireConnection* connection, std::span<uint8_t> frame);
   bool Reserve(WireConnection* connection, size_t bytes);
   void Release(ConnectionId id, size_t bytes);
   void WakeWaiting();
+  static size_t QueueGrowth(const WireConnection& connection, size_t bytes);
   std::span<uint8_t> QueueSpace(WireConnection* connection, size_t bytes);
   void MarkDirty(WireConnection* connection);
   void FlushDirty();
@@ -210,16 +222,16 @@ class Wire {
   UniqueFd listener_;
   Admission admission_;
   ReplayFilter replays_;
-  std::vector<HalfOpen> half_open_;      // [place]
+  std::vector<HalfOpen> half_open_;      // [place], as many as were ever held.
   std::deque<Unconfirmed> unconfirmed_;  // By deadline; some have opened or gone since.
   uint32_t unconfirmed_count_ = 0;
   EventLoop::TimerId sweep_, accept_again_;
 
-  std::vector<std::unique_ptr<WireConnection>> connections_;  // By the lower half of the id.
+  std::vector<std::unique_ptr<WireConnection>> connections_;  // By the id's low bits.
   std::vector<uint32_t> free_;
-  uint32_t generation_ = 0, connections_count_ = 0;
+  uint64_t generation_ = 0;
+  uint32_t connections_count_ = 0;
 
-  std::vector<uint8_t> scratch_;      // What is read at once, of any connection.
   std::vector<ConnectionId> dirty_;   // They have something to send.
   std::deque<ConnectionId> waiting_;  // They wait for memory to read on.
   ConnectionId favoured_ = 0;         // The one that may go beyond the limit to finish its frame.

@@ -66,11 +66,12 @@ struct WireConnection {
   // A frame that has come in part.
   std::unique_ptr<uint8_t[]> in;
   uint32_t in_filled = 0, in_capacity = 0;
+  absl::Time in_last;  // When bytes of it came last, or when it had not to wait any longer.
 
   // Frames that are to be sent.
   std::list<WireChunk> out;
   uint32_t out_sent = 0;       // Of the first chunk.
-  uint32_t out_frame_end = 0;  // Where in the first chunk its first unsent frame ends; 0: begins.
+  uint32_t out_frame_end = 0;  // Where in the first chunk the last frame ends that is sent whole.
   uint32_t out_frames = 0;
   size_t out_bytes = 0;  // Allocated.
 };

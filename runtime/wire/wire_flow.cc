@@ -24,6 +24,7 @@ absl::Status PeerIsGone(const WireConnection& connection, int error) {
                      std::strerror(error));
 }
 
+// Of the frame that begins so.
 SecureChannel::Length LengthOf(std::span<const uint8_t> bytes) {
   return SecureChannel::FrameLength(bytes.first<kFrameHeadBytes>());
 }
@@ -33,6 +34,7 @@ SecureChannel::Length LengthOf(std::span<const uint8_t> bytes) {
 // ---- Reading ------------------------------------------------------------------------------------
 
 void Wire::ReadFrames(WireConnection* connection) {
+  const std::span<uint8_t> buffer = loop_->ReadBuffer();
   size_t read = 0;
   while (connection != nullptr && !connection->waiting && read < kReadBytesTurn) {
     if (connection->in_filled > 0) {
@@ -45,14 +47,14 @@ void Wire::ReadFrames(WireConnection* connection) {
     // What is left over of it must be kept, so no more is read than may be kept.
     const size_t room =
         options_.incoming_bytes_total - std::min(options_.incoming_bytes_total, incoming_bytes_);
-    const size_t want = std::clamp(room, kUnreservedBytes, scratch_.size());
-    const Received received = ReceiveSome(connection->fd.get(), std::span(scratch_).first(want));
+    const size_t want = std::clamp(room, kUnreservedBytes, buffer.size());
+    const Received received = ReceiveSome(connection->fd.get(), buffer.first(want));
     if (received.bytes == 0) return;
     if (received.bytes < 0) return Drop(connection, PeerIsGone(*connection, received.error));
     const auto bytes = static_cast<size_t>(received.bytes);
     counters_.bytes_received += bytes;
     read += bytes;
-    connection = TakeFrames(connection, std::span(scratch_).first(bytes));
+    connection = TakeFrames(connection, buffer.first(bytes));
     if (bytes < want) return;  // That was all, or the rest of a frame is on its way.
   }
 }
@@ -61,9 +63,7 @@ WireConnection* Wire::TakeFrames(WireConnection* connection, std::span<uint8_t> 
   while (bytes.size() >= kFrameHeadBytes) {
     const SecureChannel::Length length = LengthOf(bytes);
     if (length.refusal != Refusal::kNone) {
-      Count(length.refusal);
-      Drop(connection, DataLoss("node {} announced a frame that cannot be ({})",
-                                connection->peer.node, RefusalName(length.refusal)));
+      DropImpossible(connection, length.refusal);
       return nullptr;
     }
     if (bytes.size() < length.frame_bytes) break;
@@ -83,20 +83,25 @@ WireConnection* Wire::TakeFrames(WireConnection* connection, std::span<uint8_t> 
   }
   std::copy(bytes.begin(), bytes.end(), connection->in.get());
   connection->in_filled = static_cast<uint32_t>(bytes.size());
+  connection->in_last = MonotonicNow();
+  ArmSweep();
   return connection;
 }
 
-// The rest of a frame that has begun, into its own memory. `read`: so many bytes; 0: no more for
-// now.
+void Wire::DropImpossible(WireConnection* connection, Refusal refusal) {
+  Count(refusal);
+  Drop(connection, DataLoss("node {} announced a frame that cannot be ({})", connection->peer.node,
+                            RefusalName(refusal)));
+}
+
+// The rest of a frame that has begun, into its own memory. `read`: so many bytes; 0: none for now.
 WireConnection* Wire::ReadRest(WireConnection* connection, size_t* read) {
   size_t whole = kFrameHeadBytes;
   if (connection->in_filled >= kFrameHeadBytes) {
     const std::span<const uint8_t> begun(connection->in.get(), connection->in_filled);
     const SecureChannel::Length length = LengthOf(begun);
     if (length.refusal != Refusal::kNone) {
-      Count(length.refusal);
-      Drop(connection, DataLoss("node {} announced a frame that cannot be ({})",
-                                connection->peer.node, RefusalName(length.refusal)));
+      DropImpossible(connection, length.refusal);
       return nullptr;
     }
     whole = length.frame_bytes;
@@ -113,6 +118,7 @@ WireConnection* Wire::ReadRest(WireConnection* connection, size_t* read) {
   *read = static_cast<size_t>(received.bytes);
   counters_.bytes_received += static_cast<uint64_t>(received.bytes);
   connection->in_filled += static_cast<uint32_t>(received.bytes);
+  connection->in_last = MonotonicNow();
   if (connection->in_filled < whole || whole == kFrameHeadBytes) return connection;
   // Whole. It is no longer the connection's, which may be gone when the callback returns.
   const std::unique_ptr<uint8_t[]> frame = std::move(connection->in);
@@ -170,8 +176,8 @@ void Wire::Release(ConnectionId id, size_t bytes) {
   if (!waiting_.empty()) WakeWaiting();
 }
 
+// All that may fit: they ask again when they are read, in this order, or nearly so.
 void Wire::WakeWaiting() {
-  // All that may fit: they ask again when they are read, in this order, or nearly so.
   size_t room =
       options_.incoming_bytes_total - std::min(options_.incoming_bytes_total, incoming_bytes_);
   bool favour = favoured_ == 0;
@@ -184,9 +190,36 @@ void Wire::WakeWaiting() {
       else
         favour = false;
       connection->waiting = false;
+      connection->in_last = MonotonicNow();
       SetEvents(connection);
     }
     waiting_.pop_front();
+  }
+}
+
+// For one who is woken and has nothing to read, another could wait for ever: now and then all may
+// try. Who has begun a frame and does not go on gives back what it keeps.
+void Wire::SweepFrames(absl::Time now) {
+  if (incoming_bytes_ == 0) return;
+  std::vector<ConnectionId> stalled;
+  for (const std::unique_ptr<WireConnection>& connection : connections_)
+    if (connection != nullptr && connection->in_filled > 0 && !connection->waiting &&
+        now - connection->in_last >= options_.silence)
+      stalled.push_back(connection->id);
+  for (const ConnectionId id : stalled) {
+    WireConnection* connection = Find(id);
+    if (connection == nullptr) continue;  // A callback has closed it.
+    Count(Refusal::kTooSlow);
+    Drop(connection, Unavailable("node {} has begun a frame and said nothing for {}",
+                                 connection->peer.node, absl::FormatDuration(options_.silence)));
+  }
+  for (size_t count = waiting_.size(); count > 0; --count) {
+    WireConnection* connection = Find(waiting_.front());
+    waiting_.pop_front();
+    if (connection == nullptr || !connection->waiting) continue;
+    connection->waiting = false;
+    connection->in_last = now;
+    SetEvents(connection);
   }
 }
 
@@ -202,9 +235,10 @@ absl::Status Wire::Send(ConnectionId id, std::string_view bytes) {
     return InvalidArgument("a frame of {} bytes; 1 to {} go into one", bytes.size(),
                            kFrameBytesMost);
   const size_t frame_bytes = bytes.size() + kFrameOverheadBytes;
-  if (connection->out_bytes + frame_bytes > options_.outgoing_bytes_max ||
+  const size_t grows = QueueGrowth(*connection, frame_bytes);
+  if (connection->out_bytes + grows > options_.outgoing_bytes_max ||
       connection->out_frames >= options_.outgoing_frames_max ||
-      outgoing_bytes_ + std::max(frame_bytes, kChunkBytes) > options_.outgoing_bytes_total) {
+      outgoing_bytes_ + grows > options_.outgoing_bytes_total) {
     ++counters_.queue_full;
     return ResourceExhausted(
         "{} B in {} frames wait for node {}, {} B in all: it takes them too slowly; close the "
@@ -213,9 +247,8 @@ absl::Status Wire::Send(ConnectionId id, std::string_view bytes) {
   }
   if (connection->channel->spent())
     return FailedPrecondition(
-        "connection {:#x} to node {} has sent all frames that a key may "
-        "seal: connect again",
-        id, connection->peer.node);
+        "connection {:#x} to node {} has sent all {} frames that a key may seal: connect again", id,
+        connection->peer.node, connection->channel->sent());
   const Refusal refusal =
       connection->channel->Seal({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()},
                                 QueueSpace(connection, frame_bytes));
@@ -225,12 +258,18 @@ absl::Status Wire::Send(ConnectionId id, std::string_view bytes) {
   return absl::OkStatus();
 }
 
-// The place of one more frame at the end of the queue. A connection with one frame to send has it
-// in a piece of just that size; one with more has them together in larger ones.
+// What one more frame makes the queue grow by. A connection with one frame to send has it in a
+// piece of just that size; one with more has them together in larger ones.
+size_t Wire::QueueGrowth(const WireConnection& connection, size_t bytes) {
+  const std::list<WireChunk>& out = connection.out;
+  if (out.empty()) return bytes;
+  return out.back().capacity - out.back().used >= bytes ? 0 : std::max(bytes, kChunkBytes);
+}
+
+// The place of one more frame at the end of the queue.
 std::span<uint8_t> Wire::QueueSpace(WireConnection* connection, size_t bytes) {
   std::list<WireChunk>& out = connection->out;
-  if (out.empty() || out.back().capacity - out.back().used < bytes) {
-    const size_t capacity = out.empty() ? bytes : std::max(bytes, kChunkBytes);
+  if (const size_t capacity = QueueGrowth(*connection, bytes); capacity > 0) {
     out.push_back({.bytes = std::make_unique_for_overwrite<uint8_t[]>(capacity),
                    .capacity = static_cast<uint32_t>(capacity)});
     connection->out_bytes += capacity;
@@ -315,10 +354,10 @@ void Wire::TakeSent(WireConnection* connection, size_t bytes) {
     bytes -= step;
     connection->out_sent += static_cast<uint32_t>(step);
     while (connection->out_frame_end < first.used) {
-      const uint32_t begin = connection->out_frame_end;
-      uint32_t plain = 0;
-      std::memcpy(&plain, first.bytes.get() + begin, sizeof plain);
-      const uint32_t end = begin + plain + static_cast<uint32_t>(kFrameOverheadBytes);
+      const uint8_t* head = first.bytes.get() + connection->out_frame_end;
+      const uint32_t plain = head[0] | head[1] << 8 | head[2] << 16 | uint32_t{head[3]} << 24;
+      const uint32_t end =
+          connection->out_frame_end + plain + static_cast<uint32_t>(kFrameOverheadBytes);
       if (end > connection->out_sent) break;
       connection->out_frame_end = end;
       --connection->out_frames;

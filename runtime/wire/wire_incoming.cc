@@ -67,6 +67,7 @@ void Wire::Greet(UniqueFd fd, const WireAddress& from) {
   }
   const Admission::Place place = admission_.Take(SourceOf(from), MonotonicNow());
   if (!place.place.has_value()) return Refuse(Refusal::kNoTokens, std::move(newcomer.fd));
+  if (*place.place >= half_open_.size()) half_open_.resize(*place.place + 1);
   HalfOpen& half_open = half_open_[*place.place];
   if (place.pushed_out) {
     loop_->RemoveFd(half_open.fd.get());
@@ -118,6 +119,7 @@ bool Wire::Prove(UniqueFd fd, std::span<const uint8_t, kHelloBytes> hello) {
   connection->peer = {
       .job = options_.job, .node = done.peer.node, .incarnation = done.peer.incarnation};
   connection->channel = std::move(done.channel);
+  connection->channel->LimitFrames(options_.frames_max);
   connection->confirmation = std::make_unique<WireConfirmation>();
   ++unconfirmed_count_;
   if (!Watch(connection, EPOLLIN).ok()) {
@@ -159,6 +161,12 @@ void Wire::ArmSweep() {
 void Wire::Sweep() {
   sweep_ = {};
   const absl::Time now = MonotonicNow();
+  SweepStrangers(now);
+  SweepFrames(now);
+  if (admission_.held() > 0 || !unconfirmed_.empty() || incoming_bytes_ > 0) ArmSweep();
+}
+
+void Wire::SweepStrangers(absl::Time now) {
   while (const std::optional<uint32_t> place = admission_.Overdue(now)) {
     admission_.Leave(*place, /*proved=*/false);
     loop_->RemoveFd(half_open_[*place].fd.get());
@@ -172,7 +180,6 @@ void Wire::Sweep() {
     ResetWhenClosed(connection->fd.get());
     Forget(connection);
   }
-  if (admission_.held() > 0 || !unconfirmed_.empty()) ArmSweep();
 }
 
 }  // namespace perdure

@@ -9,7 +9,6 @@
 namespace perdure {
 
 // Per connection and round of the loop, so that none starves the others.
-inline constexpr size_t kReadBytes = size_t{256} << 10;    // With one call.
 inline constexpr size_t kReadBytesTurn = size_t{2} << 20;  // Before the next one's turn.
 inline constexpr size_t kSendBytesTurn = size_t{2} << 20;
 inline constexpr int kAcceptsTurn = 32;  // 3 ms, when all of them prove right.
@@ -18,7 +17,7 @@ inline constexpr size_t kUnreservedBytes = 4096;
 // A queue's pieces, once a connection has more than one frame to send.
 inline constexpr size_t kChunkBytes = 4096;
 inline constexpr size_t kChunksPerSend = 64;
-// How often deadlines of unproved connections are looked at.
+// How often deadlines of unproved connections and of frames that have begun are looked at.
 inline constexpr absl::Duration kSweepEvery = absl::Milliseconds(250);
 // When there are no descriptors left, connections wait in the kernel for so long.
 inline constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);

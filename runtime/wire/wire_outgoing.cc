@@ -87,6 +87,7 @@ void Wire::ReadAnswer(WireConnection* connection) {
   connection->peer.node = done.peer.node;
   connection->peer.incarnation = done.peer.incarnation;
   connection->channel = std::move(done.channel);
+  connection->channel->LimitFrames(options_.frames_max);
   // It leaves together with what on_open has to say.
   const auto confirmation = connection->channel->SealConfirmation();
   const std::span<uint8_t> space = QueueSpace(connection, confirmation.size());

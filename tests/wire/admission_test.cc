@@ -3,8 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <set>
-
 #include "runtime/wire/wire_sockets.h"
 
 namespace perdure {

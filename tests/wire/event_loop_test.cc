@@ -67,10 +67,10 @@ TEST_F(EventLoopTest, CallsWhoseDescriptorIsReadyUntilItIsRead) {
 }
 
 TEST_F(EventLoopTest, ADescriptorThatCannotBeWatchedIsAnError) {
-  char name[] = "/tmp/event_loop_test.XXXXXX";
-  const UniqueFd file(::mkostemp(name, O_CLOEXEC));
+  std::string name = testing::TempDir() + "event_loop_test.XXXXXX";
+  const UniqueFd file(::mkostemp(name.data(), O_CLOEXEC));
   ASSERT_TRUE(file.open());
-  ::unlink(name);
+  ::unlink(name.c_str());
   const absl::Status status = loop_->AddFd(file.get(), EPOLLIN, [](uint32_t) {});
   EXPECT_FALSE(status.ok());
   EXPECT_NE(status.message().find("watch descriptor"), std::string::npos) << status;
@@ -110,6 +110,26 @@ TEST_F(EventLoopTest, ACallbackMayRemoveItselfAndItsNeighbour) {
   for (const Pipe& pipe : others) Ring(pipe);
   Round();
   EXPECT_EQ(calls_of_others, 4);
+}
+
+TEST_F(EventLoopTest, WhatARemovedCallbackHeldMayRemoveOthers) {
+  const Pipe pipe = MakePipe(), other = MakePipe();
+  int calls = 0;
+  ASSERT_TRUE(loop_->AddFd(other.out.get(), EPOLLIN, [&](uint32_t) { ++calls; }).ok());
+  std::shared_ptr<void> held(nullptr, [&](void*) { loop_->RemoveFd(other.out.get()); });
+  ASSERT_TRUE(loop_->AddFd(pipe.out.get(), EPOLLIN, [held](uint32_t) {}).ok());
+  held.reset();
+  loop_->RemoveFd(pipe.out.get());
+  ShortRound();
+  Ring(other);
+  ShortRound();
+  EXPECT_EQ(calls, 0);
+}
+
+TEST_F(EventLoopTest, HasOneReadBuffer) {
+  const std::span<uint8_t> buffer = loop_->ReadBuffer();
+  EXPECT_EQ(buffer.size(), EventLoop::kReadBytes);
+  EXPECT_EQ(buffer.data(), loop_->ReadBuffer().data());
 }
 
 TEST_F(EventLoopTest, TimersFireInOrderAndNotBefore) {

@@ -6,6 +6,7 @@
 
 #include <fstream>
 #include <map>
+#include <optional>
 #include <set>
 #include <type_traits>
 
@@ -23,16 +24,20 @@ std::string Hex(std::span<const uint8_t> bytes) {
   return text;
 }
 
+using Values = std::map<std::string, std::string>;
+
+Values ReadGolden(const std::string& name) {
+  Values values;
+  std::ifstream file(PERDURE_SOURCE_DIR "/tests/golden/" + name);
+  std::string key, value;
+  while (file >> key >> value) values[key] = value;
+  EXPECT_FALSE(values.empty()) << "tests/golden/" << name;
+  return values;
+}
+
 // What tests/golden/make_wire_golden.py has computed, by name.
-const std::map<std::string, std::string>& Golden() {
-  static const std::map<std::string, std::string> golden = [] {
-    std::map<std::string, std::string> values;
-    std::ifstream file(PERDURE_SOURCE_DIR "/tests/golden/wire_handshake.txt");
-    std::string name, value;
-    while (file >> name >> value) values[name] = value;
-    EXPECT_EQ(values.size(), 8U) << "tests/golden/wire_handshake.txt";
-    return values;
-  }();
+const Values& Golden() {
+  static const Values golden = ReadGolden("wire_handshake.txt");
   return golden;
 }
 
@@ -69,6 +74,40 @@ TEST(WireGolden, HandshakeAndFrames) {
   EXPECT_EQ(Hex(SealText(*theirs.channel, "another")), Golden().at("frame_responder_0"));
 }
 
+// The pattern itself against another implementation of Noise, with a payload and a prologue that
+// are not ours: make_noise_golden.py.
+TEST(WireGolden, NoiseIsNoise) {
+  const Values golden = ReadGolden("noise_nnpsk0.txt");
+  const SecretKey psk = CountingSecret(0), secret_i = CountingSecret(100),
+                  secret_r = CountingSecret(150);
+  const PublicKey public_i = PublicKeyOf(secret_i), public_r = PublicKeyOf(secret_r);
+  NoiseState noise("Noise_NNpsk0_25519_ChaChaPoly_BLAKE2b");
+  noise.MixHash(BytesOf("perdure golden"));
+  noise.MixKeyAndHash(psk.span());
+  const auto say = [&](const PublicKey& key, std::string_view payload) {
+    std::vector<uint8_t> sealed(payload.size() + kAeadTagBytes);
+    noise.EncryptAndHash(BytesOf(payload), sealed);
+    return Hex(key) + Hex(sealed);
+  };
+  noise.MixHash(public_i);
+  noise.MixKey(public_i);
+  EXPECT_EQ(say(public_i, "ping"), golden.at("message_1"));
+  noise.MixHash(public_r);
+  noise.MixKey(public_r);
+  SecretKey shared;
+  ASSERT_TRUE(SharedSecret(secret_r, public_i, &shared));
+  noise.MixKey(shared.span());
+  EXPECT_EQ(say(public_r, "pong!"), golden.at("message_2"));
+  const NoiseState::Keys keys = noise.Split();
+  EXPECT_EQ(Hex(keys.from_initiator.span()), golden.at("key_initiator"));
+  EXPECT_EQ(Hex(keys.from_responder.span()), golden.at("key_responder"));
+  std::array<uint8_t, 1 + kAeadTagBytes> sealed{};
+  AeadSeal(keys.from_initiator, 0, {}, BytesOf("x"), sealed);
+  EXPECT_EQ(Hex(sealed), golden.at("sealed_initiator"));
+  AeadSeal(keys.from_responder, 0, {}, BytesOf("y"), sealed);
+  EXPECT_EQ(Hex(sealed), golden.at("sealed_responder"));
+}
+
 // ---- Keys ---------------------------------------------------------------------------------------
 
 static_assert(!std::is_copy_constructible_v<JobKey> && !std::is_copy_assignable_v<JobKey>);
@@ -84,6 +123,14 @@ TEST(JobKeyTest, EveryPartCounts) {
                                 KeyParts{.job = 4712}, KeyParts{.restart = 1}})
     keys.insert(Hex(TestKey(parts).bytes()));
   EXPECT_EQ(keys.size(), 8U);
+}
+
+TEST(JobKeyTest, IsThereUntilTheLastHandleGoes) {
+  std::optional<JobKey> first = TestKey();
+  const JobKey second = first->Share();
+  EXPECT_EQ(second.bytes().data(), first->bytes().data());
+  first.reset();
+  EXPECT_EQ(Hex(second.bytes()), Golden().at("job_key_one_leg"));
 }
 
 TEST(SecretTest, MovingLeavesNothingBehind) {
@@ -225,10 +272,10 @@ HelloBytes HelloOf(const JobKey& key, const PublicKey& ephemeral,
   return hello;
 }
 
-// What an initiator that asked node 7 for its life 99 makes of an answer with this inside.
-Refusal TakeAnswerOf(std::span<const uint8_t, 24> plain) {
+// What an initiator that asked node 7 for this life makes of an answer with this inside.
+Refusal TakeAnswerOf(std::span<const uint8_t, 24> plain, uint64_t wanted = 99) {
   const JobKey key = TestKey();
-  InitiatorHandshake initiator(key, TestTerms(), kTestInitiator, 99, CountingSecret(1));
+  InitiatorHandshake initiator(key, TestTerms(), kTestInitiator, wanted, CountingSecret(1));
   NoiseState noise = BeginByHand(key);
   const auto hello = std::span(initiator.hello());
   PublicKey theirs{};
@@ -268,6 +315,7 @@ TEST(Handshake, ReservedBitsAreZero) {
   for (size_t byte = 0; byte < 40; ++byte) {
     std::array<uint8_t, 40> plain{};
     plain[0] = 3;
+    plain[8] = 1;
     EXPECT_EQ(TakeHello(HelloOf(TestKey(), ephemeral, plain)), Refusal::kNone);
     plain[byte] ^= 0x80;
     const Refusal refusal = TakeHello(HelloOf(TestKey(), ephemeral, plain));
@@ -278,6 +326,18 @@ TEST(Handshake, ReservedBitsAreZero) {
                                 : Refusal::kNone)
         << byte;
   }
+}
+
+TEST(Handshake, NobodyHasIncarnationZero) {
+  std::array<uint8_t, 40> hello{};
+  hello[0] = 3;
+  EXPECT_EQ(TakeHello(HelloOf(TestKey(), PublicKeyOf(CountingSecret(1)), hello)),
+            Refusal::kOtherIncarnation);
+  std::array<uint8_t, 24> answer{};
+  answer[0] = 7;
+  EXPECT_EQ(TakeAnswerOf(answer, 0), Refusal::kOtherIncarnation);
+  answer[8] = 5;
+  EXPECT_EQ(TakeAnswerOf(answer, 0), Refusal::kNone);
 }
 
 // The points of order 1, 2, 4 and 8 and their non-canonical forms: with them the shared secret
@@ -305,6 +365,7 @@ TEST(Handshake, LowOrderPointsAreRefusedByBoth) {
   const JobKey key = TestKey();
   std::array<uint8_t, 40> plain{};
   plain[0] = 3;
+  plain[8] = 1;
   for (const PublicKey& point : LowOrderPoints()) {
     ResponderHandshake responder(key, TestTerms(), kTestResponder);
     ASSERT_EQ(responder.TakeHello(HelloOf(key, point, plain)), Refusal::kNone);
@@ -504,8 +565,10 @@ TEST(Frames, TheConfirmationIsTheEmptyFrameAndNothingElse) {
 }
 
 TEST(Frames, CountersEndBeforeTheyWrap) {
-  SecureChannel sender(CountingSecret(1), CountingSecret(2), /*frames_max=*/3);
-  SecureChannel receiver(CountingSecret(2), CountingSecret(1), /*frames_max=*/2);
+  SecureChannel sender(CountingSecret(1), CountingSecret(2));
+  SecureChannel receiver(CountingSecret(2), CountingSecret(1));
+  sender.LimitFrames(3);
+  receiver.LimitFrames(2);
   std::vector<std::vector<uint8_t>> frames;
   for (int i = 0; i < 3; ++i) frames.push_back(SealText(sender, "x"));
   std::vector<uint8_t> frame(1 + kFrameOverheadBytes);

@@ -1,8 +1,8 @@
 // Many at the door at once: agents of the job, who all get in soon, and others, who get nothing.
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <atomic>
+#include <optional>
 #include <thread>
 
 #include "tests/wire/wire_fixture.h"
@@ -12,24 +12,20 @@ namespace {
 
 class CrowdTest : public WireTest {
  protected:
-  // What `count` connections from one process to another's listener leave behind. Both ends are in
+  // So many connections to one listener at once; each opens and can be spoken to. Both ends are in
   // this process.
   void Storm(size_t count, WireNode& server) {
     const auto clients = Node(2);
-    const size_t before = ResidentBytes(), open_before = server.opened.size();
+    const size_t open_before = server.opened.size();
     const absl::Time begin = MonotonicNow();
-    for (size_t i = 0; i < count; ++i) clients->ConnectTo(server, 1, absl::Seconds(60));
+    for (size_t i = 0; i < count; ++i) clients->ConnectTo(server, 1, absl::Minutes(1));
     ASSERT_TRUE(RunUntil(*loop_, [&] {
       return clients->opened.size() + clients->closed.size() == count &&
              server.opened.size() - open_before == count;
     }));
     EXPECT_TRUE(clients->closed.empty()) << clients->closed.begin()->second;
-    const double seconds = absl::ToDoubleSeconds(MonotonicNow() - begin);
-    const size_t grown = ResidentBytes() - std::min(before, ResidentBytes());
-    std::printf("%zu connections in %.2f s, %lu attempts; %.1f KiB for both ends of one\n", count,
-                seconds, clients->wire().counters().attempts,
-                static_cast<double>(grown) / 1024 / static_cast<double>(count));
-    if (!kSanitized && count >= 1000) EXPECT_LE(grown, count * 2 * 8192);
+    std::printf("%zu connections in %.2f s, %lu attempts\n", count,
+                absl::ToDoubleSeconds(MonotonicNow() - begin), clients->wire().counters().attempts);
     // Each of them can be spoken to.
     const size_t frames_before = clients->frames.size();
     for (size_t i = open_before; i < server.opened.size(); ++i)
@@ -52,7 +48,8 @@ TEST_F(CrowdTest, FourThousandAgentsAtOnceLong) {
 }
 
 TEST_F(CrowdTest, AFloodOfHalfOpenConnectionsShutsNobodyOut) {
-  const auto server = Node(1);
+  const auto server =
+      Node(1, [](WireOptions* options) { options->admission.token_every = absl::Hours(1); });
   const WireAddress address = server->wire().address();
   const size_t before = ResidentBytes();
   std::atomic<bool> over = false;
@@ -89,6 +86,8 @@ TEST_F(CrowdTest, AFloodOfHalfOpenConnectionsShutsNobodyOut) {
   flood.join();
   EXPECT_LE(most, 32U);
   EXPECT_GT(most, 0U);
+  // From its 64 tokens the source has 32 places, and pushes itself out of them.
+  EXPECT_GE(server->wire().counters()[Refusal::kPushedOut], 32U);
   EXPECT_GT(server->wire().counters()[Refusal::kNoTokens], 0U);
   if (!kSanitized) EXPECT_LE(ResidentBytes(), before + (size_t{16} << 20));
   // When they have left, nothing of them remains.
@@ -108,38 +107,46 @@ TEST_F(CrowdTest, AgentsAndOthersAtOnceFromOneAddress) {
     }
   });
   Storm(500, *server);
+  EXPECT_TRUE(Until([&] { return server->wire().counters()[Refusal::kNotOurProtocol] > 0; }));
   over = true;
   others.join();
-  EXPECT_GT(server->wire().counters()[Refusal::kNotOurProtocol], 0U);
 }
 
 TEST_F(CrowdTest, OneByteAtATimeIsTooSlow) {
   const auto server = Node(
-      1, [](WireOptions* options) { options->admission.place_time = absl::Milliseconds(500); });
+      1, [](WireOptions* options) { options->admission.place_time = absl::Milliseconds(300); });
   const WireAddress address = server->wire().address();
-  RawAgent::Parts parts{.terms = TermsOf(address, 1)};
+  const RawAgent::Parts parts{.terms = TermsOf(address, 1)};
   const JobKey key = TestKey();
   const InitiatorHandshake handshake(key, parts.terms, parts.self, 0, SecretKey::Random());
   During(*loop_, [&] {
-    // A right hello, ten bytes a second.
+    // A right hello but for its end: each byte is no new beginning.
     RawPeer peer(address);
     ASSERT_TRUE(peer.open());
     size_t sent = 0;
-    while (sent < kHelloBytes && !peer.Closed(absl::Milliseconds(100))) {
-      (void)peer.SendBytes(std::span<const uint8_t>(handshake.hello()).subspan(sent, 1));
-      ++sent;
-    }
-    EXPECT_LT(sent, 40U);
-    // And one that comes in pieces, but in time.
-    RawPeer pieces(address);
-    ASSERT_TRUE(pieces.open());
-    for (size_t i = 0; i < kHelloBytes; i += 32) {
-      ASSERT_TRUE(pieces.SendBytes(std::span<const uint8_t>(handshake.hello()).subspan(i, 32)));
-      ::usleep(20000);
-    }
-    EXPECT_EQ(pieces.Read(kAnswerBytes).size(), kAnswerBytes);
+    while (sent < kHelloBytes - 1 && !peer.Closed(absl::Milliseconds(20)))
+      (void)peer.SendBytes(std::span<const uint8_t>(handshake.hello()).subspan(sent++, 1));
+    EXPECT_TRUE(peer.Closed());
   });
   EXPECT_EQ(server->wire().counters()[Refusal::kTooSlow], 1U);
+}
+
+TEST_F(CrowdTest, AHelloMayComeInPieces) {
+  const auto server = Node(1);
+  const WireAddress address = server->wire().address();
+  const RawAgent::Parts parts{.terms = TermsOf(address, 1)};
+  const JobKey key = TestKey();
+  const InitiatorHandshake handshake(key, parts.terms, parts.self, 0, SecretKey::Random());
+  std::optional<RawPeer> peer;
+  During(*loop_, [&] { peer.emplace(address); });
+  ASSERT_TRUE(peer->open());
+  for (size_t i = 0; i < kHelloBytes; i += 32) {
+    ASSERT_TRUE(peer->SendBytes(std::span<const uint8_t>(handshake.hello()).subspan(i, 32)));
+    if (i == 0) ASSERT_TRUE(Until([&] { return server->wire().Usage().half_open == 1; }));
+  }
+  During(*loop_, [&] { EXPECT_EQ(peer->Read(kAnswerBytes).size(), kAnswerBytes); });
+  EXPECT_EQ(server->wire().Usage().half_open, 0U);
+  EXPECT_EQ(server->wire().Usage().unconfirmed, 1U);
 }
 
 TEST_F(CrowdTest, WhoConnectsAndSaysNothingTakesNoPlaceForLong) {

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "runtime/base/check.h"
+#include "runtime/base/status.h"
 
 namespace perdure {
 
@@ -21,7 +22,10 @@ WireNode::WireNode(EventLoop* loop, const NodeParts& parts) {
       .job = parts.job,
       .self = {.node = parts.node,
                .incarnation = parts.incarnation != 0 ? parts.incarnation : 1000 + parts.node},
-      .interface = parts.listens ? "127.0.0.1" : ""};
+      .interface = parts.listens ? "127.0.0.1" : "",
+      .admission = {.place_time = absl::Minutes(1)},
+      .attempt_time = absl::Minutes(1),
+      .silence = absl::Minutes(1)};
   if (parts.change) parts.change(&options);
   WireCallbacks callbacks{
       .on_open =
@@ -40,6 +44,13 @@ WireNode::WireNode(EventLoop* loop, const NodeParts& parts) {
   auto wire = Wire::New(loop, TestKey(parts.key), std::move(options), std::move(callbacks));
   PERDURE_CHECK(wire.ok());
   wire_ = *std::move(wire);
+}
+
+void TryOnce(WireOptions* options) { options->retry_first = options->retry_last = absl::Hours(1); }
+
+std::string OwnLoopback() {
+  const auto pid = static_cast<uint32_t>(::getpid());
+  return fmt::format("127.{}.{}.{}", 1 + (pid >> 16) % 250, (pid >> 8) % 256, pid % 256);
 }
 
 ConnectionId WireNode::ConnectTo(WireNode& other, uint32_t node, absl::Duration within) {
@@ -78,7 +89,7 @@ RawPeer::RawPeer(const WireAddress& to) {
   absl::StatusOr<UniqueFd> fd = BeginConnect(to);
   if (!fd.ok()) return;
   pollfd wait{.fd = fd->get(), .events = POLLOUT, .revents = 0};
-  if (::poll(&wait, 1, 10000) == 1 && EndConnect(fd->get()) == 0) fd_ = *std::move(fd);
+  if (::poll(&wait, 1, 60000) == 1 && EndConnect(fd->get()) == 0) fd_ = *std::move(fd);
 }
 
 bool RawPeer::SendBytes(std::span<const uint8_t> bytes) {
@@ -86,7 +97,7 @@ bool RawPeer::SendBytes(std::span<const uint8_t> bytes) {
     const ssize_t sent = ::send(fd(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0 && errno == EAGAIN) {
       pollfd wait{.fd = fd(), .events = POLLOUT, .revents = 0};
-      if (::poll(&wait, 1, 10000) != 1) return false;
+      if (::poll(&wait, 1, 60000) != 1) return false;
       continue;
     }
     if (sent < 0) return false;
@@ -100,7 +111,7 @@ std::vector<uint8_t> RawPeer::Read(size_t bytes) {
   size_t got = 0;
   while (got < bytes) {
     pollfd wait{.fd = fd(), .events = POLLIN, .revents = 0};
-    if (::poll(&wait, 1, 2000) != 1) break;
+    if (::poll(&wait, 1, 60000) != 1) break;
     const ssize_t count = ::recv(fd(), result.data() + got, bytes - got, 0);
     if (count <= 0) break;
     got += static_cast<size_t>(count);
@@ -134,8 +145,8 @@ uint16_t RawPeer::port() const {
   return static_cast<uint16_t>(port[0] << 8 | port[1]);
 }
 
-RawListener::RawListener() {
-  auto listener = ListenAt(*ParseWireAddress("127.0.0.1", 0));
+RawListener::RawListener(const std::string& ip) {
+  auto listener = ListenAt(*ParseWireAddress(ip, 0));
   PERDURE_CHECK(listener.ok());
   fd_ = std::move(listener->fd);
   address_ = listener->address;
@@ -143,7 +154,7 @@ RawListener::RawListener() {
 
 RawPeer RawListener::Accept() const {
   pollfd wait{.fd = fd(), .events = POLLIN, .revents = 0};
-  (void)::poll(&wait, 1, 10000);
+  (void)::poll(&wait, 1, 60000);
   return RawPeer(AcceptFrom(fd()).fd);
 }
 

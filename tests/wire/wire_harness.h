@@ -28,7 +28,14 @@ struct NodeParts {
   std::function<void(WireOptions*)> change;  // Whatever else.
 };
 
-// A wire and its story. The loop is shared by the nodes of one test.
+// For `change`: an attempt that goes wrong is not repeated, and on_close follows at once.
+void TryOnce(WireOptions* options);
+
+// An address of the loopback interface whose ports no other process takes.
+std::string OwnLoopback();
+
+// A wire and its story. The loop is shared by the nodes of one test. Its times are so long that no
+// slow machine exceeds them; a test of one of them makes it short by `change`.
 class WireNode {
  public:
   WireNode(EventLoop* loop, const NodeParts& parts);
@@ -70,10 +77,10 @@ class RawPeer {
   bool open() const { return fd_.open(); }
   int fd() const { return fd_.get(); }
   bool SendBytes(std::span<const uint8_t> bytes);
-  // So many bytes, or fewer at the end of the stream or after the time (2 s).
+  // So many bytes, or fewer at the end of the stream (or after a minute).
   std::vector<uint8_t> Read(size_t bytes);
   // Whether the other side has closed or reset it; waits for at most `within`.
-  bool Closed(absl::Duration within = absl::Seconds(10));
+  bool Closed(absl::Duration within = absl::Seconds(60));
   void Reset();  // Closes with RST.
   void Close() { fd_.Close(); }
   uint16_t port() const;
@@ -82,10 +89,10 @@ class RawPeer {
   UniqueFd fd_;
 };
 
-// Listens on 127.0.0.1, blocking.
+// Listens, blocking.
 class RawListener {
  public:
-  RawListener();
+  explicit RawListener(const std::string& ip = "127.0.0.1");
   const WireAddress& address() const { return address_; }
   int fd() const { return fd_.get(); }
   RawPeer Accept() const;
@@ -129,8 +136,12 @@ HandshakeTerms TermsOf(const WireAddress& address, uint32_t node);
 
 // Resident memory of this process, in bytes.
 size_t ResidentBytes();
+// Memory is then the sanitizer's: nothing to compare.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool kSanitized = true;  // Memory is theirs: nothing to compare.
+inline constexpr bool kSanitized = true;
+#elif defined(__has_feature)
+inline constexpr bool kSanitized =
+    __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
 #else
 inline constexpr bool kSanitized = false;
 #endif
