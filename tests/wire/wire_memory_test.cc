@@ -50,7 +50,7 @@ class WireMemoryTest : public WireTest {
 };
 
 TEST_F(WireMemoryTest, FourThousandWiresLiveInOneLoop) {
-  constexpr size_t kWires = 4000;
+  constexpr uint32_t kWires = 4000;
   if (DescriptorsMax() < 3 * kWires + 100) GTEST_SKIP() << "needs 12,100 descriptors: ulimit -n";
   std::vector<std::unique_ptr<Wire>> wires(kWires);
   const size_t before = HeapBytes();

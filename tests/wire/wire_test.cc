@@ -439,22 +439,26 @@ TEST_F(WireTest, AHelloIsGoodForOnce) {
 
 TEST_F(WireTest, StrangersAreCountedByKindAndGetNoWord) {
   const auto node = Node(1);
-  const std::vector<std::pair<std::vector<uint8_t>, Refusal>> strangers = {
+  struct Stranger {
+    std::vector<uint8_t> bytes;
+    Refusal refusal;
+  };
+  const std::vector<Stranger> strangers = {
       {Counting('G', 1), Refusal::kNotOurProtocol},
       {Counting(0, 300), Refusal::kNotOurProtocol},
       {{'P', 'R', 'D', 'W', 'I', 'R', 'E', 2}, Refusal::kOtherVersion},
       {{'P', 'R', 'D', 'W', 'I', 'R', 'E', 1}, Refusal::kGone},
       {{'P'}, Refusal::kGone}};
-  for (const auto& [bytes, refusal] : strangers) {
-    SCOPED_TRACE(RefusalName(refusal));
-    const uint64_t before = node->wire().counters()[refusal];
+  for (const Stranger& stranger : strangers) {
+    SCOPED_TRACE(RefusalName(stranger.refusal));
+    const uint64_t before = node->wire().counters()[stranger.refusal];
     During(*loop_, [&] {
       RawPeer peer(node->wire().address());
-      ASSERT_TRUE(peer.SendBytes(bytes));
-      if (refusal == Refusal::kGone) ::shutdown(peer.fd(), SHUT_WR);
+      ASSERT_TRUE(peer.SendBytes(stranger.bytes));
+      if (stranger.refusal == Refusal::kGone) ::shutdown(peer.fd(), SHUT_WR);
       EXPECT_TRUE(peer.Read(1).empty());
     });
-    EXPECT_EQ(node->wire().counters()[refusal], before + 1);
+    EXPECT_EQ(node->wire().counters()[stranger.refusal], before + 1);
   }
   EXPECT_EQ(node->wire().counters().accepted, strangers.size());
   EXPECT_EQ(node->wire().Usage().half_open, 0U);
