@@ -23,7 +23,7 @@ Appended AppendRecord(RunLog& log, RecordType type, uint64_t generation, const s
                       const std::string& run_directory) {
   absl::Status status = log.Append(type, generation, body);
   if (status.ok()) return {};
-  if (absl::IsAborted(status)) return {status, true};
+  if (absl::IsAborted(status) || absl::IsFailedPrecondition(status)) return {status, true};
   const uint64_t slot = log.next_slot();
   if (const absl::Status read = log.Refresh(); !read.ok()) return {read, true};
   if (log.next_slot() == slot) return {status, false};

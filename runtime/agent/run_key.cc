@@ -138,11 +138,31 @@ std::string RunIdFromKey(const std::string& key) {
   return fmt::format("{:02x}", fmt::join(id.begin(), id.end(), ""));
 }
 
+absl::StatusOr<JobKey> OpenJobKey(const std::string& run_directory, uint64_t job,
+                                  uint64_t restart) {
+  ASSIGN_OR_RETURN(std::string key, OpenRunKey(run_directory, /*may_create=*/false));
+  JobKey derived = JobKey::Derive(
+      {.file_key = std::span(reinterpret_cast<const uint8_t*>(key.data()), key.size()),
+       .second_leg = {},
+       .run_id = RunIdFromKey(key),
+       .job = job,
+       .restart = restart});
+  sodium_memzero(key.data(), key.size());
+  return derived;
+}
+
 std::array<uint8_t, 16> RandomNonce() {
   InitSodium();
   std::array<uint8_t, 16> nonce{};
   randombytes_buf(nonce.data(), nonce.size());
   return nonce;
+}
+
+uint64_t RandomIncarnation() {
+  InitSodium();
+  uint64_t incarnation = 0;
+  while (incarnation == 0) randombytes_buf(&incarnation, sizeof incarnation);
+  return incarnation;
 }
 
 }  // namespace perdure

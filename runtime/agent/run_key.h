@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runtime/wire/job_key.h"
 
 namespace perdure {
 
@@ -24,7 +25,12 @@ absl::StatusOr<std::string> OpenRunKey(const std::string& run_directory, bool ma
 // 32 hex digits: keyed BLAKE2b-128 of "perdure run id".
 std::string RunIdFromKey(const std::string& key);
 
+// The secret of one start of one job of the run (job_key.h). Errors as OpenRunKey's.
+absl::StatusOr<JobKey> OpenJobKey(const std::string& run_directory, uint64_t job, uint64_t restart);
+
 // Cryptographically random.
 std::array<uint8_t, 16> RandomNonce();
+// Not 0.
+uint64_t RandomIncarnation();
 
 }  // namespace perdure

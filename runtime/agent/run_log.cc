@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <charconv>
 #include <chrono>
-#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <thread>
@@ -127,15 +126,6 @@ std::string DescribeProcess() {
   if (::gethostname(host, sizeof host - 1) != 0) host[0] = '?';
   return fmt::format("host {}, boot {}, pid {}", host, FirstLine("/proc/sys/kernel/random/boot_id"),
                      ::getpid());
-}
-
-uint64_t RandomIncarnation() {
-  uint64_t incarnation = 0;  // Means nobody.
-  while (incarnation == 0) {
-    const std::array<uint8_t, 16> random = RandomNonce();
-    std::memcpy(&incarnation, random.data(), sizeof incarnation);
-  }
-  return incarnation;
 }
 
 // Whether a record may follow records whose highest START is `highest`.
@@ -271,8 +261,9 @@ absl::Status RunLog::MakeReadDurable() {
   RETURN_IF_ERROR(SyncDirectory((std::filesystem::path(directory_) / "log").string()));
   ASSIGN_OR_RETURN(const std::optional<std::string> bytes, ReadRecordFile(Path(last.slot)));
   if (!bytes || DigestOf(*bytes) != last.digest)
-    return Aborted("slot {} of {} is not what it was when it was read: read the log again",
-                   last.slot, directory_);
+    return FailedPrecondition(
+        "slot {} of {} is not what it was when it was read: open the log anew", last.slot,
+        directory_);
   durable_ = records_.size();
   return absl::OkStatus();
 }

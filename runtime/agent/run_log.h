@@ -68,7 +68,8 @@ class RunLog {
 
   // Publishes into slot next_slot() as this object knows it: temporary file, fsync, link(2), fsync
   // of log/, read back. Aborted: somebody else filled the slot (a reply lost by the file system is
-  // recognised and is not an error), or a record that this one would follow is gone.
+  // recognised and is not an error). FailedPrecondition: the type does not fit the
+  // generation, or a record that this one would follow is gone: open the log anew.
   //
   // What others wrote is made durable first: fsync of log/, then their last record is read again. A
   // file server that loses its power between link(2) and the writer's fsync could otherwise leave

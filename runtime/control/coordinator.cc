@@ -81,6 +81,7 @@ void Coordinator::IssueAppend(Effects& effects) {
   Pending& next = pending_.front();
   next.entry.slot = view_.next_slot;
   next.asked = std::min(next.asked, now_);
+  ++next.tries;
   effects.emplace_back(Append{next.entry, next.attempt});
 }
 
@@ -106,6 +107,19 @@ void Coordinator::On(const Appended& event, Effects& effects) {
   const bool more = !pending_.empty();
   Won(entry, effects);
   if (more && !pending_.empty()) IssueAppend(effects);
+  TryStopped(effects);
+}
+
+// A try before this one may still be executed: then the record is not given up.
+void Coordinator::On(const Unpublished&, Effects& effects) {
+  if (pending_.empty() || pending_.front().entry.kind != EntryKind::kCommit) return;
+  if (pending_.front().tries > 1) {
+    append_due_ = now_ + options_.append_retry;
+    return;
+  }
+  pending_.pop_front();
+  DoCommit(CheckpointCommit::Published{.ok = false}, effects);
+  if (!pending_.empty()) IssueAppend(effects);
   TryStopped(effects);
 }
 

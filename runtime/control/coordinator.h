@@ -50,6 +50,8 @@ class Coordinator {
   struct Appended {
     std::optional<LogEntry> entry;
   };
+  // Instead of it: the manifest that a COMMIT needs could not be made, so nothing was written.
+  struct Unpublished {};
   struct LogRead {  // Answers ReadLog; nothing: the log could not be read.
     absl::Time asked;
     std::optional<std::vector<LogEntry>> entries;
@@ -75,8 +77,8 @@ class Coordinator {
   struct EndJob {  // Save, stop, leave with this code.
     int32_t exit_code = 0;
   };
-  using Event = std::variant<Tick, Received, Closed, Appended, LogRead, Measured, PartsJoined,
-                             SaveNow, Drain, EndJob>;
+  using Event = std::variant<Tick, Received, Closed, Appended, Unpublished, LogRead, Measured,
+                             PartsJoined, SaveNow, Drain, EndJob>;
 
   // ---- effects, to be done in order
 
@@ -167,12 +169,14 @@ class Coordinator {
     LogEntry entry;
     int32_t attempt = 0;
     absl::Time asked = absl::InfiniteFuture();  // When it was first tried.
+    int32_t tries = 0;
   };
 
   void On(const Tick&, Effects&) {}
   void On(const Received& event, Effects& effects);
   void On(const Closed& event, Effects& effects);
   void On(const Appended& event, Effects& effects);
+  void On(const Unpublished& event, Effects& effects);
   void On(const LogRead& event, Effects& effects);
   void On(const Measured& event, Effects& effects);
   void On(const PartsJoined& event, Effects& effects);

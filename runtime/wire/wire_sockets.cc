@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -102,7 +103,21 @@ std::string WireAddressText(const WireAddress& address) {
   PERDURE_CHECK(::inet_ntop(v4 ? AF_INET : AF_INET6,
                             address.ip.data() + (v4 ? kMappedV4.size() : 0), text,
                             sizeof text) != nullptr);
-  return fmt::format("{} port {}", text, address.port);
+  return v4 ? fmt::format("{}:{}", text, address.port) : fmt::format("[{}]:{}", text, address.port);
+}
+
+absl::StatusOr<WireAddress> ParseWireAddressText(std::string_view text) {
+  const size_t colon = text.rfind(':');
+  std::string_view ip = text.substr(0, std::min(colon, text.size()));
+  const std::string_view digits = text.substr(std::min(ip.size() + 1, text.size()));
+  uint16_t port = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), port);
+  const bool bracketed = ip.size() >= 2 && ip.front() == '[' && ip.back() == ']';
+  if (bracketed) ip = ip.substr(1, ip.size() - 2);
+  if (digits.empty() || error != std::errc() || end != digits.data() + digits.size() ||
+      bracketed != (ip.find(':') != std::string_view::npos))
+    return InvalidArgument("'{}' is no address like 10.0.0.5:4711 or [fd00::5]:4711", text);
+  return ParseWireAddress(std::string(ip), port);
 }
 
 absl::StatusOr<WireAddress> InterfaceAddress(const std::string& interface) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -16,8 +17,10 @@ namespace perdure {
 
 // InvalidArgument: not a numeric IPv4 or IPv6 address.
 absl::StatusOr<WireAddress> ParseWireAddress(const std::string& ip, uint16_t port);
-// "10.0.0.5 port 40123".
+// "10.0.0.5:4711", "[fd00::5]:4711": how records and people see an address.
 std::string WireAddressText(const WireAddress& address);
+// InvalidArgument: not one of those forms.
+absl::StatusOr<WireAddress> ParseWireAddressText(std::string_view text);
 
 // Of "ib0" or "10.0.0.5", with port 0: where to listen. An interface's first IPv4 address, else its
 // first IPv6 address that is not link-local. InvalidArgument: no such interface, or "any address":

@@ -115,13 +115,13 @@ TEST_F(RunLogTest, NothingIsAppendedBehindARecordThatIsGone) {
   ASSERT_OK(log.status());
   fs::remove(Slot(4));
   const absl::Status gone = log->Append(RecordType::kEnd, 4, End(9));
-  EXPECT_TRUE(absl::IsAborted(gone)) << gone;
+  EXPECT_TRUE(absl::IsFailedPrecondition(gone)) << gone;
   EXPECT_THAT(Message(gone), HasSubstr("slot 4"));
   EXPECT_FALSE(fs::exists(Slot(5)));
   auto other = RunLog::Open(run());
   ASSERT_OK(other.status());
   ASSERT_OK(other->Append(RecordType::kEnd, 4, End(9)));
-  EXPECT_TRUE(absl::IsAborted(log->Append(RecordType::kEnd, 4, End(10))));
+  EXPECT_TRUE(absl::IsFailedPrecondition(log->Append(RecordType::kEnd, 4, End(10))));
   EXPECT_FALSE(fs::exists(Slot(5)));
   // What this object itself has appended was synced by itself.
   ASSERT_OK(other->Append(RecordType::kEnd, 4, End(11)));

@@ -119,8 +119,8 @@ TEST(ReplayFilterTest, RemembersTheNewest) {
 // ---- Addresses ----------------------------------------------------------------------------------
 
 TEST(WireAddressTest, ParsesNumbersAndNothingElse) {
-  EXPECT_EQ(WireAddressText(*ParseWireAddress("10.0.0.5", 40123)), "10.0.0.5 port 40123");
-  EXPECT_EQ(WireAddressText(*ParseWireAddress("2001:db8::1", 7)), "2001:db8::1 port 7");
+  EXPECT_EQ(WireAddressText(*ParseWireAddress("10.0.0.5", 40123)), "10.0.0.5:40123");
+  EXPECT_EQ(WireAddressText(*ParseWireAddress("2001:db8::1", 7)), "[2001:db8::1]:7");
   EXPECT_EQ(*ParseWireAddress("10.0.0.5", 1), *ParseWireAddress("::ffff:10.0.0.5", 1));
   for (const char* text : {"", "localhost", "10.0.0", "10.0.0.5:7", "10.0.0.256", "::g"}) {
     const auto parsed = ParseWireAddress(text, 1);
@@ -141,7 +141,20 @@ TEST(WireAddressTest, APortIsOursAlone) {
   EXPECT_NE(first->address.port, 0);
   const auto second = ListenAt(first->address);
   ASSERT_FALSE(second.ok());
-  EXPECT_NE(second.status().message().find("bind 127.0.0.1 port"), std::string::npos);
+  EXPECT_NE(second.status().message().find("bind 127.0.0.1:"), std::string::npos);
+}
+
+TEST(WireAddress, IsPrintedAndParsed) {
+  for (const char* text :
+       {"10.0.0.5:4711", "127.0.0.1:0", "255.255.255.255:65535", "[fd00::5]:1", "[::1]:80"}) {
+    const auto address = ParseWireAddressText(text);
+    ASSERT_TRUE(address.ok()) << text;
+    EXPECT_EQ(WireAddressText(*address), text);
+  }
+  for (const char* text :
+       {"", ":", "10.0.0.5", "10.0.0.5:", "10.0.0.5:65536", "10.0.0.5:-1", "10.0.0.5:1 ",
+        "fd00::5:1", "[10.0.0.5]:1", "[fd00::5:1", "host:1", "[fd00::5]1", "[]:1"})
+    EXPECT_TRUE(absl::IsInvalidArgument(ParseWireAddressText(text).status())) << text;
 }
 
 }  // namespace

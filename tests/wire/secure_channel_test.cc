@@ -188,6 +188,8 @@ TEST(Handshake, WhoMayNotComeIn) {
             Refusal::kUnknownNode);
   EXPECT_EQ(TakeHello(TestHello(key, TestTerms(), {.node = 6, .incarnation = 1}), 8),
             Refusal::kNone);
+  EXPECT_EQ(TakeHello(TestHello(key, TestTerms(), {.node = kGuestNode, .incarnation = 1}), 8),
+            Refusal::kNone);
   EXPECT_EQ(TakeHello(TestHello(key, TestTerms(), kTestInitiator, 98)), Refusal::kOtherIncarnation);
   EXPECT_EQ(TakeHello(TestHello(key, TestTerms(), kTestInitiator, 99)), Refusal::kNone);
 }

@@ -173,7 +173,7 @@ TEST(WireOptionsTest, WhatIsRefused) {
                     .interface = "127.0.0.1",
                     .port = taken.address().port})
                   .message(),
-              HasSubstr("bind 127.0.0.1 port"));
+              HasSubstr("bind 127.0.0.1:"));
 }
 
 // ---- Ends ---------------------------------------------------------------------------------------

@@ -1,0 +1,346 @@
+#include "runtime/agent/agent.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "runtime/agent/run_key.h"
+#include "runtime/base/check.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+// Exit codes that are chosen here; the others are the coordinator's.
+constexpr int kExitBadLog = kExitPersonMustLook, kExitAgain = 1;
+
+// How long the coordinator's agent stays after END for those who have not heard of it.
+constexpr absl::Duration kGoodbye = absl::Seconds(1);
+
+bool ForCoordinator(const ControlMessage& message) {
+  return std::holds_alternative<msg::Report>(message) ||
+         std::holds_alternative<msg::Stopped>(message) ||
+         std::holds_alternative<msg::Present>(message) ||
+         std::holds_alternative<msg::Voted>(message) ||
+         std::holds_alternative<msg::NeedTable>(message) ||
+         std::holds_alternative<msg::Probe>(message);
+}
+
+std::string LayoutText(const LayoutShape& shape) {
+  return fmt::format("tensor {} x pipeline {} x data {}", shape.tensor, shape.pipeline, shape.data);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Agent>> Agent::New(EventLoop* loop, ControlLog* log,
+                                                  const AgentOptions& options, NodeRanks* ranks,
+                                                  CheckpointStore* checkpoints, AgentHooks hooks) {
+  RETURN_IF_ERROR(Validate(options.control));
+  if (options.node >= options.nodes)
+    return InvalidArgument("node {} of a job of {}: nodes count from 0", options.node,
+                           options.nodes);
+  std::unique_ptr<Agent> agent(new Agent(loop, log, options, ranks, checkpoints, std::move(hooks)));
+  RETURN_IF_ERROR(agent->Begin());
+  return agent;
+}
+
+Agent::Agent(EventLoop* loop, ControlLog* log, const AgentOptions& options, NodeRanks* ranks,
+             CheckpointStore* checkpoints, AgentHooks hooks)
+    : loop_(loop),
+      log_(log),
+      options_(options),
+      ranks_(ranks),
+      checkpoints_(checkpoints),
+      hooks_(std::move(hooks)),
+      incarnation_(RandomIncarnation()),
+      alive_(std::make_shared<bool>(true)) {}
+
+Agent::~Agent() {
+  *alive_ = false;
+  loop_->CancelTimer(timer_);
+}
+
+absl::Status Agent::Begin() {
+  ASSIGN_OR_RETURN(JobKey key, OpenJobKey(options_.run_directory, options_.job,
+                                          static_cast<uint64_t>(options_.restart)));
+  PeersOptions peers = options_.peers;
+  peers.wire.run_id = log_->run_id();
+  peers.wire.job = options_.job;
+  peers.wire.self = {.node = options_.node, .incarnation = incarnation_};
+  peers.wire.nodes = options_.nodes;
+  peers.wire.interface = options_.interface;
+  peers.wire.port = options_.port;
+  peers.connect_time = options_.control.node_silence;
+  ASSIGN_OR_RETURN(
+      peers_, Peers::New(loop_, std::move(key), peers,
+                         {.on_message = [this](const Endpoint& from,
+                                               ControlMessage m) { OnMessage(from, std::move(m)); },
+                          .on_closed =
+                              [this](NodeId node) {
+                                Post(Member::Event(Member::Closed{{options_.job, node}}));
+                                (void)TellLead(Coordinator::Closed{node});
+                              },
+                          .key_of_job =
+                              [this](uint64_t job, int64_t restart) {
+                                return OpenJobKey(options_.run_directory, job,
+                                                  static_cast<uint64_t>(restart));
+                              }}));
+  member_.emplace(options_.control,
+                  Member::Identity{.me = Me(), .slots = options_.slots, .domain = options_.domain},
+                  ranks_->Adopted(), MonotonicNow());
+  // From the loop: whoever made the agent has it before he hears of it.
+  timer_ = loop_->AddTimer(MonotonicNow(), [this] { Post(Member::Event(Member::Tick{})); });
+  return absl::OkStatus();
+}
+
+Author Agent::Me() const { return {{options_.job, options_.node}, incarnation_}; }
+
+// ---- events
+
+void Agent::Tell(Member::Event event) { Post(std::move(event)); }
+
+bool Agent::TellLead(Coordinator::Event event) {
+  if (!lead_.has_value()) return false;
+  Post(ForLead{leads_, std::move(event)});
+  return true;
+}
+
+void Agent::Post(Waiting waiting) {
+  if (exited_) return;
+  waiting_.push_back(std::move(waiting));
+  if (!working_) Work();
+}
+
+void Agent::Work() {
+  working_ = true;
+  while (!waiting_.empty() && !exited_) {
+    const Waiting next = std::move(waiting_.front());
+    waiting_.pop_front();
+    const absl::Time now = MonotonicNow();
+    if (const auto* event = std::get_if<Member::Event>(&next)) {
+      Member::Effects effects;
+      member_->Step(now, *event, effects);
+      for (const Member::Effect& effect : effects)
+        std::visit([this](const auto& e) { Do(e); }, effect);
+      continue;
+    }
+    const auto& for_lead = std::get<ForLead>(next);
+    if (!lead_.has_value() || for_lead.number != leads_) continue;
+    Coordinator::Effects effects;
+    lead_->Step(now, for_lead.event, effects);
+    for (const Coordinator::Effect& effect : effects) {
+      if (!lead_.has_value()) break;  // It has resigned.
+      std::visit([this](const auto& e) { DoLead(e); }, effect);
+    }
+  }
+  working_ = false;
+  Arm();
+}
+
+void Agent::Arm() {
+  if (exited_) return;
+  absl::Time next = member_->NextDeadline();
+  if (lead_.has_value()) next = std::min(next, lead_->NextDeadline());
+  if (next == timer_.when && timer_.number != 0) return;
+  loop_->CancelTimer(timer_);
+  timer_ = {};
+  if (next == absl::InfiniteFuture()) return;
+  timer_ = loop_->AddTimer(next, [this] {
+    timer_ = {};
+    working_ = true;  // Both, before anything is armed.
+    Post(Member::Event(Member::Tick{}));
+    (void)TellLead(Coordinator::Tick{});
+    Work();
+  });
+}
+
+void Agent::OnMessage(const Endpoint& from, ControlMessage message) {
+  if (ForCoordinator(message))
+    (void)TellLead(Coordinator::Received{from, std::move(message)});
+  else
+    Post(Member::Event(Member::Received{from, std::move(message)}));
+}
+
+void Agent::Send(const Endpoint& to, const ControlMessage& message) {
+  if (to == Me().at)
+    OnMessage(to, message);
+  else
+    peers_->Send(to, message);
+}
+
+// ---- the member's effects
+
+void Agent::Do(const Member::ReadLog& effect) {
+  if (member_reads_)
+    member_next_ = effect;
+  else
+    ReadForMember(effect);
+}
+
+void Agent::ReadForMember(const Read& read) {
+  member_reads_ = true;
+  log_->Read(read.from, [this, alive = alive_, read](const ControlLog::Entries& reading) {
+    if (!*alive) return;
+    member_reads_ = false;
+    if (auto next = std::exchange(member_next_, std::nullopt)) ReadForMember(*next);
+    Member::LogRead event{.asked = read.asked, .from = read.from, .entries = {}};
+    if (reading.ok()) {
+      if (reading->leader) peers_->LearnLeader(reading->leader->author, reading->leader->record);
+      event.entries = reading->entries;
+    }
+    LogTrouble(reading.status());
+    Post(Member::Event(std::move(event)));
+  });
+}
+
+void Agent::Do(const Member::TakeLead&) {
+  lead_.emplace(options_.control, options_.rule,
+                Coordinator::Identity{.me = Me(), .nodes = options_.nodes, .number = ++leads_},
+                member_->view(), MonotonicNow());
+  lead_reads_ = false;
+  lead_next_.reset();
+  (void)TellLead(Coordinator::Tick{});
+}
+
+void Agent::Do(const Member::DropLead&) { lead_.reset(); }
+
+void Agent::Do(const Member::Exit& effect) {
+  if (exit_code_.has_value()) return;
+  exit_code_ = effect.code;
+  const bool stays = lead_.has_value() && lead_->phase() == Coordinator::Phase::kEnded;
+  const absl::Time when = MonotonicNow() + (stays ? kGoodbye : absl::ZeroDuration());
+  loop_->AddTimer(when, [this, alive = alive_] {
+    if (*alive) Exit(*exit_code_);
+  });
+}
+
+// ---- the coordinator's effects
+
+void Agent::DoLead(const Coordinator::Send& effect) {
+  // Who hands the table on must know to whom.
+  if (const auto* prepare = std::get_if<msg::Prepare>(&effect.message))
+    if (effect.to != Me().at) peers_->SendDirectory(effect.to.node, prepare->children);
+  Send(effect.to, effect.message);
+}
+
+ControlLog::Body Agent::BodyOf(const Coordinator::Append& append) const {
+  const LogEntry& entry = append.entry;
+  switch (entry.kind) {
+    case EntryKind::kLead: {
+      const LeadRecord lead{.address = WireAddressText(peers_->address()),
+                            .restart = options_.restart};
+      return [lead] { return SerializeLead(lead); };
+    }
+    case EntryKind::kStart: {
+      return [entry] {
+        return SerializeStart({.shape = entry.layout->shape,
+                               .seats = entry.layout->seats,
+                               .layout = LayoutText(entry.layout->shape),
+                               .step = entry.step});
+      };
+    }
+    case EntryKind::kCommit:
+      return [entry, attempt = append.attempt,
+              checkpoints = checkpoints_]() -> absl::StatusOr<std::string> {
+        ASSIGN_OR_RETURN(const CommitRecord commit, checkpoints->Publish(entry, attempt));
+        return SerializeCommit(commit);
+      };
+    case EntryKind::kEnd:
+      return [entry] {
+        return SerializeEnd({.reason = entry.exit_code == 0 ? "complete" : "stopped",
+                             .exit_code = entry.exit_code,
+                             .step = entry.step});
+      };
+    case EntryKind::kNote:
+      break;
+  }
+  PERDURE_CHECK(false);  // The coordinator writes none.
+  return {};
+}
+
+void Agent::DoLead(const Coordinator::Append& effect) {
+  log_->Append(effect.entry, BodyOf(effect),
+               [this, alive = alive_, number = leads_](const ControlLog::Filled& filled) {
+                 if (!*alive) return;
+                 if (filled.no_body) {
+                   Remark("the checkpoint's manifest: " + Message(filled.status));
+                   Post(ForLead{number, Coordinator::Unpublished{}});
+                   return;
+                 }
+                 LogTrouble(filled.status);
+                 Post(ForLead{number, Coordinator::Appended{filled.entry}});
+               });
+}
+
+void Agent::DoLead(const Coordinator::ReadLog& effect) {
+  const Read read{.from = effect.from, .asked = effect.asked};
+  if (lead_reads_)
+    lead_next_ = read;
+  else
+    ReadForLead(read, leads_);
+}
+
+void Agent::ReadForLead(const Read& read, uint32_t number) {
+  lead_reads_ = true;
+  log_->Read(read.from, [this, alive = alive_, read, number](const ControlLog::Entries& reading) {
+    if (!*alive || number != leads_) return;
+    lead_reads_ = false;
+    if (auto next = std::exchange(lead_next_, std::nullopt)) ReadForLead(*next, number);
+    LogTrouble(reading.status());
+    Post(ForLead{number,
+                 Coordinator::LogRead{
+                     read.asked, reading.ok() ? std::optional(reading->entries) : std::nullopt}});
+  });
+}
+
+void Agent::DoLead(const Coordinator::MeasureRoom& effect) {
+  checkpoints_->Do(effect, [this, alive = alive_, number = leads_](Coordinator::Measured event) {
+    if (*alive) Post(ForLead{number, event});
+  });
+}
+
+void Agent::DoLead(const Coordinator::JoinParts& effect) {
+  checkpoints_->Do(effect, [this, alive = alive_, number = leads_](Coordinator::PartsJoined event) {
+    if (*alive) Post(ForLead{number, std::move(event)});
+  });
+}
+
+void Agent::DoLead(const Coordinator::Evidence& effect) {
+  if (hooks_.evidence) hooks_.evidence(effect);
+}
+
+void Agent::DoLead(const Coordinator::Resign& effect) {
+  Remark("this agent does not lead any more: " + effect.reason);
+  lead_.reset();
+  Post(Member::Event(Member::LeadLost{}));
+}
+
+void Agent::DoLead(const Coordinator::Finished& effect) {
+  Remark(fmt::format("the job is over, exit code {}", effect.exit_code));
+}
+
+// ---- all else
+
+// A damaged log is a person's to look at; who has read what is gone must begin anew; other trouble
+// may pass.
+void Agent::LogTrouble(const absl::Status& status) {
+  const std::string text = status.ok() ? "" : Message(status);
+  if (text == log_trouble_) return;
+  log_trouble_ = text;
+  Remark(status.ok() ? "the run log can be read again" : "the run log: " + text);
+  if (absl::IsDataLoss(status)) Do(Member::Exit{kExitBadLog});
+  if (absl::IsFailedPrecondition(status)) Do(Member::Exit{kExitAgain});
+}
+
+void Agent::Remark(const std::string& text) {
+  if (hooks_.remark) hooks_.remark(text);
+}
+
+void Agent::Exit(int exit_code) {
+  if (exited_) return;
+  exited_ = true;
+  loop_->CancelTimer(timer_);
+  waiting_.clear();
+  if (hooks_.ended) hooks_.ended(exit_code);
+}
+
+}  // namespace perdure

@@ -1,0 +1,142 @@
+// The agent of a node: the shell around Member and, while it leads, Coordinator. It carries their
+// messages over authenticated connections, their records to the run log, their orders to the node's
+// ranks, and gives them the time. It decides nothing.
+//
+// One per node; lives in an EventLoop, whose thread calls everything. Effects are carried out in
+// order, and an event waits until those of the one before it have been. Destroyed from outside the
+// loop's callbacks, or from a deferred one.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+
+#include "absl/status/statusor.h"
+#include "runtime/agent/control_log.h"
+#include "runtime/agent/node_ranks.h"
+#include "runtime/agent/peers.h"
+#include "runtime/control/coordinator.h"
+#include "runtime/control/member.h"
+
+namespace perdure {
+
+struct AgentOptions {
+  std::string run_directory;  // Where the run's key is.
+  uint64_t job = 0;
+  int64_t restart = 0;  // How often the scheduler has restarted the job.
+  NodeId node = 0;
+  NodeId nodes = 1;                     // Of the job.
+  uint64_t slots = 1;                   // Bit i: local rank i can be used.
+  uint32_t domain = 0;                  // Of failures.
+  std::string interface = "127.0.0.1";  // To listen on: "ib0", "10.0.0.5".
+  uint16_t port = 0;                    // 0: the kernel chooses.
+  ControlOptions control;
+  LayoutRule rule;
+  PeersOptions peers;  // What of the above it repeats is overwritten.
+};
+
+struct AgentHooks {
+  // A decision or an event, in words, for journal and log.
+  std::function<void(const std::string& text)> remark;
+  // Against a node, for the book. Only the coordinator's agent tells.
+  std::function<void(const Coordinator::Evidence& evidence)> evidence;
+  // The job is over for this node; called once, no other callback follows.
+  std::function<void(int exit_code)> ended;
+};
+
+class Agent {
+ public:
+  // All pointers outlive the agent. Fails when the options are wrong or the port cannot be had.
+  static absl::StatusOr<std::unique_ptr<Agent>> New(EventLoop* loop, ControlLog* log,
+                                                    const AgentOptions& options, NodeRanks* ranks,
+                                                    CheckpointStore* checkpoints, AgentHooks hooks);
+  ~Agent();
+  Agent(const Agent&) = delete;
+  Agent& operator=(const Agent&) = delete;
+
+  // What happened to the node's ranks.
+  void Tell(Member::Event event);
+  // The node is to be given back: whoever coordinates stops using it.
+  void Leave() { Tell(Member::Leave{}); }
+  // To this agent's coordinator; false: it has none.
+  bool TellLead(Coordinator::Event event);
+
+  const Peers& peers() const { return *peers_; }
+  const Member& member() const { return *member_; }
+  const Coordinator* lead() const { return lead_.has_value() ? &*lead_ : nullptr; }
+
+ private:
+  struct ForLead {
+    uint32_t number = 0;  // Of the coordinator that it is meant for.
+    Coordinator::Event event;
+  };
+  using Waiting = std::variant<Member::Event, ForLead>;
+  using Read = Member::ReadLog;
+
+  Agent(EventLoop* loop, ControlLog* log, const AgentOptions& options, NodeRanks* ranks,
+        CheckpointStore* checkpoints, AgentHooks hooks);
+  absl::Status Begin();
+  Author Me() const;
+
+  void Post(Waiting waiting);
+  void Work();
+  void Arm();
+  void OnMessage(const Endpoint& from, ControlMessage message);
+  void Send(const Endpoint& to, const ControlMessage& message);
+
+  // Member's effects.
+  void Do(const Member::Send& effect) { Send(effect.to, effect.message); }
+  void Do(const Member::ReadLog& effect);
+  void Do(const Member::TakeLead& effect);
+  void Do(const Member::DropLead& effect);
+  void Do(const Member::Exit& effect);
+  void Do(const auto& order) { ranks_->Do(order); }
+  void ReadForMember(const Read& read);
+
+  // Coordinator's.
+  void DoLead(const Coordinator::Send& effect);
+  void DoLead(const Coordinator::Append& effect);
+  void DoLead(const Coordinator::ReadLog& effect);
+  void DoLead(const Coordinator::MeasureRoom& effect);
+  void DoLead(const Coordinator::JoinParts& effect);
+  void DoLead(const Coordinator::Evidence& effect);
+  void DoLead(const Coordinator::Remark& effect) { Remark(effect.text); }
+  void DoLead(const Coordinator::Resign& effect);
+  void DoLead(const Coordinator::Finished& effect);
+  void ReadForLead(const Read& read, uint32_t number);
+  ControlLog::Body BodyOf(const Coordinator::Append& append) const;
+
+  void LogTrouble(const absl::Status& status);
+  void Remark(const std::string& text);
+  void Exit(int exit_code);
+
+  EventLoop* const loop_;
+  ControlLog* const log_;
+  AgentOptions options_;
+  NodeRanks* const ranks_;
+  CheckpointStore* const checkpoints_;
+  AgentHooks hooks_;
+  uint64_t incarnation_ = 0;
+
+  std::unique_ptr<Peers> peers_;
+  std::optional<Member> member_;
+  std::optional<Coordinator> lead_;
+  uint32_t leads_ = 0;  // How many coordinators this agent has made: the number of the last.
+
+  std::deque<Waiting> waiting_;
+  bool working_ = false;
+  EventLoop::TimerId timer_;
+  // One reading at a time for each; the newest question waits for the one under way.
+  bool member_reads_ = false, lead_reads_ = false;
+  std::optional<Read> member_next_, lead_next_;
+  std::string log_trouble_;  // The last thing that was said about the log; said once.
+  std::optional<int> exit_code_;
+  bool exited_ = false;
+  std::shared_ptr<bool> alive_;  // False once the agent is gone, for answers that come later.
+};
+
+}  // namespace perdure

@@ -1,0 +1,47 @@
+// What an agent asks of whoever looks after its node's ranks, and of whoever knows checkpoints.
+// Both answer with events, later and on the loop's thread, by Agent::Tell.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "runtime/agent/records.h"
+#include "runtime/control/coordinator.h"
+#include "runtime/control/member.h"
+
+namespace perdure {
+
+class NodeRanks {
+ public:
+  virtual ~NodeRanks() = default;
+  // Ranks that outlived the agent before this one. Asked once, when the agent begins.
+  virtual Member::Adopted Adopted() { return {}; }
+  // Member's effects; its header says what answers each.
+  virtual void Do(const Member::MakeRanks& order) = 0;
+  virtual void Do(const Member::Connect& order) = 0;
+  virtual void Do(const Member::Load& order) = 0;
+  virtual void Do(const Member::Run& order) = 0;
+  virtual void Do(const Member::Renew& order) = 0;
+  virtual void Do(const Member::StopRanks& order) = 0;
+  virtual void Do(const Member::KillRanks& order) = 0;
+  virtual void Do(const Member::FreezeState& order) = 0;
+  virtual void Do(const Member::WriteState& order) = 0;
+  virtual void Do(const Member::VerifyFile& order) = 0;
+  virtual void Do(const Member::SettleState& order) = 0;
+};
+
+class CheckpointStore {
+ public:
+  virtual ~CheckpointStore() = default;
+  // Coordinator's effects; answered by `then`.
+  virtual void Do(const Coordinator::MeasureRoom& order,
+                  std::function<void(Coordinator::Measured)> then) = 0;
+  virtual void Do(const Coordinator::JoinParts& order,
+                  std::function<void(Coordinator::PartsJoined)> then) = 0;
+  // Makes the manifest of a checkpoint whose parts are written and read back, and says what its
+  // COMMIT says. On the run log's thread, with the slot of the COMMIT free so far.
+  virtual absl::StatusOr<CommitRecord> Publish(const LogEntry& commit, int32_t attempt) = 0;
+};
+
+}  // namespace perdure

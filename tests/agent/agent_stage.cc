@@ -1,0 +1,242 @@
+#include "tests/agent/agent_stage.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "runtime/base/check.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+constexpr absl::Duration kStepTime = absl::Milliseconds(5);
+
+}  // namespace
+
+// ---- ranks
+
+void Lockstep::Step() {
+  std::map<Generation, std::vector<StageRanks*>> running;
+  for (StageRanks* ranks : all_)
+    if (ranks->running_ && ranks->guard_.MayStep(MonotonicNow()))
+      running[ranks->prepare_.generation].push_back(ranks);
+  for (const auto& [generation, nodes] : running) {
+    size_t ranks = 0;
+    for (const StageRanks* node : nodes) ranks += node->prepare_.ranks.size();
+    const StageRanks& first = *nodes.front();
+    if (ranks != static_cast<size_t>(first.prepare_.shape.ranks())) continue;
+    const StepIndex next = first.finished_ + 1;
+    if (generation < generation_ || (generation == generation_ && next != step_ + 1))
+      wrong_ = fmt::format("step {} of generation {} after step {} of {}", next, generation, step_,
+                           generation_);
+    generation_ = generation;
+    step_ = next;
+    const bool freeze =
+        std::any_of(nodes.begin(), nodes.end(), [](StageRanks* node) { return node->freeze_; });
+    for (StageRanks* node : nodes) {
+      node->finished_ = next;
+      node->freeze_ = false;
+      if (freeze) {
+        node->frozen_ = next;
+        node->Tell(Member::Frozen{generation, next});
+      }
+      const bool complete = next == steps_max;
+      node->running_ &= !complete;
+      node->Tell(Member::Progress{generation, next, complete});
+    }
+  }
+}
+
+StageRanks::~StageRanks() {
+  *alive_ = false;
+  lockstep_->Leave(this);
+}
+
+// Never from inside an order.
+void StageRanks::Tell(Member::Event event) {
+  loop_->AddTimer(MonotonicNow(), [this, alive = alive_, event = std::move(event)] {
+    if (*alive && tell) tell(event);
+  });
+}
+
+Member::Adopted StageRanks::Adopted() {
+  if (!running_) return {};
+  return {.generation = prepare_.generation, .finished = finished_};
+}
+
+void StageRanks::Do(const Member::MakeRanks& order) {
+  prepare_ = order.prepare;
+  finished_ = prepare_.resume.step;
+  frozen_ = -1;
+  connected_ = 0;
+  running_ = false;
+  std::vector<std::string> addresses;
+  for (const auto& rank : prepare_.ranks)
+    addresses.push_back(fmt::format("rank {} of generation {}", rank.rank, prepare_.generation));
+  Tell(Member::RanksMade{prepare_.generation, std::move(addresses)});
+}
+
+void StageRanks::Do(const Member::Load& order) {
+  PERDURE_CHECK(connected_ == prepare_.shape.ranks());
+  Tell(Member::RanksLoaded{order.generation});
+}
+
+void StageRanks::Do(const Member::Run& order) {
+  running_ = true;
+  guard_.Join(order.generation);
+}
+
+void StageRanks::Do(const Member::Renew& order) { guard_.Renew(order.generation, order.until); }
+
+void StageRanks::Do(const Member::StopRanks&) {
+  if (!deaf) Stopped(true);
+}
+
+void StageRanks::Do(const Member::KillRanks&) { Stopped(false); }
+
+void StageRanks::Stopped(bool keep) {
+  running_ = false;
+  std::vector<Holding> holdings;
+  if (keep && finished_ > 0)
+    for (const auto& rank : prepare_.ranks)
+      holdings.push_back({prepare_.generation, finished_, rank.rank});
+  Tell(Member::RanksStopped{prepare_.generation, std::move(holdings)});
+}
+
+void StageRanks::Do(const Member::FreezeState&) { freeze_ = true; }
+
+void StageRanks::Do(const Member::WriteState& order) {
+  Tell(Member::Written{order.write.generation, order.write.step, order.write.attempt, true});
+}
+
+void StageRanks::Do(const Member::VerifyFile& order) {
+  const msg::Verify& v = order.verify;
+  Tell(Member::Verified{v.generation, v.step, v.attempt, v.file, true});
+}
+
+// ---- checkpoints
+
+void StageStore::Do(const Coordinator::MeasureRoom& order,
+                    std::function<void(Coordinator::Measured)> then) {
+  then({order.generation, order.step, true});
+}
+
+void StageStore::Do(const Coordinator::JoinParts& order,
+                    std::function<void(Coordinator::PartsJoined)> then) {
+  then({order.generation, order.step, order.attempt, {0, 0}, true});
+}
+
+absl::StatusOr<CommitRecord> StageStore::Publish(const LogEntry& commit, int32_t) {
+  RETURN_IF_ERROR(publishes);
+  return CommitRecord{
+      .checkpoint = fmt::format("s{:09}.g{}.00000000", commit.step, commit.generation),
+      .step = commit.step,
+      .samples = commit.step,
+      .bytes = 1,
+      .files = 2};
+}
+
+// ---- the stage
+
+AgentStage::AgentStage(const std::string& run_directory) : loop_(*EventLoop::New()) {
+  log_ = *ControlLog::New(loop_.get(), *RunLog::Open(run_directory));
+  lockstep_ = std::make_unique<Lockstep>(loop_.get());
+  options.run_directory = run_directory;
+  options.nodes = 4;
+  options.control.gather = absl::Seconds(1);
+  options.control.save_every = absl::Hours(1);
+  options.rule = {.data = 0,
+                  .data_min = 1,
+                  .leaves = 1 << 20,
+                  .grow_after = absl::Milliseconds(200),
+                  .wait_max = absl::Minutes(5)};
+  Beat();
+}
+
+AgentStage::~AgentStage() { loop_->CancelTimer(timer_); }
+
+void AgentStage::Beat() {
+  lockstep_->Step();
+  timer_ = loop_->AddTimer(MonotonicNow() + kStepTime, [this] { Beat(); });
+}
+
+StageNode& AgentStage::Start(NodeId node, uint64_t job, bool own_log) {
+  Kill(node, job);
+  auto& stage = nodes_[{job, node}];
+  stage = std::make_unique<StageNode>(lockstep_.get(), loop_.get());
+  if (own_log) stage->own_log = *ControlLog::New(loop_.get(), *RunLog::Open(options.run_directory));
+  StartAgent(node, job);
+  return *stage;
+}
+
+void AgentStage::StartAgent(NodeId node, uint64_t job) {
+  StageNode* const n = nodes_.at({job, node}).get();
+  AgentOptions mine = options;
+  mine.node = node;
+  mine.job = job;
+  n->agent =
+      *Agent::New(loop_.get(), n->own_log != nullptr ? n->own_log.get() : log_.get(), mine,
+                  &n->ranks, &n->store,
+                  {.remark = [n](const std::string& text) { n->remarks.push_back(text); },
+                   .evidence = [n](const Coordinator::Evidence& e) { n->evidence.push_back(e); },
+                   .ended = [n](int code) { n->exit_code = code; }});
+  n->ranks.tell = [n](Member::Event event) {
+    if (n->agent != nullptr) n->agent->Tell(std::move(event));
+  };
+}
+
+void AgentStage::KillAgent(NodeId node, uint64_t job) { nodes_.at({job, node})->agent.reset(); }
+
+void AgentStage::Kill(NodeId node, uint64_t job) {
+  const auto at = nodes_.find({job, node});
+  if (at == nodes_.end()) return;
+  at->second->agent.reset();
+  nodes_.erase(at);
+}
+
+bool AgentStage::Until(const std::function<bool()>& done, absl::Duration within) {
+  const absl::Time end = MonotonicNow() + within;
+  while (!done()) {
+    if (MonotonicNow() > end) return false;
+    loop_->RunOnce(MonotonicNow() + absl::Milliseconds(10));
+  }
+  return true;
+}
+
+void AgentStage::For(absl::Duration time) {
+  (void)Until([] { return false; }, time);
+}
+
+bool AgentStage::Steps(int64_t steps) {
+  const StepIndex goal = lockstep_->step() + steps;
+  return Until([&] { return lockstep_->step() >= goal; });
+}
+
+StageNode* AgentStage::Lead(uint64_t job) {
+  for (auto& [where, node] : nodes_)
+    if (where.first == job && node->agent != nullptr && node->agent->lead() != nullptr &&
+        node->agent->lead()->phase() != Coordinator::Phase::kClaiming)
+      return node.get();
+  return nullptr;
+}
+
+std::vector<Record> AgentStage::Records() const {
+  return RunLog::Open(options.run_directory)->records();
+}
+
+int AgentStage::Count(RecordType type) const {
+  const std::vector<Record> records = Records();
+  return static_cast<int>(std::count_if(records.begin(), records.end(),
+                                        [&](const Record& record) { return record.type == type; }));
+}
+
+std::string AgentStage::Story() const {
+  std::string story;
+  for (const auto& [where, node] : nodes_)
+    for (const std::string& remark : node->remarks)
+      story += fmt::format("job {} node {}: {}\n", where.first, where.second, remark);
+  return story;
+}
+
+}  // namespace perdure

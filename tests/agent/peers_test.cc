@@ -1,0 +1,210 @@
+#include "runtime/agent/peers.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "runtime/base/status.h"
+#include "tests/ckpt/test_state.h"
+
+namespace perdure {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+
+WireAddress Loopback(uint16_t port) {
+  return *ParseWireAddressText(fmt::format("127.0.0.1:{}", port));
+}
+
+TEST(PeerFrame, ComesBackAsItWas) {
+  const std::vector<PeerFrame> frames = {
+      ControlMessage(msg::Go{.term = 3, .generation = 9}), Introduction{Loopback(1)},
+      Directory{{{.node = 7, .address = Loopback(65535)}, {.node = 0xfffffffe, .address = {}}}},
+      Directory{}};
+  for (const PeerFrame& frame : frames) {
+    const std::string bytes = EncodePeerFrame(frame);
+    const auto decoded = DecodePeerFrame(bytes);
+    ASSERT_OK(decoded.status());
+    EXPECT_EQ(*decoded, frame);
+    // No other bytes mean it.
+    for (size_t cut = 0; cut < bytes.size(); ++cut) {
+      const auto part = DecodePeerFrame(std::string_view(bytes).substr(0, cut));
+      EXPECT_FALSE(part.ok() && *part == frame) << cut;
+    }
+    EXPECT_FALSE(DecodePeerFrame(bytes + "x").ok());
+  }
+}
+
+TEST(PeerFrame, HostileBytesAreRefused) {
+  EXPECT_TRUE(absl::IsDataLoss(DecodePeerFrame("").status()));
+  EXPECT_TRUE(absl::IsDataLoss(DecodePeerFrame("\x03").status()));
+  TestRandom random(1);
+  for (int i = 0; i < 20000; ++i) {
+    std::string bytes(random.Below(60), '\0');
+    for (char& c : bytes) c = static_cast<char>(random.Below(i % 2 == 0 ? 256 : 4));
+    if (const auto frame = DecodePeerFrame(bytes); frame.ok())
+      EXPECT_EQ(EncodePeerFrame(*frame), bytes);
+  }
+}
+
+// An agent's connections, and what came over them.
+struct Side {
+  Side(EventLoop* loop, NodeId node, uint64_t job = 1, uint64_t incarnation = 0,
+       const std::function<void(PeersOptions*)>& change = {}) {
+    PeersOptions options;
+    options.wire.run_id = "0123456789abcdef0123456789abcdef";
+    options.wire.job = job;
+    options.wire.nodes = 8;
+    options.wire.self = {.node = node, .incarnation = incarnation == 0 ? node + 1 : incarnation};
+    options.wire.interface = "127.0.0.1";
+    if (change) change(&options);
+    peers = *Peers::New(loop, Key(job), options,
+                        {.on_message =
+                             [this](const Endpoint& from, ControlMessage message) {
+                               got.emplace_back(from, std::move(message));
+                             },
+                         .on_closed = [this](NodeId gone) { closed.push_back(gone); },
+                         .key_of_job = [](uint64_t other, int64_t) { return Key(other); }});
+  }
+  static JobKey Key(uint64_t job) {
+    static const std::array<uint8_t, kSecretBytes> file_key{1, 2, 3};
+    return JobKey::Derive({.file_key = file_key, .run_id = "r", .job = job});
+  }
+  std::unique_ptr<Peers> peers;
+  std::vector<std::pair<Endpoint, ControlMessage>> got;
+  std::vector<NodeId> closed;
+};
+
+class PeersTest : public testing::Test {
+ protected:
+  PeersTest() : loop_(*EventLoop::New()) {}
+  bool Until(const std::function<bool()>& done) {
+    const absl::Time end = MonotonicNow() + absl::Seconds(60);
+    while (!done() && MonotonicNow() < end) loop_->RunOnce(MonotonicNow() + absl::Milliseconds(5));
+    return done();
+  }
+  static void Knows(Side& side, NodeId node, const Side& other, uint64_t job = 1,
+                    uint64_t incarnation = 0) {
+    side.peers->LearnLeader({{job, node}, incarnation == 0 ? node + 1 : incarnation},
+                            {.address = WireAddressText(other.peers->address()), .restart = 0});
+  }
+  const std::unique_ptr<EventLoop> loop_;
+};
+
+TEST_F(PeersTest, OneConnectionServesBothWays) {
+  Side a(loop_.get(), 0), b(loop_.get(), 1);
+  b.peers->Send({1, 0}, msg::Go{.term = 1});  // Unknown address: dropped.
+  EXPECT_EQ(b.peers->counters().dropped, 1u);
+  Knows(b, 0, a);
+  b.peers->Send({1, 0}, msg::Go{.term = 2});
+  b.peers->Send({1, 0}, msg::Go{.term = 3});
+  ASSERT_TRUE(Until([&] { return a.got.size() == 2; }));
+  EXPECT_EQ(a.got[0].first, (Endpoint{1, 1}));
+  EXPECT_EQ(a.got[1].second, ControlMessage(msg::Go{.term = 3}));
+  a.peers->Send({1, 1}, msg::Announce{.term = 4});
+  ASSERT_TRUE(Until([&] { return b.got.size() == 1; }));
+  EXPECT_EQ(a.peers->wire().Usage().connections, 1u);
+  // Its end is told once.
+  b.peers.reset();
+  ASSERT_TRUE(Until([&] { return !a.closed.empty(); }));
+  EXPECT_THAT(a.closed, ElementsAre(1u));
+}
+
+// The coordinator tells a node where its children in the table's tree listen.
+TEST_F(PeersTest, AddressesAreHandedOn) {
+  Side lead(loop_.get(), 0), parent(loop_.get(), 1), child(loop_.get(), 2);
+  for (Side* side : {&parent, &child}) {
+    Knows(*side, 0, lead);
+    side->peers->Send({1, 0}, msg::Go{});
+  }
+  ASSERT_TRUE(Until([&] { return lead.got.size() == 2; }));
+  lead.peers->SendDirectory(1, {2, 5});  // Nobody knows 5.
+  lead.peers->Send({1, 1}, msg::Go{});
+  ASSERT_TRUE(Until([&] { return parent.got.size() == 1; }));
+  parent.peers->Send({1, 2}, msg::Table{.term = 9});
+  ASSERT_TRUE(Until([&] { return child.got.size() == 1; }));
+  EXPECT_EQ(child.got[0].first, (Endpoint{1, 1}));
+}
+
+TEST_F(PeersTest, ANewLifeReplacesTheOldOne) {
+  Side a(loop_.get(), 0), old(loop_.get(), 1, 1, 77);
+  Knows(old, 0, a);
+  old.peers->Send({1, 0}, msg::Go{.term = 1});
+  ASSERT_TRUE(Until([&] { return a.got.size() == 1; }));
+  Side young(loop_.get(), 1, 1, 78);  // The old one has not been heard to end.
+  Knows(young, 0, a);
+  young.peers->Send({1, 0}, msg::Go{.term = 2});
+  ASSERT_TRUE(Until([&] { return a.got.size() == 2; }));
+  EXPECT_THAT(a.closed, ElementsAre(1u));
+  a.peers->Send({1, 1}, msg::Announce{.term = 3});
+  ASSERT_TRUE(Until([&] { return young.got.size() == 1; }));
+  EXPECT_THAT(old.got, IsEmpty());
+}
+
+TEST_F(PeersTest, WhatWaitsIsBounded) {
+  Side a(loop_.get(), 0, 1, 0, [](PeersOptions* options) {
+    options->waiting_frames_max = 3;
+    options->waiting_bytes_max = 1000;
+    options->connect_time = absl::Milliseconds(200);
+  });
+  // Nobody listens there.
+  const uint16_t port = Side(loop_.get(), 5).peers->address().port;
+  a.peers->LearnLeader({{1, 4}, 5}, {.address = fmt::format("127.0.0.1:{}", port), .restart = 0});
+  for (int i = 0; i < 10; ++i) a.peers->Send({1, 4}, msg::Go{});
+  EXPECT_EQ(a.peers->counters().dropped, 7u);
+  ASSERT_TRUE(Until([&] { return a.peers->counters().dropped == 10; }));
+  a.peers->Send({1, 4}, msg::Table{.packed = std::string(2000, 'x')});
+  EXPECT_EQ(a.peers->counters().dropped, 11u);
+}
+
+// Whoever holds the key and says nonsense is put out, and heard when he comes again.
+TEST_F(PeersTest, MalformedFramesEndTheConnection) {
+  Side a(loop_.get(), 0);
+  auto liar = *Wire::New(loop_.get(), Side::Key(1),
+                         {.run_id = "0123456789abcdef0123456789abcdef",
+                          .job = 1,
+                          .self = {.node = 3, .incarnation = 4}},
+                         {.on_open = [](ConnectionId, const WirePeer&, bool) {},
+                          .on_frame = [](ConnectionId, std::string_view) {},
+                          .on_close = [](ConnectionId, const absl::Status&) {}});
+  const ConnectionId id =
+      liar->Connect(a.peers->address(), 0, 0, MonotonicNow() + absl::Seconds(20));
+  ASSERT_TRUE(Until([&] { return liar->counters().opened_outgoing == 1; }));
+  ASSERT_OK(liar->Send(id, "\x07nonsense"));
+  ASSERT_TRUE(Until([&] { return a.peers->counters().malformed == 1; }));
+  EXPECT_THAT(a.closed, ElementsAre(3u));
+  EXPECT_THAT(a.got, IsEmpty());
+  Side honest(loop_.get(), 3, 1, 9);
+  Knows(honest, 0, a);
+  honest.peers->Send({1, 0}, msg::Go{});
+  ASSERT_TRUE(Until([&] { return a.got.size() == 1; }));
+}
+
+TEST_F(PeersTest, AnotherJobMayAskWhetherTheCoordinatorLives) {
+  Side lead(loop_.get(), 0, 1), other(loop_.get(), 0, 2);
+  Knows(other, 0, lead, 1);
+  other.peers->Send({1, 0}, msg::Probe{.term = 6});
+  ASSERT_TRUE(Until([&] { return lead.got.size() == 1; }));
+  EXPECT_EQ(lead.got[0].second, ControlMessage(msg::Probe{.term = 6}));
+  EXPECT_NE(lead.got[0].first.job, 1u);
+  lead.peers->Send(lead.got[0].first, msg::Leading{.term = 6});
+  ASSERT_TRUE(Until([&] { return other.got.size() == 1; }));
+  EXPECT_EQ(other.got[0].first, (Endpoint{1, 0}));
+  // And again on the same connection.
+  other.peers->Send({1, 0}, msg::Probe{.term = 6});
+  ASSERT_TRUE(Until([&] { return lead.got.size() == 2; }));
+  EXPECT_EQ(lead.peers->wire().counters().opened_incoming, 1u);
+  // But say nothing else.
+  other.peers->Send({1, 0}, msg::Bye{.term = 6, .exit_code = 93});
+  ASSERT_TRUE(Until([&] { return lead.peers->counters().malformed == 1; }));
+  EXPECT_EQ(lead.got.size(), 2u);
+  // The next leader is asked elsewhere.
+  lead.peers.reset();
+  Side next(loop_.get(), 2, 1);
+  Knows(other, 2, next, 1);
+  other.peers->Send({1, 2}, msg::Probe{.term = 8});
+  ASSERT_TRUE(Until([&] { return next.got.size() == 1; }));
+}
+
+}  // namespace
+}  // namespace perdure
