@@ -124,7 +124,10 @@ const Outcome& World::RunUntil(Nanos until) {
   return outcome_;
 }
 
-void World::Break(NodeId node) { CrashNode(IndexOf({job_ending_.size() - 1, node}), -1); }
+void World::Break(NodeId node) {
+  calm_ = false;
+  CrashNode(IndexOf({job_ending_.size() - 1, node}), -1);
+}
 
 const Coordinator* World::Lead() const {
   const Coordinator* lead = nullptr;
