@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 seconds=${1:-60}
 build=build-fuzz
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER=clang++ -DPERDURE_FUZZ=ON \
-  "-DPERDURE_PARTS=runtime/base;ckpt" -DPERDURE_TESTS=none > /dev/null
+  "-DPERDURE_PARTS=runtime/base;ckpt;runtime/wire" -DPERDURE_TESTS=none > /dev/null
 failed=0
 for corpus in tests/fuzz/corpus/*/; do
   target=$(basename "$corpus")

@@ -1,6 +1,8 @@
-// Two ends of a handshake, for tests: what each believes can be made to differ.
+// Two ends of a handshake, for tests and fuzzing: what each believes can be made to differ.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -59,6 +61,64 @@ inline HandshakeTerms TestTerms() {
 
 inline constexpr AgentIdentity kTestInitiator{.node = 3, .incarnation = 0x1122334455667788};
 inline constexpr AgentIdentity kTestResponder{.node = 7, .incarnation = 99};
+
+// ---- A handshake by hand, as a holder of the key could do it who does not keep to the rules: any
+// ephemeral key, anything inside.
+
+inline NoiseState BeginByHand(const JobKey& key) {
+  NoiseState noise("Noise_NNpsk0_25519_ChaChaPoly_BLAKE2b");
+  std::string prologue = "PRDWIRE\1";
+  prologue += static_cast<char>(kTestRun.size());
+  prologue += kTestRun;
+  const HandshakeTerms terms = TestTerms();
+  const auto put = [&](uint64_t number, int bytes) {
+    for (int i = 0; i < bytes; ++i) prologue += static_cast<char>(number >> (8 * i));
+  };
+  put(terms.job, 8);
+  put(terms.responder, 4);
+  prologue += TextOf(terms.address.ip);
+  put(terms.address.port, 2);
+  noise.MixHash(BytesOf(prologue));
+  noise.MixKeyAndHash(key.bytes());
+  return noise;
+}
+
+inline HelloBytes HelloOf(const JobKey& key, const PublicKey& ephemeral,
+                          std::span<const uint8_t, 40> plain) {
+  NoiseState noise = BeginByHand(key);
+  noise.MixHash(ephemeral);
+  noise.MixKey(ephemeral);
+  HelloBytes hello{};
+  const auto preamble = BytesOf("PRDWIRE\1");
+  std::copy(preamble.begin(), preamble.end(), hello.begin());
+  std::copy(ephemeral.begin(), ephemeral.end(), hello.begin() + 8);
+  noise.EncryptAndHash(plain, std::span<uint8_t>(hello).subspan(40));
+  return hello;
+}
+
+inline AnswerBytes AnswerOf(const JobKey& key, const HelloBytes& hello,
+                            std::span<const uint8_t, 24> plain) {
+  NoiseState noise = BeginByHand(key);
+  PublicKey theirs{};
+  std::copy_n(hello.begin() + 8, theirs.size(), theirs.begin());
+  noise.MixHash(theirs);
+  noise.MixKey(theirs);
+  std::array<uint8_t, 40> inside{};
+  PERDURE_CHECK(noise.DecryptAndHash(std::span(hello).subspan(40), inside));
+  const SecretKey secret = CountingSecret(201);
+  const PublicKey ours = PublicKeyOf(secret);
+  noise.MixHash(ours);
+  noise.MixKey(ours);
+  SecretKey shared;
+  PERDURE_CHECK(SharedSecret(secret, theirs, &shared));
+  noise.MixKey(shared.span());
+  AnswerBytes answer{};
+  std::copy(ours.begin(), ours.end(), answer.begin());
+  noise.EncryptAndHash(plain, std::span<uint8_t>(answer).subspan(32));
+  return answer;
+}
+
+// ---- Channels
 
 struct ChannelPair {
   SecureChannel initiator, responder;

@@ -241,61 +241,11 @@ TEST(Handshake, EveryBitOfTheAnswerCounts) {
   }
 }
 
-// A handshake by hand, as a holder of the key could do it who does not keep to the rules: any
-// ephemeral key, any inside.
-NoiseState BeginByHand(const JobKey& key) {
-  NoiseState noise("Noise_NNpsk0_25519_ChaChaPoly_BLAKE2b");
-  std::string prologue = "PRDWIRE\1";
-  prologue += static_cast<char>(kTestRun.size());
-  prologue += kTestRun;
-  const HandshakeTerms terms = TestTerms();
-  const auto put = [&](uint64_t number, int bytes) {
-    for (int i = 0; i < bytes; ++i) prologue += static_cast<char>(number >> (8 * i));
-  };
-  put(terms.job, 8);
-  put(terms.responder, 4);
-  prologue += TextOf(terms.address.ip);
-  put(terms.address.port, 2);
-  noise.MixHash(BytesOf(prologue));
-  noise.MixKeyAndHash(key.bytes());
-  return noise;
-}
-
-HelloBytes HelloOf(const JobKey& key, const PublicKey& ephemeral,
-                   std::span<const uint8_t, 40> plain) {
-  NoiseState noise = BeginByHand(key);
-  noise.MixHash(ephemeral);
-  noise.MixKey(ephemeral);
-  HelloBytes hello{};
-  const auto preamble = BytesOf("PRDWIRE\1");
-  std::copy(preamble.begin(), preamble.end(), hello.begin());
-  std::copy(ephemeral.begin(), ephemeral.end(), hello.begin() + 8);
-  noise.EncryptAndHash(plain, std::span<uint8_t>(hello).subspan(40));
-  return hello;
-}
-
 // What an initiator that asked node 7 for this life makes of an answer with this inside.
 Refusal TakeAnswerOf(std::span<const uint8_t, 24> plain, uint64_t wanted = 99) {
   const JobKey key = TestKey();
   InitiatorHandshake initiator(key, TestTerms(), kTestInitiator, wanted, CountingSecret(1));
-  NoiseState noise = BeginByHand(key);
-  const auto hello = std::span(initiator.hello());
-  PublicKey theirs{};
-  std::copy_n(hello.begin() + 8, 32, theirs.begin());
-  noise.MixHash(theirs);
-  noise.MixKey(theirs);
-  std::array<uint8_t, 40> unused{};
-  EXPECT_TRUE(noise.DecryptAndHash(hello.subspan(40), unused));
-  const PublicKey ours = PublicKeyOf(CountingSecret(201));
-  noise.MixHash(ours);
-  noise.MixKey(ours);
-  SecretKey shared;
-  EXPECT_TRUE(SharedSecret(CountingSecret(201), theirs, &shared));
-  noise.MixKey(shared.span());
-  AnswerBytes answer{};
-  std::copy(ours.begin(), ours.end(), answer.begin());
-  noise.EncryptAndHash(plain, std::span<uint8_t>(answer).subspan(32));
-  return initiator.TakeAnswer(answer).refusal;
+  return initiator.TakeAnswer(AnswerOf(key, initiator.hello(), plain)).refusal;
 }
 
 TEST(Handshake, WhatAnAnswerMayHold) {

@@ -89,7 +89,9 @@ RawPeer::RawPeer(const WireAddress& to) {
   absl::StatusOr<UniqueFd> fd = BeginConnect(to);
   if (!fd.ok()) return;
   pollfd wait{.fd = fd->get(), .events = POLLOUT, .revents = 0};
-  if (::poll(&wait, 1, 60000) == 1 && EndConnect(fd->get()) == 0) fd_ = *std::move(fd);
+  if (::poll(&wait, 1, 60000) != 1 || EndConnect(fd->get()) != 0) return;
+  fd_ = *std::move(fd);
+  TuneConnection(fd_.get(), absl::Minutes(1));  // Each piece that is sent goes by itself.
 }
 
 bool RawPeer::SendBytes(std::span<const uint8_t> bytes) {
