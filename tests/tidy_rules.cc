@@ -396,7 +396,8 @@ const std::vector<Ban>& Bans() {
       {{"abort(", "exit(", "_exit(", "quick_exit("},
        {},
        // A forked child has nowhere to return to.
-       {"launch/", "tests/", "runtime/base/check.cc", "runtime/agent/child_processes.cc"},
+       {"launch/", "tests/", "runtime/base/check.cc", "runtime/agent/child_processes.cc",
+        "runtime/agent/supervised_process.cc"},
        "libraries return a Status"},
       {{"assert("}, {}, {"tests/"}, "PERDURE_CHECK is on in release builds too"},
       {{"system_clock", "gettimeofday("},
