@@ -140,6 +140,7 @@ void DrawOdd(Prng& prng, Scenario& s) {
     s.delay_max = 2 * kMs;
     s.log_delay_max = 20 * kMs;
   }
+  if (prng.PerMille(150)) s.manifest_fails = static_cast<int32_t>(prng.Between(100, 800));
 }
 
 }  // namespace
@@ -233,6 +234,7 @@ void EachNumber(Scenario& s, const Visit& visit) {
   number("log_delay_max", s.log_delay_max);
   number("log_stale_max", s.log_stale_max);
   number("drift_ppm", s.drift_ppm);
+  number("manifest_fails", s.manifest_fails);
   number("keep_back", s.keep_back);
   number("heal_at", s.heal_at);
 }

@@ -63,9 +63,10 @@ struct Scenario {
   Nanos delay_min = kMs / 20, delay_max = 2 * kMs;  // Of messages.
   int32_t loss = 0, doubled = 0;                    // Per mille.
   Nanos log_delay_max = 20 * kMs;
-  Nanos log_stale_max = 0;  // How old a reading may be.
-  int32_t drift_ppm = 0;    // Clocks are off by up to this.
-  int32_t keep_back = 0;    // Nodes of the job that only come at half time.
+  Nanos log_stale_max = 0;     // How old a reading may be.
+  int32_t drift_ppm = 0;       // Clocks are off by up to this.
+  int32_t manifest_fails = 0;  // Per mille: the manifest of a COMMIT cannot be made.
+  int32_t keep_back = 0;       // Nodes of the job that only come at half time.
   Nanos heal_at = 20 * kSecond;
   std::vector<Fault> faults;  // By time.
 

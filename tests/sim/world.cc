@@ -16,6 +16,8 @@ namespace {
 constexpr uint64_t kEventsMax = 20'000'000;
 // Of one step of a machine on n nodes: a few for each.
 constexpr size_t kEffectsPerNode = 16, kEffectsMore = 64;
+// What a coordinator is answered: `d` of kLeadReply.
+constexpr int64_t kMeasured = 0, kJoined = 1, kUnpublished = 2;
 
 // Adds the real time of its life to a sum.
 class Timed {
@@ -45,6 +47,7 @@ World::World(const Scenario& scenario, bool trace)
       disk_(scenario.seed, 12),
       work_(scenario.seed, 13),
       clocks_(scenario.seed, 14),
+      manifests_(scenario.seed, 15),
       checker_(scenario) {}
 
 // ---- time
@@ -221,7 +224,9 @@ void World::Handle(Happening& h) {
       return;
     case What::kLeadReply:
       if (!Of(h.agent).lead.has_value() || Of(h.agent).lead_id != h.version) return;
-      if (h.d == 0) {
+      if (h.d == kUnpublished) {
+        StepLead(h.agent, Coordinator::Unpublished{});
+      } else if (h.d == kMeasured) {
         StepLead(h.agent, Coordinator::Measured{static_cast<Generation>(h.a), h.b, true});
       } else {
         Coordinator::PartsJoined joined{
@@ -476,6 +481,12 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
       const Timed timed(measure_ ? &lead_nanos_ : nullptr);
       Send(index, send->to, send->message);
     } else if (auto* append = std::get_if<Coordinator::Append>(&effect)) {
+      if (append->entry.kind == EntryKind::kCommit && now_ < scenario_.heal_at &&
+          scenario_.manifest_fails > 0 && manifests_.PerMille(scenario_.manifest_fails)) {
+        At(now_ + kMs,
+           {.what = What::kLeadReply, .agent = index, .version = lead_id, .d = kUnpublished});
+        continue;
+      }
       AskLog({.kind = LogRequest::Kind::kAppend,
               .agent = index,
               .incarnation = agent.incarnation,
@@ -494,7 +505,7 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
                       .version = lead_id,
                       .a = static_cast<int64_t>(measure->generation),
                       .b = measure->step,
-                      .d = 0});
+                      .d = kMeasured});
     } else if (auto* join = std::get_if<Coordinator::JoinParts>(&effect)) {
       At(now_ + kMs, {.what = What::kLeadReply,
                       .agent = index,
@@ -502,7 +513,7 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
                       .a = static_cast<int64_t>(join->generation),
                       .b = join->step,
                       .c = join->attempt,
-                      .d = 1});
+                      .d = kJoined});
     } else if (auto* remark = std::get_if<Coordinator::Remark>(&effect)) {
       if (trace_)
         Trace(fmt::format("job {} node {} (term {}): {}", agent.job, agent.node, agent.lead->term(),

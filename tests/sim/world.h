@@ -259,7 +259,7 @@ class World {
   int64_t commits_at_heal_ = 0;
   std::vector<bool> job_ending_;
   uint64_t incarnations_ = 0;
-  Prng network_, disk_, work_, clocks_;
+  Prng network_, disk_, work_, clocks_, manifests_;
   Checker checker_;
   Outcome outcome_;
   Member::Effects member_effects_;
