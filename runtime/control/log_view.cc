@@ -21,7 +21,6 @@ void LogView::Absorb(const LogEntry& entry) {
   switch (entry.kind) {
     case EntryKind::kLead:
       lead = Lead{.term = entry.slot, .author = entry.author};
-      end.reset();
       return;
     case EntryKind::kStart:
       generation = std::max(generation, entry.generation);
@@ -33,7 +32,6 @@ void LogView::Absorb(const LogEntry& entry) {
       return;
     case EntryKind::kEnd:
       lead.reset();
-      end = End{.job = entry.author.at.job, .exit_code = entry.exit_code};
       live.clear();
       return;
     case EntryKind::kNote:

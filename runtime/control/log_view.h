@@ -85,16 +85,10 @@ struct LogView {
     Author author;
     friend bool operator==(const Lead&, const Lead&) = default;
   };
-  struct End {
-    uint64_t job = 0;
-    int32_t exit_code = 0;
-    friend bool operator==(const End&, const End&) = default;
-  };
 
   Slot next_slot = 0;
   Generation generation = 0;   // Highest of a START.
   std::optional<Lead> lead;    // The latest; nothing once its job has ended.
-  std::optional<End> end;      // The latest, unless a LEAD follows.
   StepIndex commit_step = -1;  // Of the newest checkpoint; -1: none.
   // Newest last. A COMMIT proves that its generation ran, hence that all before it had stopped; an
   // END that nobody runs.

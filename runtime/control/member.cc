@@ -50,9 +50,7 @@ void Member::Step(absl::Time now, const Event& event, Effects& effects) {
 
 absl::Time Member::NextDeadline() const {
   if (exited_) return absl::InfiniteFuture();
-  absl::Time next = std::min({kill_due_, table_due_, report_due_});
-  next = std::min(next, seek_due_);
-  return next;
+  return std::min({kill_due_, table_due_, report_due_, seek_due_, TurnToLead()});
 }
 
 void Member::Enter(Stage stage) {
@@ -86,13 +84,9 @@ void Member::Seek(Effects& effects) {
     seek_due_ = heard_ + options_.leader_silence;
     return;
   }
-  if (viewed_ && !leading_) {
-    const absl::Time turn = TurnToLead();
-    if (now_ >= turn) {
-      Lead(effects);
-      return;
-    }
-    seek_due_ = std::min(seek_due_, turn);
+  if (now_ >= TurnToLead()) {
+    Lead(effects);
+    return;
   }
   if (now_ < seek_due_) return;
   effects.emplace_back(ReadLog{view_.next_slot, now_});
@@ -120,6 +114,7 @@ int64_t Member::PlaceInLine() const {
 }
 
 absl::Time Member::TurnToLead() const {
+  if (!viewed_ || leading_) return absl::InfiniteFuture();
   const absl::Duration wait = std::min(place_, options_.stagger_max) * options_.stagger;
   // Of another job: only when it was asked and has been silent for as long as it could still be
   // granting leases.
@@ -152,18 +147,21 @@ void Member::Follow(Slot term, const Endpoint& leader, bool heard, Effects& effe
 void Member::On(const LogRead& event, Effects& effects) {
   if (!event.entries.has_value()) return;
   const std::optional<LogView::Lead> before = view_.lead;
-  for (const LogEntry& entry : *event.entries)
-    if (entry.slot == view_.next_slot) view_.Absorb(entry);
+  for (const LogEntry& entry : *event.entries) {
+    if (entry.slot != view_.next_slot) continue;
+    view_.Absorb(entry);
+    // For ever, whoever leads since.
+    if (entry.kind == EntryKind::kEnd && entry.author.at.job == identity_.me.at.job) {
+      exited_ = true;
+      effects.emplace_back(Exit{entry.exit_code});
+      return;
+    }
+  }
   if (event.from + event.entries->size() < view_.next_slot) return;  // Older than what is known.
   trusts_ |= event.asked >= trusts_log_;
   if (!trusts_) return;
   viewed_ = true;
   if (!event.entries->empty()) place_ = PlaceInLine();
-  if (view_.end.has_value() && view_.end->job == identity_.me.at.job) {
-    exited_ = true;
-    effects.emplace_back(Exit{view_.end->exit_code});
-    return;
-  }
   if (!view_.lead.has_value()) return;
   if (!OwnJobLeads()) {
     if (view_.lead != before) {

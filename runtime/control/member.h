@@ -198,7 +198,7 @@ class Member {
   void Lead(Effects& effects);
   bool OwnJobLeads() const;
   int64_t PlaceInLine() const;
-  absl::Time TurnToLead() const;
+  absl::Time TurnToLead() const;  // Infinite: while it leads, or has to read the log first.
   void BeginStop(bool at_boundary, Effects& effects);
   void Enter(Stage stage);
   void Report(Effects& effects);

@@ -90,14 +90,11 @@ TEST(LogView, KnowsWhoLeadsAndWhatMayRun) {
   view.Absorb(Entry(4, EntryKind::kCommit, 2, 30));
   EXPECT_EQ(view.live.size(), 1u);
   EXPECT_EQ(view.commit_step, 30);
-  LogEntry end = Entry(5, EntryKind::kEnd, 2, 30);
-  end.exit_code = 75;
-  view.Absorb(end);
+  view.Absorb(Entry(5, EntryKind::kEnd, 2, 30));
   EXPECT_TRUE(view.live.empty());
   EXPECT_FALSE(view.lead.has_value());
-  EXPECT_EQ(view.end->exit_code, 75);
   view.Absorb(Entry(6, EntryKind::kLead));
-  EXPECT_FALSE(view.end.has_value());
+  EXPECT_EQ(view.lead->term, 6u);
   EXPECT_EQ(view.next_slot, 7u);
 }
 

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Runs the simulator against deliberate protocol bugs: tests/sim/mutants.py [--limit N] [--jobs N] [--only NAME]...
 
-Each mutant of mutants.txt replaces one piece of text, is built in a copy of the tree, and runs the tests of tests/control
-and seeds in growing batches until something is wrong. Prints what killed each and after how many schedules. Exit code 1: fewer
-than 98 % were killed, or a survivor has no proof in equivalent.txt that no history can tell it from the original.
+Each mutant of mutants.txt replaces one piece of text, is built in a copy of the tree, and runs the tests of tests/control, the
+kept schedules, and seeds in growing batches until something is wrong. Prints at once what killed each and after how many seeds.
+Exit code 1: fewer than 98 % were killed, or a survivor has no proof in equivalent.txt that no history can tell it from the
+original.
 """
 import argparse
+import collections
 import concurrent.futures
 import pathlib
 import queue
@@ -48,7 +50,7 @@ def copy_tree(to):
     run(["ninja", "-C", "build", "-j1", "perdure_sim", "control_test"], to)
 
 
-def run(command, cwd, timeout=3600):
+def run(command, cwd, timeout=600):
     done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)
     if done.returncode != 0 and command[0] in ("cmake", "ninja"):
         raise RuntimeError(done.stdout[-2000:])
@@ -56,41 +58,40 @@ def run(command, cwd, timeout=3600):
 
 
 def one(tree, mutant, limit):
-    """(killed by what or None, seeds run)"""
+    """(by which kind of test it was killed or "", by what, seeds run)"""
     name, _, file, old, new = mutant
     path = tree / file
     text = path.read_text()
     if text.count(old) != 1:
         sys.exit(f"mutants.txt: {name}: its text is found {text.count(old)} times in {file}")
     path.write_text(text.replace(old, new))
+    ran = 0
     try:
-        try:
-            run(["ninja", "-C", "build", "-j1", "perdure_sim", "control_test"], tree)
-        except RuntimeError as error:
-            return f"DOES NOT COMPILE: {str(error)[-400:]}", 0
+        run(["ninja", "-C", "build", "-j1", "control_test"], tree)
+        tests = run(["build/tests/control_test", "--gtest_fail_fast"], tree)
+        if tests.returncode != 0:
+            failed = re.search(r"\[  FAILED  \] (\w+\.\w+)", tests.stdout)
+            return "unit test", failed[1] if failed else tests.stdout.strip()[-100:], ran
+        run(["ninja", "-C", "build", "-j1", "perdure_sim"], tree)
         for schedule in sorted((tree / "tests/sim/schedules").iterdir()):
             done = run(["build/tests/perdure_sim", "--schedule", str(schedule)], tree)
             if done.returncode != 0:
-                return f"schedule {schedule.stem}: {done.stdout.strip().splitlines()[-1][:80]}", 0
-        ran = 0
+                return "schedule", f"{schedule.stem}: {done.stdout.strip().splitlines()[-1][:80]}", ran
         for first, count in BATCHES:
             count = min(count, limit - ran)
             if count <= 0:
                 break
-            try:
-                done = run(["build/tests/perdure_sim", str(first), str(count), "--stop"], tree)
-            except subprocess.TimeoutExpired:
-                return "does not end", ran
+            done = run(["build/tests/perdure_sim", str(first), str(count), "--stop"], tree)
             if done.returncode != 0:
                 seed = re.search(r"seed (\d+): VIOLATION[^:]*: (.*)", done.stdout)
-                what = f"seed {seed[1]}: {seed[2][:80]}" if seed else f"ends: {done.stdout[-100:].strip()}"
-                return what, ran + (int(seed[1]) - first + 1 if seed else 0)
+                what = f"{seed[1]}: {seed[2][:80]}" if seed else f"ends: {done.stdout[-100:].strip()}"
+                return "seed", what, ran + (int(seed[1]) - first + 1 if seed else 0)
             ran += count
-        tests = run(["build/tests/control_test"], tree)
-        if tests.returncode != 0:
-            failed = re.search(r"\[  FAILED  \] (\S+)", tests.stdout)
-            return f"control_test: {failed[1] if failed else tests.stdout[-100:]}", ran
-        return None, ran
+        return "", "SURVIVED", ran
+    except RuntimeError as error:
+        return "", f"DOES NOT COMPILE: {str(error)[-400:]}", ran
+    except subprocess.TimeoutExpired as error:
+        return "time", f"{pathlib.Path(error.cmd[0]).name} does not end", ran
     finally:
         path.write_text(text)
 
@@ -118,19 +119,19 @@ def main():
             finally:
                 trees.put(tree)
 
-        survivors = []
+        survivors, kinds = [], collections.Counter()
         with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
             for future in concurrent.futures.as_completed([pool.submit(work, m) for m in mutants]):
-                (name, what, *_), (killed, ran) = future.result()
-                print(f"{name:34} {ran:7} {killed or 'SURVIVED'}", flush=True)
-                if killed is None:
-                    survivors.append(name)
-                elif killed.startswith("DOES NOT COMPILE"):
+                (name, *_), (kind, what, ran) = future.result()
+                print(f"{name:34} {ran:7} {kind} {what}", flush=True)
+                kinds[kind] += 1
+                if not kind:
                     survivors.append(name)
         unproven = [name for name in survivors if name not in proven]
         counted = len(mutants) - (len(survivors) - len(unproven))
         share = 100 * (counted - len(unproven)) / max(counted, 1)
-        print(f"{len(mutants)} mutants: {len(mutants) - len(survivors)} killed, {len(survivors) - len(unproven)} equivalent, "
+        by = ", ".join(f"{count} by {kind}" for kind, count in kinds.items() if kind)
+        print(f"{len(mutants)} mutants: {len(mutants) - len(survivors)} killed ({by}), {len(survivors) - len(unproven)} equivalent, "
               f"{len(unproven)} survived: {share:.1f} % of those that can be told")
         return 0 if share >= 98 and not unproven else 1
 

@@ -1,0 +1,229 @@
+// A coordinator on node 0 of a job, told as a story in virtual time: its log and its members are
+// the test's lines.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "runtime/control/coordinator.h"
+#include "tests/control/control_records.h"
+
+namespace perdure {
+
+class CoordinatorStory {
+ public:
+  static constexpr uint32_t kNumber = 2;
+  static Author Me() { return {.at = {kJob, 0}, .incarnation = 1}; }
+
+  // Replicas of one rank, as many as fit; a save a minute.
+  static LayoutRule Rule() {
+    return {.tensor = 1, .pipeline = 1, .leaves = 64, .grow_after = absl::Seconds(1)};
+  }
+  // Two replicas and a spare node.
+  static LayoutRule TwoAndASpare() {
+    return {.tensor = 1, .pipeline = 1, .data = 2, .leaves = 64, .spares = 1};
+  }
+  static ControlOptions Options() {
+    ControlOptions options;
+    options.save_every = absl::Seconds(60);
+    return options;
+  }
+
+  explicit CoordinatorStory(NodeId nodes, const LogView& view = {}, const LayoutRule& rule = Rule(),
+                            const ControlOptions& options = Options())
+      : nodes_(nodes),
+        lead_(options, rule, {.me = Me(), .nodes = nodes, .number = kNumber}, view, now_) {
+    Do(Coordinator::Tick{});
+  }
+
+  // ---- what happens; done() has what the coordinator does about it, and nothing of before
+
+  void Do(const Coordinator::Event& event) {
+    done_.clear();
+    Feed(event);
+  }
+  // Time passes, and the coordinator is woken whenever it asked to be.
+  void After(absl::Duration time) {
+    done_.clear();
+    Pass(time);
+  }
+  // As After, while `nodes` say again every 100 ms what they reported last.
+  void AfterInTouch(absl::Duration time, const std::vector<NodeId>& nodes) {
+    done_.clear();
+    for (const absl::Time end = now_ + time; now_ < end;) {
+      Pass(std::min(Ms(100), end - now_));
+      for (NodeId node : nodes) FeedReport(node);
+    }
+  }
+  // From now on each poll of the log is answered at once, and finds nothing.
+  void LogStaysAsItIs() { log_answers_ = true; }
+  // The record that was asked for gets its slot.
+  LogEntry Win() {
+    EXPECT_TRUE(append_.has_value()) << "nothing was to be appended";
+    if (!append_.has_value()) return {};
+    const LogEntry entry = *std::exchange(append_, std::nullopt);
+    Do(Coordinator::Appended{entry});
+    return entry;
+  }
+  void Hear(NodeId node, const ControlMessage& message) {
+    Do(Coordinator::Received{{kJob, node}, message});
+  }
+  // Of now, of its first life, of one slot, with a step a second; `change` what is unusual.
+  void Report(NodeId node, Stage stage, Generation generation, const auto& change) {
+    msg::Report& report = reports_[node];
+    report = {.term = lead_.term(),
+              .incarnation = 100 + node,
+              .slots = 1,
+              .generation = generation,
+              .stage = stage};
+    changes_[node] = change;
+    done_.clear();
+    FeedReport(node);
+  }
+  void Report(NodeId node, Stage stage, Generation generation = 0) {
+    Report(node, stage, generation, [](msg::Report&) {});
+  }
+  void Stopped(NodeId node, Generation generation, std::vector<Holding> holdings = {}) {
+    if (const auto said = reports_.find(node); said != reports_.end()) {
+      said->second.stage = Stage::kStopped;
+      said->second.generation = generation;
+    }
+    Hear(node,
+         msg::Stopped{
+             .term = lead_.term(), .generation = generation, .holdings = std::move(holdings)});
+  }
+  void Present(NodeId node, Generation generation) {
+    Hear(node, msg::Present{.term = lead_.term(), .generation = generation, .addresses = {"a"}});
+  }
+  // Members form the generation of the START that was won last, and run.
+  void RunOn() {
+    const Generation generation = lead_.layout().generation;
+    const std::vector<NodeId> members = lead_.members();
+    for (NodeId node : members) Present(node, generation);
+    for (NodeId node : members) Report(node, Stage::kReady, generation);
+    for (NodeId node : members) reports_[node].stage = Stage::kRunning;
+  }
+  // LEAD, all nodes, START, Go.
+  void RunAll() {
+    Win();
+    for (NodeId node = 0; node < nodes_; ++node) Report(node, Stage::kIdle);
+    Win();
+    RunOn();
+    ASSERT_EQ(phase(), Coordinator::Phase::kRunning);
+  }
+
+  // ---- what the coordinator did
+
+  // By node, the newest message of one kind.
+  template <typename M>
+  std::map<NodeId, M> Sent() const {
+    std::map<NodeId, M> sent;
+    for (const auto& [when, effect] : done_)
+      if (const auto* send = std::get_if<Coordinator::Send>(&effect))
+        if (const auto* m = std::get_if<M>(&send->message)) sent[send->to.node] = *m;
+    return sent;
+  }
+  template <typename M>
+  std::vector<absl::Duration> WhenSent(NodeId node, absl::Time since) const {
+    std::vector<absl::Duration> all;
+    for (const auto& [when, effect] : done_)
+      if (const auto* send = std::get_if<Coordinator::Send>(&effect))
+        if (send->to.node == node && std::holds_alternative<M>(send->message))
+          all.push_back(when - since);
+    return all;
+  }
+  template <typename E>
+  std::vector<E> All() const {
+    std::vector<E> all;
+    for (const auto& [when, effect] : done_)
+      if (const auto* e = std::get_if<E>(&effect)) all.push_back(*e);
+    return all;
+  }
+  template <typename E>
+  std::vector<absl::Duration> When(absl::Time since) const {
+    std::vector<absl::Duration> all;
+    for (const auto& [when, effect] : done_)
+      if (std::holds_alternative<E>(effect)) all.push_back(when - since);
+    return all;
+  }
+  // Whom there is evidence against.
+  std::vector<std::pair<NodeId, EvidenceKind>> Blamed() const {
+    std::vector<std::pair<NodeId, EvidenceKind>> blamed;
+    for (const auto& e : All<Coordinator::Evidence>()) blamed.emplace_back(e.node, e.kind);
+    return blamed;
+  }
+  // The lease in the newest answer to `node`; zero: none.
+  absl::Duration LeaseOf(NodeId node) const {
+    const auto answers = Sent<msg::Answer>();
+    const auto answer = answers.find(node);
+    EXPECT_NE(answer, answers.end()) << "no answer";
+    return answer == answers.end() ? absl::ZeroDuration() : absl::Nanoseconds(answer->second.lease);
+  }
+  bool DoesNothing() const { return done_.empty(); }
+
+  Coordinator& lead() { return lead_; }
+  Coordinator::Phase phase() const { return lead_.phase(); }
+  absl::Time now() const { return now_; }
+  const std::optional<LogEntry>& append() const { return append_; }  // That has no slot yet.
+  bool Appends(EntryKind kind) const { return append_.has_value() && append_->kind == kind; }
+  const std::string& said() const { return said_; }
+  const std::string& resigned() const { return resigned_; }
+
+ private:
+  void Pass(absl::Duration time) {
+    const absl::Time end = now_ + time;
+    while (lead_.NextDeadline() <= end) {
+      now_ = std::max(now_, lead_.NextDeadline());
+      Feed(Coordinator::Tick{});
+      ASSERT_LT(++woken_, 1'000'000) << "asks to be woken again and again";
+    }
+    now_ = end;
+  }
+  void FeedReport(NodeId node) {
+    const auto said = reports_.find(node);
+    if (said == reports_.end()) return;
+    msg::Report report = said->second;
+    report.sequence = ++sequence_;
+    report.echo = absl::ToUnixNanos(now_);
+    if (report.stage == Stage::kRunning) report.finished = absl::ToInt64Seconds(now_ - kStart);
+    changes_[node](report);
+    Feed(Coordinator::Received{{kJob, node}, report});
+  }
+  void Feed(const Coordinator::Event& event) {
+    Coordinator::Effects effects;
+    lead_.Step(now_, event, effects);
+    bool read = false;
+    for (Coordinator::Effect& effect : effects) {
+      read |= std::holds_alternative<Coordinator::ReadLog>(effect);
+      if (const auto* remark = std::get_if<Coordinator::Remark>(&effect))
+        said_ += remark->text + "\n";
+      if (const auto* append = std::get_if<Coordinator::Append>(&effect)) append_ = append->entry;
+      if (const auto* resign = std::get_if<Coordinator::Resign>(&effect))
+        resigned_ = resign->reason;
+      done_.emplace_back(now_, std::move(effect));
+    }
+    if (read && log_answers_)
+      Feed(Coordinator::LogRead{.asked = now_, .entries = std::vector<LogEntry>()});
+  }
+
+  NodeId nodes_;
+  absl::Time now_ = kStart;
+  Coordinator lead_;
+  uint64_t sequence_ = 0;
+  std::map<NodeId, msg::Report> reports_;
+  std::map<NodeId, std::function<void(msg::Report&)>> changes_;
+  std::vector<std::pair<absl::Time, Coordinator::Effect>> done_;
+  std::optional<LogEntry> append_;
+  std::string said_, resigned_;
+  int64_t woken_ = 0;
+  bool log_answers_ = false;
+};
+
+}  // namespace perdure
