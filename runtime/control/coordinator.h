@@ -239,6 +239,7 @@ class Coordinator {
   void OnCommit(const CheckpointCommit::Publish& e, Effects& effects);
   void OnCommit(const CheckpointCommit::Settle& e, Effects& effects);
   void AfterSave(Effects& effects);
+  StepIndex Past() const;
   void TellSettled(NodeId node, StepIndex step, Effects& effects);
   void DropSave(Effects& effects);
   int MemberIndex(NodeId node) const;
@@ -288,6 +289,7 @@ class Coordinator {
   StepIndex saving_ = -1;   // The step of the state that is being saved.
   StepIndex settled_ = -1;  // Of the last one,
   bool settled_ok_ = false;
+  StepIndex dropped_ = -1;  // States up to this one: some of their owners were told to drop them.
 };
 
 }  // namespace perdure

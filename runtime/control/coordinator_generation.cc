@@ -73,7 +73,7 @@ void Coordinator::TakeOver(PlacedLayout layout) {
   addressed_ = ready_ = done_ = 0;
   authority_.Elect(members_, now_);
   commit_.emplace(CheckpointCommit::Options{.ranks = static_cast<int>(members_.size())});
-  saving_ = settled_ = -1;
+  saving_ = settled_ = dropped_ = -1;
 }
 
 // ---- stopping

@@ -21,10 +21,9 @@ void Coordinator::SaveTimers(Effects& effects) {
   if (saving_ < 0 && now_ >= save_due_) {
     save_due_ = now_ + options_.resend;
     save_asked_ = true;
-    effects.emplace_back(Send{At(layout_.seats.front().node),
-                              msg::Save{.term = term_,
-                                        .generation = layout_.generation,
-                                        .after = std::max(settled_, view_.commit_step)}});
+    effects.emplace_back(
+        Send{At(layout_.seats.front().node),
+             msg::Save{.term = term_, .generation = layout_.generation, .after = Past()}});
   }
   // Unless its COMMIT may be in the log already.
   if (now_ >= save_give_up_) {
@@ -46,6 +45,9 @@ void Coordinator::AfterSave(Effects& effects) {
   for (NodeId node : members_) TellSettled(node, settled_, effects);
   if (ending_.has_value()) BeginStop(true, "the job ends", effects);
 }
+
+// No checkpoint will be made of a state up to this step.
+StepIndex Coordinator::Past() const { return std::max({settled_, dropped_, view_.commit_step}); }
 
 void Coordinator::TellSettled(NodeId node, StepIndex step, Effects& effects) {
   Tell(node,
@@ -70,8 +72,10 @@ void Coordinator::OnSaving(NodeId node, const msg::Report& report, Effects& effe
   if (report.frozen < 0 || !commit_.has_value()) return;
   Peer& peer = peers_[node];
   const bool may_tell = now_ >= peer.told + options_.resend;
-  // Settled already, or frozen for a coordinator before this one.
-  if (report.frozen == settled_ || !save_asked_) {
+  // Settled already, or frozen for a coordinator before this one: what one node was told to drop
+  // will never be whole.
+  if (report.frozen <= Past() || !save_asked_) {
+    dropped_ = std::max(dropped_, report.frozen);
     if (may_tell) TellSettled(node, report.frozen, effects);
     return;
   }

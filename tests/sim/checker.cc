@@ -79,6 +79,7 @@ Checker::Problem Checker::OnAppend(const LogEntry& e) {
       }
       commit_step_ = e.step;
       committed_.insert(e.step);
+      by_generation_.emplace(e.generation, e.step);
       ++commits_;
       return std::nullopt;
     }

@@ -39,7 +39,10 @@ class Checker {
   // The address that rank `rank` of `generation` must have.
   const PlacedLayout* LayoutOf(Generation generation) const;
 
-  bool Committed(StepIndex step) const { return committed_.count(step) != 0; }
+  // Of the state that `generation` froze; another one may have made a checkpoint of the step since.
+  bool Committed(Generation generation, StepIndex step) const {
+    return by_generation_.count({generation, step}) != 0;
+  }
 
   int64_t commits() const { return commits_; }
   int64_t generations() const { return static_cast<int64_t>(starts_.size()); }
@@ -63,6 +66,7 @@ class Checker {
   std::map<std::pair<Generation, NodeId>, StepIndex> steps_;
   std::map<PartKey, Part> parts_;
   std::set<StepIndex> committed_;
+  std::set<std::pair<Generation, StepIndex>> by_generation_;
   StepIndex commit_step_ = -1;
   int64_t commits_ = 0, leads_ = 0;
 };

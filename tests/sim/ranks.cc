@@ -259,17 +259,39 @@ void World::Apply(Index index) {
                                                                .b = ranks.finished,
                                                                .c = rank.rank});
   }
-  if (books.freeze_step == ranks.finished && ranks.frozen < 0) {
-    ranks.frozen = ranks.finished;
-    ranks.frozen_value = ranks.value;
-    At(now_ + kMs, {.what = What::kFrozen,
-                    .agent = index,
-                    .version = ranks.version,
-                    .a = Signed(generation),
-                    .b = ranks.finished});
+  // One frozen state at a time: who still has another waits.
+  const bool freezes = books.freeze_step == ranks.finished;
+  if (freezes && ranks.frozen >= 0) {
+    ranks.waits = RankGroup::Waits::kToFreeze;
+    ranks.contributed = false;  // It stands at a boundary: a stop finds it there.
+  } else if (freezes) {
+    Freeze(index);
   }
   StepMember(index, Member::Progress{generation, ranks.finished, false});
-  if (agent.ranks.state == Ranks::kRunning) StartStep(index);
+  if (agent.ranks.state == Ranks::kRunning && ranks.waits != RankGroup::Waits::kToFreeze)
+    StartStep(index);
+}
+
+void World::Freeze(Index index) {
+  RankGroup& ranks = Of(index).ranks;
+  ranks.frozen = ranks.finished;
+  ranks.frozen_value = ranks.value;
+  At(now_ + kMs, {.what = What::kFrozen,
+                  .agent = index,
+                  .version = ranks.version,
+                  .a = Signed(ranks.prepare.generation),
+                  .b = ranks.finished});
+}
+
+void World::SettleState(Index index, const msg::Settle& settle) {
+  RankGroup& ranks = Of(index).ranks;
+  if (ranks.frozen != settle.step) return;
+  ranks.frozen = -1;
+  if (ranks.waits != RankGroup::Waits::kToFreeze) return;
+  ranks.waits = RankGroup::Waits::kNo;
+  if (ranks.state != Ranks::kRunning || ranks.failed_local_rank >= 0) return;
+  Freeze(index);
+  StartStep(index);
 }
 
 // ---- the end of a generation on a node

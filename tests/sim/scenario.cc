@@ -143,6 +143,14 @@ void DrawOdd(Prng& prng, Scenario& s) {
   if (prng.PerMille(150)) s.manifest_fails = static_cast<int32_t>(prng.Between(100, 800));
 }
 
+// From START to Ready: what ranks need, and the table's way from node to node.
+absl::Duration FormingTakes(const Scenario& s) {
+  int64_t hops = 1;
+  for (int64_t reached = 1, level = 1; reached < s.nodes; reached += level, ++hops)
+    level *= s.control.table_fan_out;
+  return absl::Milliseconds(1500) + absl::Nanoseconds(hops * s.delay_max);
+}
+
 }  // namespace
 
 const char* Name(FaultKind kind) { return kNames[static_cast<size_t>(kind)]; }
@@ -166,6 +174,7 @@ Scenario DrawScenario(uint64_t seed) {
   s.drift_ppm = static_cast<int32_t>(prng.PerMille(500) ? 0 : prng.Between(10, 10'000));
   s.keep_back = prng.PerMille(200) ? static_cast<int32_t>(prng.Between(0, s.nodes - 1)) : 0;
   s.heal_at = prng.Between(8 * kSecond, 25 * kSecond);
+  s.control.form_max = std::max(s.control.form_max, FormingTakes(s));
   DrawFaults(prng, s);
   Prng odd(seed, 2);
   DrawOdd(odd, s);

@@ -457,10 +457,11 @@ void World::Perform(Index index, Member::Effects& effects) {
     } else if (auto* verify = std::get_if<Member::VerifyFile>(&effect)) {
       VerifyFile(index, verify->verify);
     } else if (auto* settle = std::get_if<Member::SettleState>(&effect)) {
-      if (settle->settle.committed != checker_.Committed(settle->settle.step))
+      if (settle->settle.committed !=
+          checker_.Committed(settle->settle.generation, settle->settle.step))
         Violate(fmt::format("node {} is told that step {} is {}committed", agent.node,
                             settle->settle.step, settle->settle.committed ? "" : "not "));
-      if (agent.ranks.frozen == settle->settle.step) agent.ranks.frozen = -1;
+      SettleState(index, settle->settle);
     } else if (std::holds_alternative<Member::Exit>(effect)) {
       if (trace_) Trace(fmt::format("job {} node {} leaves", agent.job, agent.node));
       CrashNode(index, -1);

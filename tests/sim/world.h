@@ -120,7 +120,7 @@ class World {
     int32_t failed_local_rank = -1;
     bool contributed = false;
     bool stop_at_boundary = false;
-    enum class Waits : uint8_t { kNo, kToContribute, kToApply } waits = Waits::kNo;
+    enum class Waits : uint8_t { kNo, kToContribute, kToApply, kToFreeze } waits = Waits::kNo;
     StepIndex frozen = -1;
     uint64_t frozen_value = 0;
     int32_t connected = 0;
@@ -214,6 +214,8 @@ class World {
   void Complete(Generation generation, StepIndex step);
   bool AnyCut(const std::vector<std::pair<Index, uint64_t>>& agents) const;
   void Apply(Index index);
+  void Freeze(Index index);
+  void SettleState(Index index, const msg::Settle& settle);
   void StopRanks(Index index, Generation generation, bool at_boundary);
   void KillRanks(Index index, Generation generation);
   void FinishStop(Index index, Generation generation, bool killed);
