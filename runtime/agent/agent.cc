@@ -60,8 +60,7 @@ Agent::~Agent() {
 }
 
 absl::Status Agent::Begin() {
-  ASSIGN_OR_RETURN(JobKey key, OpenJobKey(options_.run_directory, options_.job,
-                                          static_cast<uint64_t>(options_.restart)));
+  ASSIGN_OR_RETURN(JobKey key, OpenJobKey(options_.run_directory, options_.job));
   PeersOptions peers = options_.peers;
   peers.wire.run_id = log_->run_id();
   peers.wire.job = options_.job;
@@ -71,19 +70,17 @@ absl::Status Agent::Begin() {
   peers.wire.port = options_.port;
   peers.connect_time = options_.control.node_silence;
   ASSIGN_OR_RETURN(
-      peers_, Peers::New(loop_, std::move(key), peers,
-                         {.on_message = [this](const Endpoint& from,
-                                               ControlMessage m) { OnMessage(from, std::move(m)); },
-                          .on_closed =
-                              [this](NodeId node) {
-                                Post(Member::Event(Member::Closed{{options_.job, node}}));
-                                (void)TellLead(Coordinator::Closed{node});
-                              },
-                          .key_of_job =
-                              [this](uint64_t job, int64_t restart) {
-                                return OpenJobKey(options_.run_directory, job,
-                                                  static_cast<uint64_t>(restart));
-                              }}));
+      peers_,
+      Peers::New(loop_, std::move(key), peers,
+                 {.on_message = [this](const Endpoint& from,
+                                       ControlMessage m) { OnMessage(from, std::move(m)); },
+                  .on_closed =
+                      [this](NodeId node) {
+                        Post(Member::Event(Member::Closed{{options_.job, node}}));
+                        (void)TellLead(Coordinator::Closed{node});
+                      },
+                  .key_of_job =
+                      [this](uint64_t job) { return OpenJobKey(options_.run_directory, job); }}));
   member_.emplace(options_.control,
                   Member::Identity{.me = Me(), .slots = options_.slots, .domain = options_.domain},
                   ranks_->Adopted(), MonotonicNow());
@@ -226,8 +223,7 @@ ControlLog::Body Agent::BodyOf(const Coordinator::Append& append) const {
   const LogEntry& entry = append.entry;
   switch (entry.kind) {
     case EntryKind::kLead: {
-      const LeadRecord lead{.address = WireAddressText(peers_->address()),
-                            .restart = options_.restart};
+      const LeadRecord lead{.address = WireAddressText(peers_->address())};
       return [lead] { return SerializeLead(lead); };
     }
     case EntryKind::kStart: {

@@ -26,8 +26,9 @@ namespace perdure {
 
 struct AgentOptions {
   std::string run_directory;  // Where the run's key is.
+  // This start of a job: a scheduler that starts a job again gives it the same id, but who has read
+  // END of the start before must not take it for his own. What all messages and records call job.
   uint64_t job = 0;
-  int64_t restart = 0;  // How often the scheduler has restarted the job.
   NodeId node = 0;
   NodeId nodes = 1;                     // Of the job.
   uint64_t slots = 1;                   // Bit i: local rank i can be used.

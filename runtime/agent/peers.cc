@@ -213,7 +213,7 @@ absl::Status Peers::BeginVisit(const Endpoint& to) {
     if (visit_.wire != nullptr)
       loop_->Defer([old = std::shared_ptr<Wire>(std::move(visit_.wire))] {});
     visit_ = Visit{.to = to};
-    ASSIGN_OR_RETURN(JobKey key, callbacks_.key_of_job(to.job, other_leader_->record.restart));
+    ASSIGN_OR_RETURN(JobKey key, callbacks_.key_of_job(to.job));
     WireOptions options = options_.wire;
     options.job = to.job;
     options.self.node = kGuestNode;

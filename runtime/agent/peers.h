@@ -35,7 +35,7 @@ struct PeersCallbacks {
   // No connection to that node of the own job is left; there was one.
   std::function<void(NodeId node)> on_closed;
   // The key of another job of this run, to ask its coordinator whether it lives.
-  std::function<absl::StatusOr<JobKey>(uint64_t job, int64_t restart)> key_of_job;
+  std::function<absl::StatusOr<JobKey>(uint64_t job)> key_of_job;
 };
 
 struct PeersCounters {

@@ -75,7 +75,7 @@ absl::StatusOr<std::vector<Seat>> SeatsOf(const std::vector<int64_t>& runs, int6
 }  // namespace
 
 std::string SerializeLead(const LeadRecord& record) {
-  return Dump({{"address", record.address}, {"restart", record.restart}});
+  return Dump({{"address", record.address}});
 }
 
 absl::StatusOr<LeadRecord> ParseLead(std::string_view body) {
@@ -83,7 +83,6 @@ absl::StatusOr<LeadRecord> ParseLead(std::string_view body) {
   JsonObject object(json, "");
   LeadRecord record;
   object.String("address", &record.address);
-  object.Int("restart", &record.restart);
   RETURN_IF_ERROR(object.Done());
   return record;
 }

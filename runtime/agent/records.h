@@ -22,7 +22,6 @@ namespace perdure {
 // The record's author coordinates from now on.
 struct LeadRecord {
   std::string address;  // Where agents reach him: "10.0.0.5:4711", "[fd00::5]:4711".
-  int64_t restart = 0;  // Of his job: with it his job's key can be derived.
   friend bool operator==(const LeadRecord&, const LeadRecord&) = default;
 };
 

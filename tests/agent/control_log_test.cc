@@ -19,7 +19,7 @@ using testing::HasSubstr;
 
 constexpr Author kMe{{.job = 7, .node = 3}, 0x1234}, kOther{{.job = 8, .node = 0}, 0x5678};
 
-std::string Lead() { return SerializeLead({.address = "10.0.0.5:4711", .restart = 2}); }
+std::string Lead() { return SerializeLead({.address = "10.0.0.5:4711"}); }
 
 class ControlLogTest : public testing::Test {
  protected:
@@ -104,7 +104,7 @@ TEST_F(ControlLogTest, EntriesComeBackAsTheyWere) {
   EXPECT_EQ(reading->entries[3].kind, EntryKind::kNote);
   ASSERT_TRUE(reading->leader.has_value());
   EXPECT_EQ(reading->leader->author, kMe);
-  EXPECT_EQ(reading->leader->record, (LeadRecord{"10.0.0.5:4711", 2}));
+  EXPECT_EQ(reading->leader->record, (LeadRecord{"10.0.0.5:4711"}));
   EXPECT_TRUE(Read(17)->entries.empty());
 }
 

@@ -64,7 +64,7 @@ struct Side {
                                got.emplace_back(from, std::move(message));
                              },
                          .on_closed = [this](NodeId gone) { closed.push_back(gone); },
-                         .key_of_job = [](uint64_t other, int64_t) { return Key(other); }});
+                         .key_of_job = [](uint64_t other) { return Key(other); }});
   }
   static JobKey Key(uint64_t job) {
     static const std::array<uint8_t, kSecretBytes> file_key{1, 2, 3};
@@ -86,7 +86,7 @@ class PeersTest : public testing::Test {
   static void Knows(Side& side, NodeId node, const Side& other, uint64_t job = 1,
                     uint64_t incarnation = 0) {
     side.peers->LearnLeader({{job, node}, incarnation == 0 ? node + 1 : incarnation},
-                            {.address = WireAddressText(other.peers->address()), .restart = 0});
+                            {.address = WireAddressText(other.peers->address())});
   }
   const std::unique_ptr<EventLoop> loop_;
 };
@@ -149,7 +149,7 @@ TEST_F(PeersTest, WhatWaitsIsBounded) {
   });
   // Nobody listens there.
   const uint16_t port = Side(loop_.get(), 5).peers->address().port;
-  a.peers->LearnLeader({{1, 4}, 5}, {.address = fmt::format("127.0.0.1:{}", port), .restart = 0});
+  a.peers->LearnLeader({{1, 4}, 5}, {.address = fmt::format("127.0.0.1:{}", port)});
   for (int i = 0; i < 10; ++i) a.peers->Send({1, 4}, msg::Go{});
   EXPECT_EQ(a.peers->counters().dropped, 7u);
   ASSERT_TRUE(Until([&] { return a.peers->counters().dropped == 10; }));

@@ -24,7 +24,7 @@ TEST(Records, ComeBackAsTheyWere) {
   EXPECT_EQ(*ParseStart(SerializeStart(start)), start);
   const StartRecord nobody{{}, {}, "imported", 0};
   EXPECT_EQ(*ParseStart(SerializeStart(nobody)), nobody);
-  const LeadRecord lead{"[fd00::5]:4711", 3};
+  const LeadRecord lead{"[fd00::5]:4711"};
   EXPECT_EQ(*ParseLead(SerializeLead(lead)), lead);
   const CommitRecord commit{kName, 120, 960, DigestOf("m"), DigestOf("c"), 1ull << 63, 8};
   EXPECT_EQ(*ParseCommit(SerializeCommit(commit)), commit);
@@ -66,7 +66,7 @@ TEST(Records, WrongBodiesNameTheField) {
   expect(start(two, R"("seats":[0,1,1,4294967296,0,1],"step":1)"), "seats[1]");
   expect(start(two, R"("seats":[0,1000,1000],"step":1)"), "seats[0]");
   expect(start(two, R"("seats":[3,1,1,3,1,1],"step":1)"), "node 3, local rank 1 twice");
-  expect(ParseLead(R"({"address":"a"})").status(), "restart is missing");
+  expect(ParseLead(R"({"address":"a","restart":0})").status(), "restart is unknown");
   CommitRecord commit{kName, 120, 960, {}, {}, 1, 1};
   commit.checkpoint = "../../etc";
   expect(ParseCommit(SerializeCommit(commit)).status(), "checkpoint");

@@ -334,12 +334,25 @@ TEST_F(RunLogTest, RecordsSayWhoWroteThem) {
   ASSERT_OK(log->Append(RecordType::kEnd, 4, End(1)));
   const Author author{{.job = 77, .node = 12499}, ~uint64_t{0}};
   log->WriteAs(author);
-  ASSERT_OK(log->Append(RecordType::kLead, 4, SerializeLead({"10.0.0.5:1", 0}), 1ull << 40));
+  ASSERT_OK(log->Append(RecordType::kLead, 4, SerializeLead({"10.0.0.5:1"}), 1ull << 40));
   const auto again = RunLog::Open(run());
   EXPECT_EQ(again->records()[5].author.at, Endpoint{});
   EXPECT_EQ(again->records()[5].id, 0u);
   EXPECT_EQ(again->records()[6].author, author);
   EXPECT_EQ(again->records()[6].id, 1ull << 40);
+}
+
+TEST_F(RunLogTest, EachStartOfAJobHasItsOwnKey) {
+  EXPECT_EQ(JobStart(4711, 2), 4711u * 4096 + 2);
+  const auto key = [&](uint64_t job, uint64_t restart) {
+    const auto opened = OpenJobKey(run(), JobStart(job, restart));
+    EXPECT_TRUE(opened.ok()) << opened.status();
+    return std::string(opened->bytes().begin(), opened->bytes().end());
+  };
+  EXPECT_EQ(key(4711, 2), key(4711, 2));
+  EXPECT_NE(key(4711, 2), key(4711, 3));
+  EXPECT_NE(key(4711, 2), key(4712, 2));
+  EXPECT_FALSE(OpenJobKey(run() + "/elsewhere", 1).ok());
 }
 
 TEST_F(RunLogTest, HolderMayBeDescribed) {
