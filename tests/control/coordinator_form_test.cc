@@ -291,6 +291,17 @@ TEST(CoordinatorChanges, MovesOffANodeThatIsToBeGivenBack) {
   EXPECT_EQ(story.append()->step, 40) << "what it holds is still there";
 }
 
+TEST(CoordinatorChanges, MovesOffASlotThatCannotBeUsedAnyMore) {
+  CoordinatorStory story(3, {}, CoordinatorStory::TwoAndASpare());
+  story.LogStaysAsItIs();
+  story.RunAll();
+  for (NodeId node : {0, 1}) story.Report(node, Stage::kRunning, 1);
+  const absl::Time said = story.now();
+  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.slots = 0b10; });
+  story.AfterInTouch(Ms(600), {0, 1, 2});
+  EXPECT_EQ(story.WhenSent<msg::Stop>(1, said), std::vector{Ms(500)});
+}
+
 TEST(CoordinatorChanges, ADrainIsTakenBackAndSaidTwiceIsNothing) {
   CoordinatorStory story(3, {}, CoordinatorStory::TwoAndASpare());
   story.LogStaysAsItIs();
