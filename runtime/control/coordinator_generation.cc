@@ -56,7 +56,7 @@ void Coordinator::Gather(NodeId node, Effects& effects) {
 void Coordinator::Runs(StepIndex finished, Effects& effects) {
   phase_ = Phase::kRunning;
   phase_due_ = absl::InfiniteFuture();
-  save_due_ = now_ + options_.save_every;
+  save_due_ = ending_.has_value() ? now_ : now_ + options_.save_every;
   std::vector<NodeId> nodes;
   nodes.reserve(layout_.seats.size());
   for (const Seat& seat : layout_.seats) nodes.push_back(seat.node);
@@ -229,6 +229,10 @@ void Coordinator::Form(Effects& effects) {
                   layout_.seats.size(), members_.size(),
                   resume_.from_checkpoint ? "the checkpoint" : "memory", resume_.step),
       effects);
+  if (ending_.has_value()) {
+    BeginStop(false, "the job ends", effects);
+    return;
+  }
   for (NodeId node : members_)
     if (!peers_[node].present) {
       BeginStop(false, fmt::format("node {} was lost meanwhile", node), effects);
@@ -452,14 +456,12 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
       if (saving_ < 0) save_due_ = now_;  // Settled, it ends the generation.
       return;
     case Phase::kForming:
-      BeginStop(false, "the job ends", effects);
-      return;
     case Phase::kGathering:
     case Phase::kWaiting:
       BeginStop(false, "the job ends", effects);
       return;
     default:
-      return;  // What is under way comes to Decide, or is stopped when it is known.
+      return;  // What is under way comes to Decide, Form or Runs.
   }
 }
 

@@ -396,7 +396,6 @@ void Member::On(const Frozen& event, Effects&) {
 
 void Member::OnMessage(const msg::Write& m, Effects& effects) {
   if (m.generation != generation_ || m.step != frozen_ || m.attempt <= written_) return;
-  votes_.clear();
   effects.emplace_back(WriteState{m});
 }
 

@@ -255,7 +255,7 @@ class Member {
   StepIndex frozen_ = -1;
   int32_t written_ = 0;
   bool written_ok_ = false;
-  std::vector<msg::Voted> votes_;  // On files of the attempt under way.
+  std::vector<msg::Voted> votes_;  // On files of what is frozen.
   bool exited_ = false;
 };
 

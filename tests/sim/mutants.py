@@ -9,6 +9,7 @@ original.
 import argparse
 import collections
 import concurrent.futures
+import os
 import pathlib
 import queue
 import re
@@ -32,6 +33,8 @@ def parse(path):
         new = "\n".join(line[2:] for line in lines if line.startswith("+ "))
         if not old or any(not line.startswith(("- ", "+ ")) for line in lines):
             sys.exit(f"mutants.txt: {name}: lines begin with '- ' or '+ '")
+        if (found := (ROOT / file).read_text().count(old)) != 1:
+            sys.exit(f"mutants.txt: {name}: its text is found {found} times in {file}")
         mutants.append((name, what, file, old, new))
     return mutants
 
@@ -51,7 +54,10 @@ def copy_tree(to):
 
 
 def run(command, cwd, timeout=600):
-    done = subprocess.run(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)
+    # Copies of the tree compile the same files.
+    environment = os.environ | {"CCACHE_BASEDIR": str(cwd), "CCACHE_NOHASHDIR": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                          timeout=timeout)
     if done.returncode != 0 and command[0] in ("cmake", "ninja"):
         raise RuntimeError(done.stdout[-2000:])
     return done
@@ -62,8 +68,6 @@ def one(tree, mutant, limit):
     name, _, file, old, new = mutant
     path = tree / file
     text = path.read_text()
-    if text.count(old) != 1:
-        sys.exit(f"mutants.txt: {name}: its text is found {text.count(old)} times in {file}")
     path.write_text(text.replace(old, new))
     ran = 0
     try:

@@ -1,0 +1,192 @@
+// A coordinator that ends its job: with a save first, when nobody can step, once.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/control/coordinator_story.h"
+
+namespace perdure {
+namespace {
+
+using testing::ElementsAre;
+using testing::IsEmpty;
+using testing::SizeIs;
+using Phase = Coordinator::Phase;
+
+void Frozen(msg::Report& report) { report.frozen = 12; }
+
+TEST(CoordinatorEnds, AJobAfterASaveAtABoundary) {
+  CoordinatorStory story(1);
+  story.RunAll();
+  story.Do(Coordinator::EndJob{75});
+  ASSERT_THAT(story.Sent<msg::Save>(), SizeIs(1));
+  EXPECT_EQ(story.phase(), Phase::kRunning) << "until it is saved";
+  story.Report(0, Stage::kRunning, 1, Frozen);
+  story.Do(Coordinator::Measured{1, 12, true});
+  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) {
+    r.frozen = 12;
+    r.written = 1;
+    r.written_ok = true;
+  });
+  story.Do(Coordinator::PartsJoined{1, 12, 1, {0}, true});
+  story.Hear(0, msg::Voted{.term = 0, .generation = 1, .step = 12, .attempt = 1, .ok = true});
+  EXPECT_EQ(story.Win().kind, EntryKind::kCommit);
+  EXPECT_THAT(story.Sent<msg::Settle>(), SizeIs(1));
+  ASSERT_THAT(story.Sent<msg::Stop>(), SizeIs(1));
+  EXPECT_TRUE(story.Sent<msg::Stop>().at(0).at_boundary);
+  story.Stopped(0, 1);
+  const LogEntry end = story.Win();
+  EXPECT_EQ(end.kind, EntryKind::kEnd);
+  EXPECT_EQ(end.exit_code, 75);
+  EXPECT_EQ(end.step, 12) << "what the next job begins with";
+  EXPECT_EQ(story.Sent<msg::Bye>().at(0).exit_code, 75);
+  ASSERT_THAT(story.All<Coordinator::Finished>(), SizeIs(1));
+  EXPECT_EQ(story.All<Coordinator::Finished>()[0].exit_code, 75);
+}
+
+TEST(CoordinatorEnds, AJobWhoseLastSaveFails) {
+  CoordinatorStory story(1);
+  story.RunAll();
+  story.Do(Coordinator::EndJob{75});
+  story.Report(0, Stage::kRunning, 1, Frozen);
+  story.Do(Coordinator::Measured{1, 12, false});
+  ASSERT_THAT(story.Sent<msg::Stop>(), SizeIs(1));
+  story.Stopped(0, 1);
+  EXPECT_EQ(story.Win().exit_code, 75);
+}
+
+TEST(CoordinatorEnds, AJobWhoseSaveIsUnderWayWhenThatIsOver) {
+  CoordinatorStory story(1);
+  story.RunAll();
+  story.Do(Coordinator::SaveNow{});
+  story.Report(0, Stage::kRunning, 1, Frozen);
+  story.Do(Coordinator::EndJob{75});
+  EXPECT_THAT(story.Sent<msg::Save>(), IsEmpty()) << "one is enough";
+  story.Do(Coordinator::Measured{1, 12, false});
+  EXPECT_THAT(story.Sent<msg::Stop>(), SizeIs(1));
+}
+
+TEST(CoordinatorEnds, AJobThatFailsBeforeItIsSaved) {
+  CoordinatorStory story(1);
+  story.RunAll();
+  story.Do(Coordinator::EndJob{75});
+  story.Report(0, Stage::kBroken, 1);
+  story.Stopped(0, 1, {{1, 40, 0}});
+  EXPECT_EQ(story.Win().kind, EntryKind::kEnd) << "no other generation";
+}
+
+TEST(CoordinatorEnds, AJobWhateverItIsAbout) {
+  CoordinatorStory claiming(1), gathering(2), starting(1), forming(1);
+  claiming.Do(Coordinator::EndJob{75});
+  claiming.Win();
+  claiming.Report(0, Stage::kIdle);
+  gathering.Win();
+  gathering.Report(0, Stage::kIdle);
+  gathering.Do(Coordinator::EndJob{75});
+  starting.Win();
+  starting.Report(0, Stage::kIdle);
+  starting.Do(Coordinator::EndJob{75});
+  EXPECT_EQ(starting.Win().kind, EntryKind::kStart) << "it may be in its slot already";
+  EXPECT_THAT(starting.Sent<msg::Prepare>(), IsEmpty());
+  forming.Win();
+  forming.Report(0, Stage::kIdle);
+  forming.Win();
+  ASSERT_EQ(forming.phase(), Phase::kForming);
+  forming.Report(0, Stage::kLoading, 1);
+  forming.Do(Coordinator::EndJob{75});
+  EXPECT_THAT(forming.Sent<msg::Stop>(), SizeIs(1));
+  forming.Stopped(0, 1);
+  for (CoordinatorStory* story : {&claiming, &gathering, &starting, &forming}) {
+    ASSERT_TRUE(story->Appends(EntryKind::kEnd)) << story->said();
+    EXPECT_EQ(story->Win().exit_code, 75);
+  }
+}
+
+TEST(CoordinatorEnds, AJobThatWaitsForNodes) {
+  LayoutRule rule = CoordinatorStory::Rule();
+  rule.data = rule.data_min = 2;
+  rule.wait_max = absl::Hours(1);
+  CoordinatorStory story(2, {}, rule);
+  story.LogStaysAsItIs();
+  story.Win();
+  story.Report(0, Stage::kIdle);
+  story.AfterInTouch(absl::Minutes(1), {0});
+  ASSERT_EQ(story.phase(), Phase::kWaiting);
+  story.Do(Coordinator::EndJob{75});
+  EXPECT_TRUE(story.Appends(EntryKind::kEnd));
+}
+
+// The agent tells each coordinator that it makes; members run meanwhile.
+TEST(CoordinatorEnds, AJobThatItTakesOverWithASaveAtOnce) {
+  CoordinatorStory story(2, View({Lead(0, 1), Start(1, 1, {0, 1})}));
+  story.Do(Coordinator::EndJob{75});
+  story.Win();
+  story.Report(0, Stage::kRunning, 1);
+  story.Report(1, Stage::kRunning, 1);
+  EXPECT_EQ(story.phase(), Phase::kRunning);
+  EXPECT_THAT(story.Sent<msg::Save>(), SizeIs(1));
+}
+
+TEST(CoordinatorEnds, WithTheFirstCodeThatWasSaid) {
+  CoordinatorStory story(1);
+  story.RunAll();
+  story.Do(Coordinator::EndJob{75});
+  story.Do(Coordinator::EndJob{1});
+  story.Report(0, Stage::kDone, 1);
+  story.Stopped(0, 1);
+  EXPECT_EQ(story.Win().exit_code, 75);
+}
+
+TEST(CoordinatorEnds, ACompleteRunWhenEachNodeIsDone) {
+  CoordinatorStory story(2);
+  story.RunAll();
+  story.Report(0, Stage::kDone, 1);
+  story.Report(0, Stage::kDone, 1);
+  EXPECT_EQ(story.phase(), Phase::kRunning);
+  story.Report(1, Stage::kDone, 1);
+  EXPECT_EQ(story.phase(), Phase::kStopping);
+  for (NodeId node : {0, 1}) story.Stopped(node, 1);
+  EXPECT_EQ(story.Win().exit_code, 0);
+}
+
+// Node 1 is silent and may step until its lease has ended.
+TEST(CoordinatorEnds, WhenNobodyCanStepAnyMore) {
+  ControlOptions options = CoordinatorStory::Options();
+  options.node_silence = Ms(1000);
+  CoordinatorStory story(2, {}, CoordinatorStory::Rule(), options);
+  story.RunAll();
+  story.Do(Coordinator::EndJob{75});
+  story.Report(0, Stage::kRunning, 1);
+  story.Report(1, Stage::kRunning, 1);
+  const absl::Duration lease = story.LeaseOf(1);
+  story.AfterInTouch(Ms(1100), {0});
+  ASSERT_EQ(story.phase(), Phase::kStopping);
+  story.Stopped(0, 1);
+  EXPECT_EQ(story.phase(), Phase::kEnding);
+  EXPECT_FALSE(story.append().has_value());
+  story.AfterInTouch(absl::Seconds(3), {0});
+  EXPECT_THAT(story.When<Coordinator::Append>(kStart), ElementsAre(lease * 101 / 100));
+  EXPECT_EQ(story.Win().kind, EntryKind::kEnd);
+}
+
+TEST(CoordinatorEnds, OnceAndTellsWhoAsksLater) {
+  CoordinatorStory story(2);
+  story.RunAll();
+  for (NodeId node : {0, 1}) story.Report(node, Stage::kDone, 1);
+  for (NodeId node : {0, 1}) story.Stopped(node, 1);
+  story.Win();
+  EXPECT_EQ(story.phase(), Phase::kEnded);
+  EXPECT_THAT(story.Sent<msg::Bye>(), SizeIs(2));
+  story.Do(Coordinator::EndJob{1});
+  story.After(absl::Minutes(5));
+  EXPECT_THAT(story.All<Coordinator::Append>(), IsEmpty());
+  EXPECT_THAT(story.All<Coordinator::ReadLog>(), IsEmpty()) << "it leads no more";
+  story.Report(1, Stage::kStopped, 1);
+  EXPECT_THAT(story.Sent<msg::Bye>(), SizeIs(1));
+  story.Do(Coordinator::LogRead{.asked = story.now(), .entries = {{Lead(3, 1, kOtherJob)}}});
+  EXPECT_TRUE(story.resigned().empty()) << "the next job has begun";
+  story.Do(Coordinator::Received{{kOtherJob, 1}, msg::Probe{.term = 0}});
+  EXPECT_TRUE(story.DoesNothing());
+}
+
+}  // namespace
+}  // namespace perdure

@@ -1,0 +1,361 @@
+// A coordinator that saves: when, what it asks of whom, what counts, what it gives up.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/control/coordinator_story.h"
+
+namespace perdure {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::SizeIs;
+using Phase = Coordinator::Phase;
+
+constexpr StepIndex kStep = 12;
+
+// Nodes 0 and 1 run generation 1; a save a minute, of step 12.
+class CoordinatorSaves : public testing::Test {
+ protected:
+  CoordinatorSaves() {
+    story_.LogStaysAsItIs();
+    story_.RunAll();
+    for (NodeId node : {0, 1}) story_.Report(node, Stage::kRunning, 1);
+  }
+  // `node` reports how far it is.
+  void Says(NodeId node, StepIndex frozen, int32_t written = 0, bool ok = true) {
+    story_.Report(node, Stage::kRunning, 1, [=](msg::Report& r) {
+      r.frozen = frozen;
+      r.written = written;
+      r.written_ok = ok;
+    });
+  }
+  void Vote(NodeId node, int32_t file, bool ok = true, int32_t attempt = 1,
+            StepIndex step = kStep) {
+    story_.Hear(
+        node,
+        msg::Voted{
+            .term = 0, .generation = 1, .step = step, .attempt = attempt, .file = file, .ok = ok});
+  }
+  void Join(int32_t attempt, std::vector<int> readers = {1, 0}) {
+    story_.Do(Coordinator::PartsJoined{1, kStep, attempt, std::move(readers), true});
+  }
+  // To the named point; each goes through those before it.
+  void Freeze(StepIndex step = kStep) {
+    story_.Do(Coordinator::SaveNow{});
+    for (NodeId node : {0, 1}) Says(node, step);
+    EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), SizeIs(1));
+  }
+  void Write() {
+    Freeze();
+    story_.Do(Coordinator::Measured{1, kStep, true});
+    EXPECT_THAT(story_.Sent<msg::Write>(), SizeIs(2));
+  }
+  void Verify() {
+    Write();
+    for (NodeId node : {0, 1}) Says(node, kStep, 1);
+    EXPECT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
+    Join(1);
+    EXPECT_THAT(story_.Sent<msg::Verify>(), SizeIs(2));
+  }
+  void Publish() {
+    Verify();
+    Vote(1, 0);
+    Vote(0, 1);
+    EXPECT_TRUE(story_.Appends(EntryKind::kCommit));
+  }
+  // Node 0's share of the first attempt could not be written.
+  void WriteAgain() {
+    Write();
+    Says(0, kStep, 1, false);
+    Says(1, kStep, 1);
+    ASSERT_THAT(story_.Sent<msg::Write>(), SizeIs(2));
+    ASSERT_EQ(story_.Sent<msg::Write>().at(1).attempt, 2);
+  }
+
+  CoordinatorStory story_{2};
+};
+
+// ---- when
+
+TEST_F(CoordinatorSaves, EverySaveEveryAndAsksUntilAStateIsFrozen) {
+  story_.AfterInTouch(Ms(61'200), {0, 1});
+  EXPECT_THAT(
+      story_.WhenSent<msg::Save>(0, kStart),
+      ElementsAre(absl::Minutes(1), absl::Minutes(1) + Ms(500), absl::Minutes(1) + Ms(1000)));
+  EXPECT_THAT(story_.WhenSent<msg::Save>(1, kStart), IsEmpty()) << "the node of rank 0 tells";
+  Says(1, 60);
+  story_.AfterInTouch(absl::Seconds(5), {0, 1});
+  EXPECT_THAT(story_.Sent<msg::Save>(), IsEmpty());
+}
+
+TEST_F(CoordinatorSaves, OfAStepBehindTheCheckpoint) {
+  story_.Do(Coordinator::SaveNow{});
+  EXPECT_EQ(story_.Sent<msg::Save>().at(0).after, -1);
+  Publish();
+  story_.Win();
+  story_.Do(Coordinator::SaveNow{});
+  EXPECT_EQ(story_.Sent<msg::Save>().at(0).after, kStep);
+}
+
+TEST_F(CoordinatorSaves, OfAStepBehindTheOneThatWasGivenUp) {
+  Freeze();
+  story_.Do(Coordinator::Measured{1, kStep, false});
+  story_.Do(Coordinator::SaveNow{});
+  EXPECT_EQ(story_.Sent<msg::Save>().at(0).after, kStep);
+}
+
+TEST_F(CoordinatorSaves, OneAtATime) {
+  Freeze();
+  story_.Do(Coordinator::SaveNow{});
+  EXPECT_TRUE(story_.DoesNothing());
+}
+
+TEST_F(CoordinatorSaves, AgainSaveEveryAfterTheLastWasSettled) {
+  Publish();
+  story_.AfterInTouch(absl::Seconds(20), {0, 1});
+  const absl::Time settled = story_.now();
+  story_.Win();
+  for (NodeId node : {0, 1}) Says(node, -1);
+  story_.AfterInTouch(Ms(60'100), {0, 1});
+  EXPECT_EQ(story_.WhenSent<msg::Save>(0, settled), std::vector{absl::Minutes(1)});
+}
+
+// ---- what counts
+
+TEST_F(CoordinatorSaves, WhenEachNodeHoldsTheSameStep) {
+  story_.Do(Coordinator::SaveNow{});
+  Says(0, kStep);
+  Says(0, kStep);
+  Says(1, kStep + 1);
+  EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), IsEmpty());
+  Says(1, kStep);
+  EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), SizeIs(1));
+}
+
+TEST_F(CoordinatorSaves, NothingThatNobodyAskedFor) {
+  for (NodeId node : {0, 1}) Says(node, kStep);
+  EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), IsEmpty());
+  story_.AfterInTouch(Ms(600), {0});
+  ASSERT_THAT(story_.Sent<msg::Settle>(), SizeIs(1)) << "frozen for a coordinator before this one";
+  EXPECT_EQ(story_.Sent<msg::Settle>().at(0).step, kStep);
+  EXPECT_FALSE(story_.Sent<msg::Settle>().at(0).committed);
+}
+
+TEST_F(CoordinatorSaves, WhatFitsAndBelongsToIt) {
+  Freeze();
+  story_.Do(Coordinator::Measured{2, kStep, true});
+  story_.Do(Coordinator::Measured{1, kStep - 1, true});
+  EXPECT_TRUE(story_.DoesNothing());
+}
+
+TEST_F(CoordinatorSaves, WritesSaidAgainUntilTheyAreDone) {
+  Write();
+  story_.AfterInTouch(Ms(1200), {0, 1});
+  EXPECT_THAT(story_.WhenSent<msg::Write>(1, kStart), ElementsAre(Ms(500), Ms(1000)));
+  Says(1, kStep, 1);
+  story_.AfterInTouch(Ms(1200), {1});
+  EXPECT_THAT(story_.WhenSent<msg::Write>(1, kStart), IsEmpty());
+}
+
+TEST_F(CoordinatorSaves, PartsWhenEachNodeHasWrittenIts) {
+  Write();
+  Says(0, kStep, 1);
+  Says(0, kStep, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty());
+  Says(1, kStep, 1);
+  ASSERT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
+  EXPECT_EQ(story_.All<Coordinator::JoinParts>()[0].attempt, 1);
+}
+
+TEST_F(CoordinatorSaves, FilesOfPartsThatBelongToItAndReadersThatItKnows) {
+  Write();
+  for (NodeId node : {0, 1}) Says(node, kStep, 1);
+  const auto joined = [&](Generation generation, StepIndex step, int32_t attempt) {
+    story_.Do(Coordinator::PartsJoined{generation, step, attempt, {1, 0}, true});
+  };
+  joined(2, kStep, 1);
+  joined(1, kStep + 1, 1);
+  joined(1, kStep, 2);
+  EXPECT_TRUE(story_.DoesNothing());
+  Join(1, {1, 2});
+  EXPECT_THAT(story_.Sent<msg::Verify>(), IsEmpty());
+  EXPECT_EQ(story_.Sent<msg::Write>().at(0).attempt, 2) << "once more";
+}
+
+TEST_F(CoordinatorSaves, VotesAskedForAgain) {
+  Verify();
+  story_.AfterInTouch(Ms(1200), {0, 1});
+  EXPECT_THAT(story_.WhenSent<msg::Verify>(1, kStart), ElementsAre(Ms(500), Ms(1000)));
+  EXPECT_EQ(story_.Sent<msg::Verify>().at(1).file, 0);
+  Vote(1, 0);
+  story_.AfterInTouch(Ms(1200), {0, 1});
+  EXPECT_THAT(story_.WhenSent<msg::Verify>(1, kStart), IsEmpty());
+}
+
+TEST_F(CoordinatorSaves, VotesOfThisSaveByItsReaders) {
+  Verify();
+  Vote(1, 0);
+  Vote(1, 0);                      // Twice.
+  Vote(1, 1);                      // Not its file.
+  Vote(0, 1, true, 2);             // Of another attempt,
+  Vote(0, 1, true, 1, kStep - 1);  // of another step,
+  Vote(0, 1, true, 1, kStep + 1);
+  story_.Hear(0, msg::Voted{.term = 5,  // to another coordinator,
+                            .generation = 1,
+                            .step = kStep,
+                            .attempt = 1,
+                            .file = 1,
+                            .ok = true});
+  story_.Hear(0, msg::Voted{.term = 0,  // on another generation.
+                            .generation = 2,
+                            .step = kStep,
+                            .attempt = 1,
+                            .file = 1,
+                            .ok = true});
+  EXPECT_FALSE(story_.append().has_value());
+  Vote(0, 1);
+  ASSERT_TRUE(story_.Appends(EntryKind::kCommit));
+  EXPECT_EQ(story_.append()->step, kStep);
+  EXPECT_EQ(story_.append()->generation, 1u);
+  EXPECT_EQ(story_.All<Coordinator::Append>()[0].attempt, 1);
+}
+
+TEST_F(CoordinatorSaves, AndTellsEachMemberUntilItHasLetGo) {
+  Publish();
+  story_.Win();
+  const auto settles = story_.Sent<msg::Settle>();
+  ASSERT_THAT(settles, SizeIs(2));
+  EXPECT_EQ(settles.at(1).step, kStep);
+  EXPECT_TRUE(settles.at(1).committed);
+  story_.AfterInTouch(Ms(1200), {0, 1});
+  EXPECT_THAT(story_.WhenSent<msg::Settle>(1, kStart), ElementsAre(Ms(500), Ms(1000)));
+  EXPECT_TRUE(story_.Sent<msg::Settle>().at(1).committed);
+}
+
+// ---- a second attempt
+
+TEST_F(CoordinatorSaves, OnceMoreWhenAPartCouldNotBeWritten) {
+  WriteAgain();
+  Says(0, kStep, 1, false);
+  Says(1, kStep, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty()) << "that was the first attempt";
+  for (NodeId node : {0, 1}) Says(node, kStep, 2);
+  ASSERT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
+  Join(2);
+  Vote(1, 0, true, 1);
+  Vote(0, 1, true, 1);
+  EXPECT_FALSE(story_.append().has_value()) << "on files of the first";
+  Vote(1, 0, true, 2);
+  Vote(0, 1, true, 2);
+  ASSERT_TRUE(story_.Appends(EntryKind::kCommit));
+  EXPECT_EQ(story_.All<Coordinator::Append>()[0].attempt, 2);
+}
+
+TEST_F(CoordinatorSaves, OnceMoreWhenAFileIsBad) {
+  Verify();
+  Vote(1, 0, false);
+  EXPECT_THAT(story_.Sent<msg::Write>(), IsEmpty()) << "others may still read";
+  Vote(0, 1);
+  ASSERT_THAT(story_.Sent<msg::Write>(), SizeIs(2));
+  EXPECT_EQ(story_.Sent<msg::Write>().at(0).attempt, 2);
+}
+
+TEST_F(CoordinatorSaves, NotAThirdTime) {
+  WriteAgain();
+  Says(0, kStep, 2, false);
+  Says(1, kStep, 2);
+  EXPECT_THAT(story_.Sent<msg::Write>(), IsEmpty());
+  ASSERT_THAT(story_.Sent<msg::Settle>(), SizeIs(2));
+  EXPECT_FALSE(story_.Sent<msg::Settle>().at(0).committed);
+  EXPECT_THAT(story_.said(), HasSubstr("checkpoint of step 12 given up"));
+  EXPECT_EQ(story_.phase(), Phase::kRunning);
+}
+
+// ---- what is given up
+
+TEST_F(CoordinatorSaves, ForSaveMaxAtMost) {
+  Write();
+  const auto minutes = [&](int count) { story_.AfterInTouch(absl::Minutes(count), {0, 1}); };
+  minutes(29);
+  EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty());
+  minutes(1);
+  EXPECT_FALSE(story_.Sent<msg::Settle>().at(1).committed);
+  EXPECT_EQ(story_.WhenSent<msg::Settle>(1, kStart).front(), absl::Minutes(30));
+  for (NodeId node : {0, 1}) Says(node, -1);
+  story_.AfterInTouch(Ms(60'100), {0, 1});
+  EXPECT_EQ(story_.WhenSent<msg::Save>(0, kStart).front(), absl::Minutes(31));
+}
+
+TEST_F(CoordinatorSaves, AndNeverGivesUpWhatMayBeCommitted) {
+  Publish();
+  story_.AfterInTouch(absl::Minutes(31), {0, 1});
+  EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty());
+  story_.Win();
+  EXPECT_TRUE(story_.Sent<msg::Settle>().at(0).committed);
+}
+
+TEST_F(CoordinatorSaves, NothingOfAGenerationThatIsOver) {
+  Verify();
+  story_.Report(0, Stage::kBroken, 1);
+  ASSERT_EQ(story_.phase(), Phase::kStopping);
+  Vote(1, 0);
+  Vote(0, 1);
+  EXPECT_FALSE(story_.append().has_value());
+  for (NodeId node : {0, 1}) story_.Stopped(node, 1);
+  story_.Win();
+  story_.RunOn();
+  ASSERT_EQ(story_.phase(), Phase::kRunning);
+  const absl::Time runs = story_.now();
+  story_.AfterInTouch(Ms(60'100), {0, 1});
+  EXPECT_EQ(story_.WhenSent<msg::Save>(0, runs), std::vector{absl::Minutes(1)});
+}
+
+// The COMMIT may be in the log: what is decided next must know it.
+TEST_F(CoordinatorSaves, AndDecidesNothingBeforeItsCommitIsKnown) {
+  Publish();
+  const LogEntry commit = *story_.append();
+  story_.Report(0, Stage::kBroken, 1);
+  story_.Stopped(0, 1, {{1, 10, 0}});
+  story_.Stopped(1, 1, {{1, 10, 1}});
+  EXPECT_TRUE(story_.Appends(EntryKind::kCommit)) << "no START before it";
+  story_.Win();
+  ASSERT_TRUE(story_.Appends(EntryKind::kStart));
+  EXPECT_EQ(story_.append()->step, commit.step) << "not 10";
+  EXPECT_EQ(story_.append()->slot, commit.slot + 1);
+}
+
+TEST_F(CoordinatorSaves, NotBeforeMembersRun) {
+  CoordinatorStory story(1);
+  story.Win();
+  story.Do(Coordinator::SaveNow{});
+  story.Report(0, Stage::kIdle);
+  story.Do(Coordinator::SaveNow{});
+  story.Win();
+  story.RunOn();
+  ASSERT_EQ(story.phase(), Phase::kRunning);
+  story.AfterInTouch(absl::Seconds(10), {0});
+  EXPECT_THAT(story.Sent<msg::Save>(), IsEmpty());
+}
+
+TEST(CoordinatorTakesOver, AndLetsGoWhatWasFrozenForAnother) {
+  CoordinatorStory story(2, View({Lead(0, 1),
+                                  Start(1, 1, {0, 1}),
+                                  {.slot = 2,
+                                   .kind = EntryKind::kCommit,
+                                   .author = {.at = {kJob, 1}, .incarnation = 1},
+                                   .generation = 1,
+                                   .step = 30,
+                                   .layout = {}}}));
+  story.Win();
+  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 30; });
+  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 31; });
+  EXPECT_TRUE(story.Sent<msg::Settle>().at(0).committed) << "the log says so";
+  EXPECT_FALSE(story.Sent<msg::Settle>().at(1).committed);
+  story.Do(Coordinator::SaveNow{});
+  EXPECT_EQ(story.Sent<msg::Save>().at(0).after, 30);
+}
+
+}  // namespace
+}  // namespace perdure
