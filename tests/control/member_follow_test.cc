@@ -353,6 +353,29 @@ TEST(MemberOffers, AndFollowsItsOwnCoordinator) {
   EXPECT_THAT(story.All<Member::DropLead>(), IsEmpty());
 }
 
+// The log may show it before its coordinator has heard that it won.
+TEST(MemberFollows, ItsOwnCoordinatorWhoseLeadItFinds) {
+  MemberStory story(0);
+  story.Read({});
+  ASSERT_THAT(story.All<Member::TakeLead>(), SizeIs(1));
+  LogEntry lead = Lead(0, 0);
+  lead.author.incarnation = MemberStory::kLife;
+  story.Read({lead});
+  EXPECT_THAT(story.All<Member::DropLead>(), IsEmpty());
+  EXPECT_THAT(story.SentTo<msg::Report>(), ElementsAre(story.me()));
+  story.Do(Member::LeadLost{});  // It was of one before it.
+  story.LogStaysAsItIs();
+  story.After(absl::Seconds(2));
+  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1000)));
+}
+
+TEST(MemberFollows, ItsOwnCoordinatorGoesWhenAnotherLifeOfItsAgentLed) {
+  MemberStory story(0);
+  story.Read({});
+  story.Read({Lead(0, 0)});
+  EXPECT_THAT(story.All<Member::DropLead>(), SizeIs(1));
+}
+
 TEST(MemberFollows, ItsOwnCoordinatorGoesWhenAnotherTookOver) {
   MemberStory story(0);
   story.Read({});
