@@ -240,6 +240,7 @@ class Coordinator {
   void OnCommit(const CheckpointCommit::Settle& e, Effects& effects);
   void AfterSave(Effects& effects);
   StepIndex Past() const;
+  void Drop(NodeId node, StepIndex step, Effects& effects);
   void TellSettled(NodeId node, StepIndex step, Effects& effects);
   void DropSave(Effects& effects);
   int MemberIndex(NodeId node) const;

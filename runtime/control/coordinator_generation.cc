@@ -48,8 +48,7 @@ void Coordinator::Gather(NodeId node, Effects& effects) {
   Runs(finished, effects);
   for (NodeId member : members_) {
     peers_[member].addressed = peers_[member].ready = true;
-    if (peers_[member].report.frozen >= 0)
-      TellSettled(member, peers_[member].report.frozen, effects);
+    if (peers_[member].report.frozen >= 0) Drop(member, peers_[member].report.frozen, effects);
   }
 }
 

@@ -49,6 +49,12 @@ void Coordinator::AfterSave(Effects& effects) {
 // No checkpoint will be made of a state up to this step.
 StepIndex Coordinator::Past() const { return std::max({settled_, dropped_, view_.commit_step}); }
 
+// Of a state that was not frozen for this coordinator, or is settled.
+void Coordinator::Drop(NodeId node, StepIndex step, Effects& effects) {
+  dropped_ = std::max(dropped_, step);
+  TellSettled(node, step, effects);
+}
+
 void Coordinator::TellSettled(NodeId node, StepIndex step, Effects& effects) {
   Tell(node,
        msg::Settle{.term = term_,
@@ -75,8 +81,7 @@ void Coordinator::OnSaving(NodeId node, const msg::Report& report, Effects& effe
   // Settled already, or frozen for a coordinator before this one: what one node was told to drop
   // will never be whole.
   if (report.frozen <= Past() || !save_asked_) {
-    dropped_ = std::max(dropped_, report.frozen);
-    if (may_tell) TellSettled(node, report.frozen, effects);
+    if (may_tell) Drop(node, report.frozen, effects);
     return;
   }
   if (saving_ < 0) {

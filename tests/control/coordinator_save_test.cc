@@ -354,7 +354,64 @@ TEST(CoordinatorTakesOver, AndLetsGoWhatWasFrozenForAnother) {
   EXPECT_TRUE(story.Sent<msg::Settle>().at(0).committed) << "the log says so";
   EXPECT_FALSE(story.Sent<msg::Settle>().at(1).committed);
   story.Do(Coordinator::SaveNow{});
-  EXPECT_EQ(story.Sent<msg::Save>().at(0).after, 30);
+  EXPECT_EQ(story.Sent<msg::Save>().at(0).after, 31);
+}
+
+// What one was told to drop will never be whole, whoever else has it still.
+TEST(CoordinatorTakesOver, AndSavesNothingThatItToldSomebodyToDrop) {
+  CoordinatorStory story(2, View({Lead(0, 1), Start(1, 1, {0, 1})}));
+  story.Win();
+  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 31; });
+  story.Report(1, Stage::kRunning, 1);
+  ASSERT_EQ(story.Sent<msg::Settle>().at(0).step, 31);
+  story.Do(Coordinator::SaveNow{});
+  story.After(absl::Seconds(1));
+  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 31; });
+  EXPECT_EQ(story.Sent<msg::Settle>().at(1).step, 31);
+  for (NodeId node : {0, 1})
+    story.Report(node, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 32; });
+  EXPECT_THAT(story.All<Coordinator::MeasureRoom>(), SizeIs(1));
+}
+
+TEST_F(CoordinatorSaves, OnceMoreWhenItsManifestCannotBeMade) {
+  Publish();
+  story_.Do(Coordinator::Unpublished{});
+  ASSERT_THAT(story_.Sent<msg::Write>(), SizeIs(2));
+  EXPECT_EQ(story_.Sent<msg::Write>().at(0).attempt, 2);
+  const absl::Time given_up = story_.now();
+  for (NodeId node : {0, 1}) Says(node, kStep, 2);
+  Join(2);
+  Vote(1, 0, true, 2);
+  Vote(0, 1, true, 2);
+  ASSERT_THAT(story_.When<Coordinator::Append>(given_up), SizeIs(1));
+  story_.Do(Coordinator::Unpublished{});
+  ASSERT_THAT(story_.Sent<msg::Settle>(), SizeIs(2));
+  EXPECT_FALSE(story_.Sent<msg::Settle>().at(0).committed);
+  for (NodeId node : {0, 1}) Says(node, -1);
+  Freeze(kStep + 1);  // And the next one is not in its way.
+}
+
+// A try before this one may still get the slot.
+TEST_F(CoordinatorSaves, AndDoesNotGiveUpACommitThatMayBeThere) {
+  Publish();
+  const LogEntry commit = *story_.append();
+  story_.Do(Coordinator::Appended{std::nullopt});
+  story_.AfterInTouch(absl::Seconds(2), {0, 1});
+  story_.Do(Coordinator::Unpublished{});
+  EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty());
+  story_.AfterInTouch(absl::Seconds(2), {0, 1});
+  ASSERT_TRUE(story_.Appends(EntryKind::kCommit));
+  EXPECT_EQ(story_.append()->id, commit.id);
+  story_.Win();
+  EXPECT_TRUE(story_.Sent<msg::Settle>().at(0).committed);
+}
+
+TEST(CoordinatorLeads, UnpublishedIsOfACommitAlone) {
+  CoordinatorStory story(1);
+  story.Do(Coordinator::Unpublished{});
+  EXPECT_TRUE(story.Appends(EntryKind::kLead));
+  story.Win();
+  EXPECT_EQ(story.phase(), Phase::kGathering);
 }
 
 }  // namespace
