@@ -158,8 +158,11 @@ AgentOptions Options(const HostParts& parts) {
   options.control.lease_log = absl::Seconds(4);
   options.control.poll = absl::Milliseconds(500);
   options.control.seek = absl::Milliseconds(100);
-  options.control.leader_silence = options.control.node_silence = absl::Seconds(4);
+  options.control.node_silence = absl::Seconds(4);
   options.control.close_silence = absl::Seconds(3);
+  options.control.leader_silence = absl::Milliseconds(1500);
+  // Node 3, whose connections are attacked, offers itself when it has been cut off for 3 s.
+  options.control.stagger = absl::Seconds(1);
   options.control.gather = absl::Milliseconds(300);
   options.control.save_every = absl::Hours(1);
   options.rule = {.data = 4,

@@ -145,11 +145,7 @@ uint32_t Job::Lead() const {
   return kBoardNodes;
 }
 
-uint32_t Job::Member() const {
-  for (const auto& [node, _] : pids_)
-    if (!board_->nodes[node].leads) return node;
-  return kBoardNodes;
-}
+uint32_t Job::Member() const { return Lead() == kLateNode - 1 ? 0 : kLateNode - 1; }
 
 WireAddress Job::Address(uint32_t node) const {
   return *ParseWireAddress("127.0.0.1", static_cast<uint16_t>(board_->nodes[node].port));

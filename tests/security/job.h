@@ -50,7 +50,7 @@ class Job {
   pid_t pid(uint32_t node) const { return pids_.at(node); }
   const std::map<uint32_t, pid_t>& pids() const { return pids_; }
   uint32_t Lead() const;    // The coordinator's node.
-  uint32_t Member() const;  // One that does not lead.
+  uint32_t Member() const;  // One that does not, and would be among the last to offer itself.
   WireAddress Address(uint32_t node) const;
   // Of any node, all added up.
   uint64_t Refused(Refusal refusal) const;

@@ -8,7 +8,7 @@ void SecurityTest::SetUp() {
   static const bool able = CanBecomeOthers();
   if (!able) GTEST_SKIP() << "needs root: attackers and agents are processes of other users";
   if (job_ == nullptr) {
-    job_ = std::make_unique<Job>();
+    job_ = std::make_unique<Job>(parts_);
     ASSERT_TRUE(job_->Start()) << job_->Log(0);
   }
   // Descriptors have been counted since the last agent came.

@@ -21,6 +21,7 @@ namespace perdure {
 class SecurityTest : public testing::Test {
  protected:
   static void TearDownTestSuite() { job_.reset(); }
+  JobParts parts_;  // Of the job, when a case makes it.
   void SetUp() override;
   void TearDown() override;
 

@@ -40,7 +40,8 @@ class Relay {
     Bytes onward;  // In place of the message.
     Bytes back{};  // To who sent it.
     enum class End { kGoOn, kClose, kReset } end = End::kGoOn;
-    bool in_pieces = false;  // Onward, a byte at a time.
+    bool in_pieces = false;   // Onward, a byte at a time.
+    bool more_comes = false;  // The next message is changed, too.
   };
   using Hand = std::function<Verdict(const Message&)>;
 
