@@ -26,9 +26,7 @@ namespace perdure {
 
 struct AgentOptions {
   std::string run_directory;  // Where the run's key is.
-  // This start of a job: a scheduler that starts a job again gives it the same id, but who has read
-  // END of the start before must not take it for his own. What all messages and records call job.
-  uint64_t job = 0;
+  uint64_t job = 0;           // JobStart of its id and restart count.
   NodeId node = 0;
   NodeId nodes = 1;                     // Of the job.
   uint64_t slots = 1;                   // Bit i: local rank i can be used.

@@ -9,14 +9,13 @@
 #include <filesystem>
 #include <utility>
 
+#include "runtime/agent/job_start.h"
 #include "runtime/base/check.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
 namespace {
-
-constexpr int kRestartBits = 12;  // Of a job start.
 
 constexpr const char* kKeyName = "run.key";
 constexpr std::string_view kRunIdContext = "perdure run id";
@@ -140,19 +139,14 @@ std::string RunIdFromKey(const std::string& key) {
   return fmt::format("{:02x}", fmt::join(id.begin(), id.end(), ""));
 }
 
-uint64_t JobStart(uint64_t job, uint64_t restart) {
-  PERDURE_CHECK(job >> (64 - kRestartBits) == 0 && restart >> kRestartBits == 0);
-  return job << kRestartBits | restart;
-}
-
 absl::StatusOr<JobKey> OpenJobKey(const std::string& run_directory, uint64_t job_start) {
   ASSIGN_OR_RETURN(std::string key, OpenRunKey(run_directory, /*may_create=*/false));
   JobKey derived = JobKey::Derive(
       {.file_key = std::span(reinterpret_cast<const uint8_t*>(key.data()), key.size()),
        .second_leg = {},
        .run_id = RunIdFromKey(key),
-       .job = job_start >> kRestartBits,
-       .restart = job_start & ((1 << kRestartBits) - 1)});
+       .job = JobOf(job_start),
+       .restart = RestartOf(job_start)});
   sodium_memzero(key.data(), key.size());
   return derived;
 }

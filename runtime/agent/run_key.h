@@ -25,10 +25,7 @@ absl::StatusOr<std::string> OpenRunKey(const std::string& run_directory, bool ma
 // 32 hex digits: keyed BLAKE2b-128 of "perdure run id".
 std::string RunIdFromKey(const std::string& key);
 
-// A job that its scheduler starts again keeps its id; this tells its starts apart.
-// REQUIRES: job < 2^52, restart < 2^12.
-uint64_t JobStart(uint64_t job, uint64_t restart);
-// The secret of one start of a job of the run (job_key.h). Errors as OpenRunKey's.
+// The secret of one start of a job of the run (job_start.h, job_key.h). Errors as OpenRunKey's.
 absl::StatusOr<JobKey> OpenJobKey(const std::string& run_directory, uint64_t job_start);
 
 // Cryptographically random.

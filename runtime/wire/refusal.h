@@ -33,7 +33,7 @@ enum class Refusal : uint8_t {
   kGone,       // The peer closed or reset it.
   kPushedOut,  // The oldest of the source that held most, while all places were taken.
   kNoTokens,   // Its source has used up its right to a place.
-  kNoRoom,     // As many connections, or descriptors, as there may be.
+  kNoRoom,     // As many connections, or descriptors, as there may be; strangers leave some free.
 };
 inline constexpr size_t kRefusals = static_cast<size_t>(Refusal::kNoRoom) + 1;
 

@@ -1,5 +1,6 @@
 // Who comes: from a TCP connection of anybody to an open one of an agent of this job.
 #include <sys/epoll.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,6 +13,16 @@
 #include "runtime/wire/wire_limits.h"
 
 namespace perdure {
+namespace {
+
+// Descriptors are given out from below, so all before `fd` are in use.
+bool IsSpare(int fd) {
+  rlimit limit{};
+  return ::getrlimit(RLIMIT_NOFILE, &limit) == 0 &&
+         static_cast<rlim_t>(fd) + kSpareDescriptors >= limit.rlim_cur;
+}
+
+}  // namespace
 
 absl::Status Wire::Listen() {
   ASSIGN_OR_RETURN(WireAddress address, InterfaceAddress(options_.interface));
@@ -65,6 +76,7 @@ void Wire::Greet(UniqueFd fd, const WireAddress& from) {
     (void)Prove(std::move(newcomer.fd), newcomer.hello);
     return;
   }
+  if (IsSpare(newcomer.fd.get())) return Refuse(Refusal::kNoRoom, std::move(newcomer.fd));
   const Admission::Place place = admission_.Take(SourceOf(from), MonotonicNow());
   if (!place.place.has_value()) return Refuse(Refusal::kNoTokens, std::move(newcomer.fd));
   if (*place.place >= half_open_.size()) half_open_.resize(*place.place + 1);

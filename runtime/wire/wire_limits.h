@@ -19,6 +19,9 @@ inline constexpr size_t kChunkBytes = 4096;
 inline constexpr size_t kChunksPerSend = 64;
 // How often deadlines of unproved connections and of frames that have begun are looked at.
 inline constexpr absl::Duration kSweepEvery = absl::Milliseconds(250);
+// That strangers leave free, whatever the process may have: for its own files, without which a job
+// ends, and for agents that prove themselves.
+inline constexpr int kSpareDescriptors = 16;
 // When there are no descriptors left, connections wait in the kernel for so long.
 inline constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
 

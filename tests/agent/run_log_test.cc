@@ -8,6 +8,7 @@
 
 #include <filesystem>
 
+#include "runtime/agent/job_start.h"
 #include "runtime/agent/records.h"
 #include "runtime/agent/run_key.h"
 #include "runtime/agent/run_log_format.h"

@@ -298,5 +298,25 @@ TEST_F(WireTest, WithoutDescriptorsConnectionsWait) {
   ASSERT_TRUE(Until([&] { return b->wire().counters().accepted == 2; }));
 }
 
+// A process needs descriptors for more than its wire: without its log it would have to stop.
+TEST_F(WireTest, StrangersLeaveDescriptorsFree) {
+  const auto a = Node(1), b = Node(2);
+  std::vector<std::unique_ptr<RawPeer>> strangers;
+  for (int i = 0; i < 10; ++i) {
+    strangers.push_back(std::make_unique<RawPeer>(b->wire().address()));
+    ASSERT_TRUE(strangers.back()->SendBytes(BytesOf("PRDW")));
+  }
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit low = before;  // Room for four of them.
+  low.rlim_cur = static_cast<rlim_t>(strangers.back()->fd()) + 1 + 4 + kSpareDescriptors;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &low), 0);
+  EXPECT_TRUE(Until([&] { return b->wire().counters().accepted == 10; }));
+  EXPECT_EQ(b->wire().Usage().half_open, 4U);
+  EXPECT_EQ(b->wire().counters()[Refusal::kNoRoom], 6U);
+  Join(*a, *b, 2);  // Who has the key may have them.
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+
 }  // namespace
 }  // namespace perdure
