@@ -39,6 +39,7 @@ Member::Member(const ControlOptions& options, const Identity& identity, const Ad
   stage_ = Stage::kRunning;
   generation_ = adopted.generation;
   finished_ = adopted.finished;
+  frozen_ = adopted.frozen;
 }
 
 void Member::Step(absl::Time now, const Event& event, Effects& effects) {

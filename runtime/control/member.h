@@ -31,6 +31,7 @@ class Member {
   struct Adopted {
     Generation generation = 0;  // 0: there are none.
     StepIndex finished = 0;
+    StepIndex frozen = -1;  // The step of the state that they keep for a checkpoint; -1: none.
   };
 
   // ---- events; `now` is the node's monotonic clock
@@ -133,6 +134,8 @@ class Member {
   struct FreezeState {
     msg::Save save;
   };
+  // May come again, also from an agent that is younger than the attempt: what was written is said
+  // again, and nothing is written twice.
   struct WriteState {
     msg::Write write;
   };

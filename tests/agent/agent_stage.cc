@@ -62,7 +62,7 @@ void StageRanks::Tell(Member::Event event) {
 
 Member::Adopted StageRanks::Adopted() {
   if (!running_) return {};
-  return {.generation = prepare_.generation, .finished = finished_};
+  return {.generation = prepare_.generation, .finished = finished_, .frozen = frozen_};
 }
 
 void StageRanks::Do(const Member::MakeRanks& order) {

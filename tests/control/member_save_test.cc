@@ -272,5 +272,18 @@ TEST(MemberSaves, ASaveThatComesBeforeItsRanksRunIsNone) {
   EXPECT_TRUE(story.DoesNothing());
 }
 
+// Ranks that outlived their agent hold what they froze: the new one says so, and lets go of it.
+TEST(MemberComesBack, AndKnowsWhatItsRanksHaveFrozen) {
+  MemberStory story(3, {}, {.generation = 4, .finished = 45, .frozen = 44});
+  story.Follow(1);
+  const msg::Report report = story.Sent<msg::Report>().front();
+  EXPECT_EQ(report.frozen, 44);
+  EXPECT_EQ(report.written, 0) << "the ranks know";
+  story.Hear(msg::Write{.term = 0, .generation = 4, .step = 44, .attempt = 1});
+  EXPECT_THAT(story.All<Member::WriteState>(), SizeIs(1));
+  story.Hear(msg::Settle{.term = 0, .generation = 4, .step = 44, .committed = true});
+  EXPECT_THAT(story.All<Member::SettleState>(), SizeIs(1));
+}
+
 }  // namespace
 }  // namespace perdure

@@ -276,6 +276,7 @@ void World::Freeze(Index index) {
   RankGroup& ranks = Of(index).ranks;
   ranks.frozen = ranks.finished;
   ranks.frozen_value = ranks.value;
+  ranks.attempt = 0;
   At(now_ + kMs, {.what = What::kFrozen,
                   .agent = index,
                   .version = ranks.version,
@@ -361,7 +362,22 @@ void World::FailRank(Index index, int32_t local_rank, EvidenceKind kind, bool sl
 
 void World::WriteState(Index index, const msg::Write& write) {
   Agent& agent = Of(index);
-  if (agent.ranks.frozen != write.step) return;
+  RankGroup& ranks = agent.ranks;
+  if (ranks.frozen != write.step || write.attempt < ranks.attempt) return;
+  const auto tell = [&](Nanos at) {
+    At(at, {.what = What::kWritten,
+            .agent = index,
+            .version = ranks.version,
+            .a = Signed(write.generation),
+            .b = write.step,
+            .c = write.attempt,
+            .d = ranks.written_told ? 1 : 0});
+  };
+  // No file is written twice, whoever asks again.
+  if (write.attempt == ranks.attempt) {
+    if (ranks.written) tell(now_ + kMs);
+    return;
+  }
   bool good = true, told = true;
   if (agent.write_errors > now_) {
     // It fails, or claims not to.
@@ -370,15 +386,11 @@ void World::WriteState(Index index, const msg::Write& write) {
   }
   if (log_stalled_ > now_ && disk_.PerMille(300)) good = told = false;
   checker_.OnWritten(write.generation, write.step, write.attempt, agent.node, good,
-                     agent.ranks.frozen_value);
-  At(std::max(now_ + disk_.Between(10 * kMs, 500 * kMs), log_stalled_),
-     {.what = What::kWritten,
-      .agent = index,
-      .version = agent.ranks.version,
-      .a = Signed(write.generation),
-      .b = write.step,
-      .c = write.attempt,
-      .d = told ? 1 : 0});
+                     ranks.frozen_value);
+  ranks.attempt = write.attempt;
+  ranks.written = false;
+  ranks.written_told = told;
+  tell(std::max(now_ + disk_.Between(10 * kMs, 500 * kMs), log_stalled_));
 }
 
 void World::VerifyFile(Index index, const msg::Verify& verify) {

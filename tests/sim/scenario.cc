@@ -114,11 +114,8 @@ void DrawOdd(Prng& prng, Scenario& s) {
   // Patience: who does not answer is not given up, so what got lost must be said again. Stopping is
   // left out: a step boundary that does not come is waited for until stop_max.
   if (prng.PerMille(150)) {
-    s.control.form_max = s.control.stall_min = s.control.first_step_max = absl::Hours(1);
-    // An agent that was started again does not know what was frozen: that only save_max ends.
-    if (std::none_of(s.faults.begin(), s.faults.end(),
-                     [](const Fault& f) { return f.kind == FaultKind::kAgentCrash; }))
-      s.control.save_max = absl::Hours(1);
+    s.control.form_max = s.control.stall_min = s.control.first_step_max = s.control.save_max =
+        absl::Hours(1);
   }
   // Clocks that are as wrong as they may be, and that may be very wrong: what forgets it is late by
   // more than a step.

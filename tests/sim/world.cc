@@ -274,11 +274,15 @@ void World::Handle(Happening& h) {
       if (Of(h.agent).alive && Of(h.agent).ranks.version == h.version)
         StepMember(h.agent, Member::Frozen{static_cast<Generation>(h.a), h.b});
       return;
-    case What::kWritten:
-      if (Of(h.agent).alive && Of(h.agent).ranks.version == h.version)
+    case What::kWritten: {
+      Agent& agent = Of(h.agent);
+      if (agent.ranks.version != h.version) return;
+      agent.ranks.written |= agent.ranks.frozen == h.b && agent.ranks.attempt == h.c;
+      if (agent.alive)
         StepMember(h.agent, Member::Written{static_cast<Generation>(h.a), h.b,
                                             static_cast<int32_t>(h.c), h.d != 0});
       return;
+    }
     case What::kVerified: {
       Agent& agent = Of(h.agent);
       if (!agent.alive || agent.ranks.version != h.version) return;
@@ -337,9 +341,8 @@ void World::Boot(Index index) {
   Member::Adopted adopted;
   RankGroup& ranks = agent.ranks;
   if (ranks.state == Ranks::kRunning && ranks.failed_local_rank < 0) {
-    adopted = {.generation = ranks.prepare.generation, .finished = ranks.finished};
-    // What was frozen has nobody who remembers it.
-    ranks.frozen = -1;
+    adopted = {
+        .generation = ranks.prepare.generation, .finished = ranks.finished, .frozen = ranks.frozen};
   } else if (ranks.state != Ranks::kNone) {
     ++ranks.version;
     ranks = {.version = ranks.version};

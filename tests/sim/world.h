@@ -123,6 +123,9 @@ class World {
     enum class Waits : uint8_t { kNo, kToContribute, kToApply, kToFreeze } waits = Waits::kNo;
     StepIndex frozen = -1;
     uint64_t frozen_value = 0;
+    int32_t attempt = 0;       // At writing it: the last that was begun,
+    bool written = false;      // and done,
+    bool written_told = true;  // with success, as they believe.
     int32_t connected = 0;
     bool hung = false;    // They do not step any more, and do not know it.
     bool deaf = false;    // They end only by being killed.
