@@ -25,11 +25,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string Denied(const std::string& what, long result) {
-  if (result >= 0) return what + " succeeded";
-  return errno == EACCES || errno == EPERM ? "" : what + ": " + std::strerror(errno);
-}
-
 class ProcessAttack : public SecurityTest {
  protected:
   static pid_t Target() { return job().pid(job().Lead()); }
