@@ -128,6 +128,35 @@ absl::StatusOr<std::string> OpenRunKey(const std::string& run_directory, bool ma
                   path);
 }
 
+absl::Status CheckRunDirectories(const std::string& run_directory) {
+  struct Rule {
+    const char* name;
+    int flags;
+    mode_t forbidden;
+    bool may_be_roots;
+  };
+  // The run's directory may be reached by a link of the user's own, and made by an administrator.
+  for (const Rule& rule : {Rule{"", 0, 022, true}, Rule{"/log", O_NOFOLLOW, 022, false},
+                           Rule{"/tmp", O_NOFOLLOW, 077, false}}) {
+    const std::string path = run_directory + rule.name;
+    const Descriptor directory(
+        ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | rule.flags));
+    if (!directory.ok())
+      return errno == ELOOP || errno == ENOTDIR
+                 ? FailedPrecondition("{} is not a directory: put it there itself", path)
+                 : ErrnoStatus(errno, "open directory " + path);
+    struct stat info {};
+    if (::fstat(directory.get(), &info) != 0) return ErrnoStatus(errno, "stat " + path);
+    if (info.st_uid != ::geteuid() && !(rule.may_be_roots && info.st_uid == 0))
+      return FailedPrecondition("{} belongs to uid {}, this process runs as {}", path, info.st_uid,
+                                ::geteuid());
+    if ((info.st_mode & rule.forbidden) != 0)
+      return FailedPrecondition("{} has mode {:04o}: others may change what is in it; chmod {} it",
+                                path, info.st_mode & 07777, rule.forbidden == 022 ? "go-w" : "go=");
+  }
+  return absl::OkStatus();
+}
+
 std::string RunIdFromKey(const std::string& key) {
   InitSodium();
   PERDURE_CHECK(key.size() == kRunKeyBytes);

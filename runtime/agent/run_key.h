@@ -22,6 +22,11 @@ inline constexpr size_t kRunKeyBytes = 32;
 // be made, or of a wrong length.
 absl::StatusOr<std::string> OpenRunKey(const std::string& run_directory, bool may_create);
 
+// Whether others could exchange or take away what is in RUN, RUN/log and RUN/tmp, which are there:
+// records are signed, but a history without its end is a good one, too. FailedPrecondition: they
+// could.
+absl::Status CheckRunDirectories(const std::string& run_directory);
+
 // 32 hex digits: keyed BLAKE2b-128 of "perdure run id".
 std::string RunIdFromKey(const std::string& key);
 

@@ -165,6 +165,7 @@ absl::StatusOr<RunLog> RunLog::Open(const std::string& run_directory) {
   const std::string folder = (std::filesystem::path(run_directory) / "log").string();
   ASSIGN_OR_RETURN(const std::optional<uint64_t> before, HighestSlot(folder));
   RETURN_IF_ERROR(MakeRunDirectories(run_directory));
+  RETURN_IF_ERROR(CheckRunDirectories(run_directory));
   ASSIGN_OR_RETURN(log.key_, OpenRunKey(run_directory, /*may_create=*/!before.has_value()));
   if (!before.has_value()) RETURN_IF_ERROR(SyncNewRun(run_directory));
   log.run_id_ = RunIdFromKey(log.key_);

@@ -300,6 +300,41 @@ TEST_F(RunLogTest, KeyMustBeOursAlone) {
   EXPECT_OK(RunLog::Open(run()).status());
 }
 
+TEST_F(RunLogTest, DirectoriesMayNotBeChangedByOthers) {
+  const auto expect = [&](const std::string& path, const std::string& what) {
+    const auto log = RunLog::Open(run());
+    EXPECT_EQ(log.status().code(), absl::StatusCode::kFailedPrecondition) << log.status();
+    EXPECT_THAT(Message(log.status()), AllOf(HasSubstr(path), HasSubstr(what)));
+  };
+  for (const std::string& path : {run(), run() + "/log", run() + "/tmp"}) {
+    for (const mode_t mode : {0720, 0702, 01777}) {
+      ASSERT_EQ(::chmod(path.c_str(), mode), 0);
+      expect(path, fmt::format("mode {:04o}", mode));
+    }
+    ASSERT_EQ(::chmod(path.c_str(), 0700), 0);
+    if (::geteuid() == 0 && path != run()) {
+      ASSERT_EQ(::chown(path.c_str(), 65534, 65534), 0);
+      expect(path, "belongs to uid 65534");
+      ASSERT_EQ(::chown(path.c_str(), 0, 0), 0);
+    }
+  }
+  for (const std::string& path : {run() + "/log", run() + "/tmp"}) {
+    fs::rename(path, run() + "/elsewhere");
+    fs::create_directory_symlink(run() + "/elsewhere", path);
+    expect(path, "not a directory");
+    fs::remove(path);
+    fs::rename(run() + "/elsewhere", path);
+  }
+  // That others may read is the owner's affair, but for what is not finished; and how one comes to
+  // the run as well.
+  ASSERT_EQ(::chmod(run().c_str(), 0755), 0);
+  ASSERT_EQ(::chmod((run() + "/log").c_str(), 0750), 0);
+  EXPECT_OK(RunLog::Open(run()).status());
+  const TestDirectory other;
+  fs::create_directory_symlink(run(), other.path() + "/run");
+  EXPECT_OK(RunLog::Open(other.path() + "/run").status());
+}
+
 TEST_F(RunLogTest, UnwritableDirectoryIsNamed) {
   // As another user where this one may write everywhere; the key must be that user's then.
   const bool root = ::geteuid() == 0;

@@ -79,6 +79,7 @@ Attacker::Attacker(Attack attack, uid_t user) {
   PERDURE_CHECK(pid_ >= 0);
   if (pid_ == 0) {
     KeepOnly(talk[1], result[1]);
+    ::setsid();  // A session of his own, too.
     if (!BecomeUser(user)) ::_exit(3);
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     Talk of_mine(kFirstKept);

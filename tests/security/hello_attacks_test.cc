@@ -227,5 +227,30 @@ TEST_F(HelloAttack, KeyHolderForAnotherLife) {
   ExpectRefused(HelloOf(job().Key(), LeadTerms(), {2, 99}, 12345), Refusal::kOtherIncarnation);
 }
 
+// An agent of another job of the run may ask who leads, and nothing else.
+TEST_F(HelloAttack, KeyHolderAsAGuestWhoGivesOrders) {
+  const std::vector<PeerFrame> orders = {
+      ControlMessage(msg::Stop{.term = lead().term, .generation = lead().generation}),
+      ControlMessage(msg::Bye{.term = lead().term}),
+      ControlMessage(msg::Report{.term = lead().term, .leaving = true}),
+      Directory{.entries = {{.node = 1, .address = LeadAddress()}}}};
+  for (const PeerFrame& order : orders) {
+    const uint64_t before = lead().malformed;
+    const JobKey key = job().Key();
+    InitiatorHandshake handshake(key, LeadTerms(), {kGuestNode, 99}, 0, SecretKey::Random());
+    RawPeer guest(LeadAddress());
+    ASSERT_TRUE(guest.SendBytes(handshake.hello()));
+    const Bytes answer = guest.Read(kAnswerBytes);
+    ASSERT_EQ(answer.size(), kAnswerBytes);
+    Handshaken done =
+        handshake.TakeAnswer(std::span<const uint8_t, kAnswerBytes>(answer.data(), kAnswerBytes));
+    ASSERT_EQ(done.refusal, Refusal::kNone);
+    ASSERT_TRUE(guest.SendBytes(done.channel->SealConfirmation()));
+    ASSERT_TRUE(guest.SendBytes(SealText(*done.channel, EncodePeerFrame(order))));
+    EXPECT_EQ(TurnedAway(guest), "");
+    EXPECT_TRUE(Job::Until([&] { return lead().malformed == before + 1; }));
+  }
+}
+
 }  // namespace
 }  // namespace perdure

@@ -37,7 +37,7 @@ int Above(int fd) {
 
 [[noreturn]] void Become(int program, int board, const std::string& log,
                          const std::vector<std::string>& words) {
-  const int out = ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  const int out = ::open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   const int in = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
   ::dup2(in, 0);
   ::dup2(out, 1);
@@ -88,11 +88,11 @@ std::string Job::Log(uint32_t node) const {
   return ReadFile(fmt::format("{}/node-{}.log", directory(), node)).value_or("");
 }
 
-void Job::StartNode(uint32_t node, uint16_t port) {
+void Job::StartNodeIn(const std::string& run_directory, uint32_t node, uint16_t port) {
   PERDURE_CHECK(!pids_.contains(node));
   new (&board_->nodes[node]) NodeBoard;
   const std::vector<std::string> words = {"perdure_agent_node",
-                                          run(),
+                                          run_directory,
                                           fmt::format("--node={}", node),
                                           fmt::format("--nodes={}", kJobNodes),
                                           fmt::format("--job={}", kJobNumber),
@@ -113,7 +113,7 @@ bool Job::Start() {
     if (!pids_.contains(node)) return false;
   }
   if (parts_.listable)
-    for (const std::string& path : {run(), run() + "/log", run() + "/tmp"})
+    for (const std::string& path : {run(), run() + "/log"})
       PERDURE_CHECK(::chmod(path.c_str(), 0755) == 0);
   return Steps(5);
 }

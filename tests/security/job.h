@@ -41,7 +41,8 @@ class Job {
 
   // Nodes 0 to 3, until they step.
   bool Start();
-  void StartNode(uint32_t node, uint16_t port = 0);
+  void StartNode(uint32_t node, uint16_t port = 0) { StartNodeIn(run(), node, port); }
+  void StartNodeIn(const std::string& run_directory, uint32_t node, uint16_t port = 0);
   void KillNode(uint32_t node, int signal = 9);
   // Its wait status, if it has ended by itself.
   std::optional<int> Ended(uint32_t node);
@@ -59,7 +60,7 @@ class Job {
 
   const std::string& directory() const { return directory_.path(); }
   std::string run() const { return directory_.path() + "/run"; }
-  std::string Log(uint32_t node) const;  // What it wrote to its standard error.
+  std::string Log(uint32_t node) const;  // What its last process said.
   std::string FileKey() const;
   std::string RunId() const;
   JobKey Key(uint64_t job = kJobNumber, uint64_t restart = kJobRestart) const;

@@ -52,10 +52,12 @@ void SecurityTest::ExpectUndisturbed(uint32_t node, const Vitals& before) {
   EXPECT_LT(absl::Nanoseconds(board.pause_most.load()), kLease);
   EXPECT_LE(board.resident_most, before.resident + board.bytes_bound);
   EXPECT_TRUE(Job::Until([&] {
-    return board.connections == before.connections && board.descriptors == before.descriptors;
+    return board.connections == before.connections && board.descriptors == before.descriptors &&
+           board.half_open == 0 && board.unconfirmed == 0;
   })) << board.connections
       << " connections, " << board.descriptors << " descriptors; there were " << before.connections
-      << " and " << before.descriptors;
+      << " and " << before.descriptors << "; " << board.half_open << " half open, "
+      << board.unconfirmed << " unconfirmed";
 }
 
 void SecurityTest::ExpectCounted(uint32_t node, Refusal refusal, uint64_t count) {

@@ -60,6 +60,17 @@ UniqueFd ConnectFrom(const std::string& source, const WireAddress& to) {
   return fd;
 }
 
+std::string Denied(const std::string& what, int64_t result) {
+  if (result >= 0) return what + " succeeded";
+  return errno == EACCES || errno == EPERM ? "" : what + ": " + std::strerror(errno);
+}
+
+std::string FirstOf(std::initializer_list<std::string> denied) {
+  for (const std::string& result : denied)
+    if (!result.empty()) return result;
+  return "";
+}
+
 // ---- The relay
 
 bool Relay::Pass(Connection& connection, const Message& message) {

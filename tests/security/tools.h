@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <list>
 #include <span>
 #include <string>
@@ -27,6 +28,11 @@ std::string TurnedAway(RawPeer& peer, absl::Duration within = absl::Seconds(20))
 std::string Say(const WireAddress& to, std::span<const uint8_t> bytes);
 // A connection from that address of the loopback interface; closed when there is none.
 UniqueFd ConnectFrom(const std::string& source, const WireAddress& to);
+
+// "" when a system call was refused for want of permission.
+std::string Denied(const std::string& what, int64_t result);
+// The first that was not.
+std::string FirstOf(std::initializer_list<std::string> denied);
 
 class Relay {
  public:
