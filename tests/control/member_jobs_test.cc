@@ -1,4 +1,4 @@
-// A member whose run is another job's: it asks, waits, and offers its own agent when nobody answers.
+// A member whose run is another job's: it asks, waits, and offers its agent when nobody answers.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
