@@ -172,8 +172,8 @@ void Member::On(const LogRead& event, Effects& effects) {
     effects.emplace_back(Send{view_.lead->author.at, msg::Probe{.term = view_.lead->term}});
     return;
   }
-  // A life of this very agent that is over answers nobody. But what it has now may have won a moment
-  // ago; if it has not, it will find its slot taken.
+  // A life of this very agent that is over answers nobody. But what it has now may have won a
+  // moment ago; if it has not, it will find its slot taken.
   const bool own = leading_ && view_.lead->author == identity_.me;
   Follow(view_.lead->term, view_.lead->author.at, own, effects);
 }
