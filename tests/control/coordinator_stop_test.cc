@@ -295,7 +295,8 @@ TEST(CoordinatorStops, BlamesNobodyForStepsOfAGenerationThatIsOver) {
   CoordinatorStory story(2, {}, rule);
   story.LogStaysAsItIs();
   story.RunAll();
-  story.AfterInTouch(absl::Seconds(5), {0, 1});
+  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = 5; });
+  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.finished = 4; });
   story.Report(1, Stage::kBroken, 1, LosesItsSlot);
   for (NodeId node : {0, 1}) story.Stopped(node, 1);
   ASSERT_EQ(story.phase(), Phase::kWaiting) << story.said();
