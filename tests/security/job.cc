@@ -118,10 +118,9 @@ bool Job::Start() {
   return Steps(5);
 }
 
-void Job::KillNode(uint32_t node, int signal) {
-  const pid_t child = pids_.at(node);
-  ::kill(child, signal);
-  (void)WaitFor(node);
+void Job::KillNode(uint32_t node) {
+  ::kill(pids_.at(node), SIGKILL);
+  (void)Until([&] { return Ended(node).has_value(); });
 }
 
 std::optional<int> Job::Ended(uint32_t node) {
@@ -135,8 +134,9 @@ std::optional<int> Job::Ended(uint32_t node) {
 
 int Job::WaitFor(uint32_t node) {
   std::optional<int> status;
-  (void)Until([&] { return (status = Ended(node)).has_value(); });
-  return status.value_or(-1);
+  if (Until([&] { return (status = Ended(node)).has_value(); })) return *status;
+  KillNode(node);
+  return -1;
 }
 
 uint32_t Job::Lead() const {

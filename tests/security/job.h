@@ -43,10 +43,10 @@ class Job {
   bool Start();
   void StartNode(uint32_t node, uint16_t port = 0) { StartNodeIn(run(), node, port); }
   void StartNodeIn(const std::string& run_directory, uint32_t node, uint16_t port = 0);
-  void KillNode(uint32_t node, int signal = 9);
+  void KillNode(uint32_t node);
   // Its wait status, if it has ended by itself.
   std::optional<int> Ended(uint32_t node);
-  // Until it has; -1: it did not.
+  // Until it has; -1: it did not, and was killed.
   int WaitFor(uint32_t node);
 
   NodeBoard& at(uint32_t node) { return board_->nodes[node]; }
