@@ -35,8 +35,8 @@ int Above(int fd) {
   return high;
 }
 
-[[noreturn]] void Become(int program, int board, const std::string& log,
-                         const std::vector<std::string>& words) {
+[[noreturn]] void Become(int program, int board, const std::string& directory,
+                         const std::string& log, const std::vector<std::string>& words) {
   const int out = ::open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   const int in = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
   ::dup2(in, 0);
@@ -49,7 +49,8 @@ int Above(int fd) {
   ::umask(0);
   const rlimit unlimited{.rlim_cur = RLIM_INFINITY, .rlim_max = RLIM_INFINITY};
   ::setrlimit(RLIMIT_CORE, &unlimited);
-  if (!BecomeUser(kJobUser)) ::_exit(125);
+  // Where it could leave a core.
+  if (::chdir(directory.c_str()) != 0 || !BecomeUser(kJobUser)) ::_exit(125);
   std::vector<char*> arguments;
   for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
@@ -102,7 +103,7 @@ void Job::StartNodeIn(const std::string& run_directory, uint32_t node, uint16_t 
   const std::string log = fmt::format("{}/node-{}.log", directory(), node);
   const pid_t child = ::fork();
   PERDURE_CHECK(child >= 0);
-  if (child == 0) Become(program_, board_fd_, log, words);
+  if (child == 0) Become(program_, board_fd_, directory(), log, words);
   pids_[node] = child;
 }
 
