@@ -137,9 +137,7 @@ void Member::Follow(Slot term, const Endpoint& leader, bool heard, Effects& effe
   closed_ = false;
   echo_ = 0;
   changed_ = true;
-  viewed_ = false;
   sent_.fill(absl::InfinitePast());
-  seek_due_ = now_ + options_.leader_silence;
   const bool mine = leader == identity_.me.at;
   if (leading_ && !(mine && heard)) effects.emplace_back(DropLead{});
   leading_ = mine && heard;

@@ -252,6 +252,16 @@ TEST(MemberOffers, NothingOnTheGroundsOfAReadingOfBefore) {
   EXPECT_EQ(story.member().term(), 1u);
 }
 
+TEST(MemberOffers, NothingOnTheGroundsOfAReadingOfItsLastSilence) {
+  MemberStory story(3);
+  story.Follow(1);
+  story.After(Ms(1000));
+  story.Read({});
+  story.Answer();
+  story.After(absl::Seconds(5));
+  EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
+}
+
 TEST(MemberOffers, ItselfAtOnceWhenTheConnectionEndedAndItIsFirst) {
   MemberStory story(0);
   story.Follow(1);

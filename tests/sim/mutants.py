@@ -74,8 +74,9 @@ def one(tree, mutant, limit):
         run(["ninja", "-C", "build", "-j1", "control_test"], tree)
         tests = run(["build/tests/control_test", "--gtest_fail_fast"], tree)
         if tests.returncode != 0:
-            failed = re.search(r"\[  FAILED  \] (\w+\.\w+)", tests.stdout)
-            return "unit test", failed[1] if failed else tests.stdout.strip()[-100:], ran
+            # Who failed, or where it crashed.
+            names = re.findall(r"\[  FAILED  \] (\S+)", tests.stdout) or re.findall(r"\[ RUN      \] (\S+)", tests.stdout)[-1:]
+            return "unit test", names[0] if names else "crashes", ran
         run(["ninja", "-C", "build", "-j1", "perdure_sim"], tree)
         for schedule in sorted((tree / "tests/sim/schedules").iterdir()):
             done = run(["build/tests/perdure_sim", "--schedule", str(schedule)], tree)
