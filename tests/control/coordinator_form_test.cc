@@ -280,6 +280,7 @@ TEST(CoordinatorChanges, MovesOffANodeThatIsToBeGivenBack) {
   story.LogStaysAsItIs();
   story.RunAll();
   for (NodeId node : {0, 1}) story.Report(node, Stage::kRunning, 1);
+  story.AfterInTouch(absl::Seconds(2), {0, 1, 2});
   const absl::Time said = story.now();
   story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.leaving = true; });
   story.AfterInTouch(Ms(600), {0, 1, 2});
@@ -296,6 +297,7 @@ TEST(CoordinatorChanges, MovesOffASlotThatCannotBeUsedAnyMore) {
   story.LogStaysAsItIs();
   story.RunAll();
   for (NodeId node : {0, 1}) story.Report(node, Stage::kRunning, 1);
+  story.AfterInTouch(absl::Seconds(2), {0, 1, 2});
   const absl::Time said = story.now();
   story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.slots = 0b10; });
   story.AfterInTouch(Ms(600), {0, 1, 2});
