@@ -16,15 +16,6 @@ constexpr int kExitBadLog = kExitPersonMustLook, kExitAgain = 1;
 // How long the coordinator's agent stays after END for those who have not heard of it.
 constexpr absl::Duration kGoodbye = absl::Seconds(1);
 
-bool ForCoordinator(const ControlMessage& message) {
-  return std::holds_alternative<msg::Report>(message) ||
-         std::holds_alternative<msg::Stopped>(message) ||
-         std::holds_alternative<msg::Present>(message) ||
-         std::holds_alternative<msg::Voted>(message) ||
-         std::holds_alternative<msg::NeedTable>(message) ||
-         std::holds_alternative<msg::Probe>(message);
-}
-
 std::string LayoutText(const LayoutShape& shape) {
   return fmt::format("tensor {} x pipeline {} x data {}", shape.tensor, shape.pipeline, shape.data);
 }

@@ -13,27 +13,13 @@
 #include "runtime/base/check.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
+#include "runtime/base/unique_fd.h"
 
 namespace perdure {
 namespace {
 
 constexpr const char* kKeyName = "run.key";
 constexpr std::string_view kRunIdContext = "perdure run id";
-
-class Descriptor {
- public:
-  explicit Descriptor(int number) : number_(number) {}
-  ~Descriptor() {
-    if (number_ >= 0) ::close(number_);
-  }
-  Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
-  Descriptor& operator=(Descriptor&&) = delete;
-  int get() const { return number_; }
-  bool ok() const { return number_ >= 0; }
-
- private:
-  int number_;
-};
 
 void InitSodium() { PERDURE_CHECK(sodium_init() >= 0); }
 
@@ -55,11 +41,11 @@ absl::Status CheckPrivate(int descriptor, const std::string& path, mode_t kind) 
   return absl::OkStatus();
 }
 
-absl::StatusOr<Descriptor> OpenControl(const std::string& path, bool may_create) {
+absl::StatusOr<UniqueFd> OpenControl(const std::string& path, bool may_create) {
   if (may_create && ::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST)
     return ErrnoStatus(errno, "mkdir " + path);
-  Descriptor control(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  if (!control.ok()) return ErrnoStatus(errno, "open directory " + path);
+  UniqueFd control(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!control.open()) return ErrnoStatus(errno, "open directory " + path);
   RETURN_IF_ERROR(CheckPrivate(control.get(), path, S_IFDIR));
   return control;
 }
@@ -73,9 +59,9 @@ absl::Status MakeKey(int control, const std::string& directory) {
   const std::string temporary =
       fmt::format("{}.{:02x}", kKeyName, fmt::join(nonce.begin(), nonce.end(), ""));
   const std::string path = directory + "/" + temporary;
-  const Descriptor file(::openat(control, temporary.c_str(),
-                                 O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
-  if (!file.ok()) return ErrnoStatus(errno, "create " + path);
+  const UniqueFd file(::openat(control, temporary.c_str(),
+                               O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!file.open()) return ErrnoStatus(errno, "create " + path);
   absl::Status status;
   const ssize_t written = ::write(file.get(), key.data(), key.size());
   sodium_memzero(key.data(), key.size());
@@ -115,11 +101,11 @@ absl::StatusOr<std::string> OpenRunKey(const std::string& run_directory, bool ma
   InitSodium();
   const std::string directory = (std::filesystem::path(run_directory) / "control").string();
   const std::string path = directory + "/" + kKeyName;
-  ASSIGN_OR_RETURN(const Descriptor control, OpenControl(directory, may_create));
+  ASSIGN_OR_RETURN(const UniqueFd control, OpenControl(directory, may_create));
   for (int attempt = 0; attempt < 2; ++attempt) {
-    const Descriptor file(
+    const UniqueFd file(
         ::openat(control.get(), kKeyName, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
-    if (file.ok()) return ReadKey(file.get(), path);
+    if (file.open()) return ReadKey(file.get(), path);
     if (errno != ENOENT) return ErrnoStatus(errno, "open " + path);
     if (!may_create) break;
     RETURN_IF_ERROR(MakeKey(control.get(), directory));
@@ -139,9 +125,8 @@ absl::Status CheckRunDirectories(const std::string& run_directory) {
   for (const Rule& rule : {Rule{"", 0, 022, true}, Rule{"/log", O_NOFOLLOW, 022, false},
                            Rule{"/tmp", O_NOFOLLOW, 077, false}}) {
     const std::string path = run_directory + rule.name;
-    const Descriptor directory(
-        ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | rule.flags));
-    if (!directory.ok())
+    const UniqueFd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | rule.flags));
+    if (!directory.open())
       return errno == ELOOP || errno == ENOTDIR
                  ? FailedPrecondition("{} is not a directory: put it there itself", path)
                  : ErrnoStatus(errno, "open directory " + path);

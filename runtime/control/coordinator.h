@@ -268,6 +268,7 @@ class Coordinator {
   std::vector<NodeId> gathered_nodes_;  // Of the generation that may be taken over.
   absl::Time changed_at_;               // When the set of usable nodes changed last.
   absl::Time waiting_since_ = absl::InfiniteFuture();
+  std::vector<NodeOffer> waits_with_;  // kWaiting: the nodes for which that was said.
   absl::Time look_again_ = absl::InfiniteFuture();
 
   PlacedLayout layout_;          // Of the newest generation that this coordinator answers for.
@@ -289,7 +290,6 @@ class Coordinator {
   absl::Time save_give_up_ = absl::InfiniteFuture();
   StepIndex saving_ = -1;   // The step of the state that is being saved.
   StepIndex settled_ = -1;  // Of the last one,
-  bool settled_ok_ = false;
   StepIndex dropped_ = -1;  // States up to this one: some of their owners were told to drop them.
 };
 

@@ -163,15 +163,20 @@ void Coordinator::Decide(Effects& effects) {
     TryEnd(effects);
     return;
   }
-  const Decision decision = DecideLayout(rule_, Survey());
-  Say(decision.words, effects);
+  Situation situation = Survey();
+  const Decision decision = DecideLayout(rule_, situation);
   look_again_ = decision.look_again;
+  // Each report asks again; it is told once for each change of the nodes.
+  const bool waits = decision.action == LayoutAction::kWait;
+  if (!waits || phase_ != Phase::kWaiting || situation.offers != waits_with_)
+    Say(decision.words, effects);
+  if (waits) waits_with_ = std::move(situation.offers);
   if (decision.action == LayoutAction::kEnd) {
     ending_ = decision.exit_code;
     TryEnd(effects);
     return;
   }
-  if (decision.action == LayoutAction::kWait) {
+  if (waits) {
     phase_ = Phase::kWaiting;
     phase_due_ = absl::InfiniteFuture();
     waiting_since_ = std::min(waiting_since_, now_);

@@ -31,7 +31,6 @@ void Coordinator::SaveTimers(Effects& effects) {
     if (!pending_.empty()) return;
     Say("a checkpoint took too long and was given up", effects);
     settled_ = std::exchange(saving_, -1);
-    settled_ok_ = false;
     commit_.emplace(CheckpointCommit::Options{.ranks = static_cast<int>(members_.size())});
     AfterSave(effects);
   }
@@ -60,7 +59,8 @@ void Coordinator::TellSettled(NodeId node, StepIndex step, Effects& effects) {
        msg::Settle{.term = term_,
                    .generation = layout_.generation,
                    .step = step,
-                   .committed = step == settled_ ? settled_ok_ : step == view_.commit_step},
+                   .committed = std::find(view_.commits.begin(), view_.commits.end(), step) !=
+                                view_.commits.end()},
        effects);
 }
 
@@ -183,7 +183,6 @@ void Coordinator::OnCommit(const CheckpointCommit::Publish&, Effects& effects) {
 
 void Coordinator::OnCommit(const CheckpointCommit::Settle& e, Effects& effects) {
   settled_ = std::exchange(saving_, -1);
-  settled_ok_ = e.committed;
   Say(fmt::format("checkpoint of step {} {}", settled_, e.committed ? "committed" : "given up"),
       effects);
   AfterSave(effects);

@@ -56,7 +56,7 @@ struct LayoutRule {
 
 struct Situation {
   std::vector<NodeOffer> offers;  // All nodes that live, each once, in any order.
-  PlacedLayout current;          // Of another tensor or pipeline than the rule's: as if empty.
+  PlacedLayout current;           // Of another tensor or pipeline than the rule's: as if empty.
   absl::Time now;
   // Since when nodes, slots and layout are as they are.
   absl::Time unchanged_since = absl::InfinitePast();

@@ -24,10 +24,12 @@ void LogView::Absorb(const LogEntry& entry) {
       return;
     case EntryKind::kStart:
       generation = std::max(generation, entry.generation);
+      commits.clear();
       live.push_back({.job = entry.author.at.job, .resumed = entry.step, .layout = entry.layout});
       return;
     case EntryKind::kCommit:
       commit_step = std::max(commit_step, entry.step);
+      commits.push_back(entry.step);
       std::erase_if(live, [&](const Live& l) { return l.layout->generation < entry.generation; });
       return;
     case EntryKind::kEnd:

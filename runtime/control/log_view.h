@@ -87,9 +87,10 @@ struct LogView {
   };
 
   Slot next_slot = 0;
-  Generation generation = 0;   // Highest of a START.
-  std::optional<Lead> lead;    // The latest; nothing once its job has ended.
-  StepIndex commit_step = -1;  // Of the newest checkpoint; -1: none.
+  Generation generation = 0;       // Highest of a START.
+  std::optional<Lead> lead;        // The latest; nothing once its job has ended.
+  StepIndex commit_step = -1;      // Of the newest checkpoint; -1: none.
+  std::vector<StepIndex> commits;  // Of checkpoints of the newest generation, in order.
   // Newest last. A COMMIT proves that its generation ran, hence that all before it had stopped; an
   // END that nobody runs.
   std::vector<Live> live;

@@ -228,4 +228,7 @@ using ControlMessage =
                  msg::Announce, msg::Stop, msg::Prepare, msg::Table, msg::Go, msg::Save, msg::Write,
                  msg::Verify, msg::Settle, msg::Bye, msg::Probe, msg::Leading>;
 
+// Whether it is for an agent's coordinator; otherwise for its member.
+bool ForCoordinator(const ControlMessage& message);
+
 }  // namespace perdure

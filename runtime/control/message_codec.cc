@@ -180,6 +180,15 @@ bool Emplace(size_t type, ControlMessage& message) {
 
 }  // namespace
 
+bool ForCoordinator(const ControlMessage& message) {
+  return std::holds_alternative<msg::Report>(message) ||
+         std::holds_alternative<msg::Stopped>(message) ||
+         std::holds_alternative<msg::Present>(message) ||
+         std::holds_alternative<msg::Voted>(message) ||
+         std::holds_alternative<msg::NeedTable>(message) ||
+         std::holds_alternative<msg::Probe>(message);
+}
+
 void PackAddress(const std::string& address, std::string& packed) {
   PERDURE_CHECK(address.size() <= 0xffff);
   packed.push_back(static_cast<char>(address.size() & 0xff));

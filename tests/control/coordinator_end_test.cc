@@ -102,10 +102,7 @@ TEST(CoordinatorEnds, AJobWhateverItIsAbout) {
 }
 
 TEST(CoordinatorEnds, AJobThatWaitsForNodes) {
-  LayoutRule rule = CoordinatorStory::Rule();
-  rule.data = rule.data_min = 2;
-  rule.wait_max = absl::Hours(1);
-  CoordinatorStory story(2, {}, rule);
+  CoordinatorStory story(2, {}, CoordinatorStory::Needs(2, absl::Hours(1)));
   story.LogStaysAsItIs();
   story.Win();
   story.Report(0, Stage::kIdle);

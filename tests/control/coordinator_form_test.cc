@@ -318,10 +318,7 @@ TEST(CoordinatorChanges, ADrainIsTakenBackAndSaidTwiceIsNothing) {
 }
 
 TEST(CoordinatorWaits, ForNodesAndStartsAsSoonAsTheyAreThere) {
-  LayoutRule rule = CoordinatorStory::Rule();
-  rule.data = rule.data_min = 2;
-  rule.wait_max = absl::Hours(1);
-  CoordinatorStory story(2, {}, rule);
+  CoordinatorStory story(2, {}, CoordinatorStory::Needs(2, absl::Hours(1)));
   story.LogStaysAsItIs();
   story.Win();
   story.Report(0, Stage::kIdle);
@@ -331,11 +328,27 @@ TEST(CoordinatorWaits, ForNodesAndStartsAsSoonAsTheyAreThere) {
   EXPECT_TRUE(story.Appends(EntryKind::kStart));
 }
 
+// Not with every report, of which there are thousands a minute.
+TEST(CoordinatorWaits, AndSaysSoOnceForEachChangeOfTheNodes) {
+  CoordinatorStory story(3, {}, CoordinatorStory::Needs(3, absl::Hours(1)));
+  const auto said = [&] {
+    size_t times = 0;
+    for (size_t at = 0; (at = story.said().find("waiting up to", at)) != std::string::npos; ++at)
+      ++times;
+    return times;
+  };
+  story.LogStaysAsItIs();
+  story.Win();
+  story.Report(0, Stage::kIdle);
+  story.AfterInTouch(absl::Minutes(5), {0});
+  EXPECT_EQ(said(), 1u);
+  story.Report(1, Stage::kIdle);
+  story.AfterInTouch(absl::Minutes(5), {0, 1});
+  EXPECT_EQ(said(), 2u);
+}
+
 TEST(CoordinatorWaits, ForWaitMaxAndEndsWithMoreToDo) {
-  LayoutRule rule = CoordinatorStory::Rule();
-  rule.data = rule.data_min = 2;
-  rule.wait_max = absl::Minutes(20);
-  CoordinatorStory story(2, {}, rule);
+  CoordinatorStory story(2, {}, CoordinatorStory::Needs(2, absl::Minutes(20)));
   story.LogStaysAsItIs();
   story.Win();
   story.Report(0, Stage::kIdle);

@@ -414,5 +414,26 @@ TEST(CoordinatorLeads, UnpublishedIsOfACommitAlone) {
   EXPECT_EQ(story.phase(), Phase::kGathering);
 }
 
+// However late it is told, and of which checkpoint.
+TEST(CoordinatorTakesOver, AndKnowsWhatItsGenerationHasCommitted) {
+  const auto commit = [](Slot slot, StepIndex step) {
+    return LogEntry{.slot = slot,
+                    .kind = EntryKind::kCommit,
+                    .author = {.at = {kJob, 1}, .incarnation = 1},
+                    .generation = 1,
+                    .step = step,
+                    .layout = {}};
+  };
+  CoordinatorStory story(3,
+                         View({Lead(0, 1), Start(1, 1, {0, 1, 2}), commit(2, 30), commit(3, 40)}));
+  story.Win();
+  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 30; });
+  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 35; });
+  story.Report(2, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 40; });
+  EXPECT_TRUE(story.Sent<msg::Settle>().at(0).committed);
+  EXPECT_FALSE(story.Sent<msg::Settle>().at(1).committed);
+  EXPECT_TRUE(story.Sent<msg::Settle>().at(2).committed);
+}
+
 }  // namespace
 }  // namespace perdure

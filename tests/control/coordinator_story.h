@@ -14,10 +14,11 @@
 
 #include "runtime/control/coordinator.h"
 #include "tests/control/control_records.h"
+#include "tests/control/effects_done.h"
 
 namespace perdure {
 
-class CoordinatorStory {
+class CoordinatorStory : public EffectsDone<Coordinator> {
  public:
   static constexpr uint32_t kNumber = 2;
   static Author Me() { return {.at = {kJob, 0}, .incarnation = 1}; }
@@ -29,6 +30,13 @@ class CoordinatorStory {
   // Two replicas and a spare node.
   static LayoutRule TwoAndASpare() {
     return {.tensor = 1, .pipeline = 1, .data = 2, .leaves = 64, .spares = 1};
+  }
+  // So many nodes are needed, and waited for.
+  static LayoutRule Needs(int32_t nodes, absl::Duration wait_max) {
+    LayoutRule rule = Rule();
+    rule.data = rule.data_min = nodes;
+    rule.wait_max = wait_max;
+    return rule;
   }
   static ControlOptions Options() {
     ControlOptions options;
@@ -132,26 +140,7 @@ class CoordinatorStory {
   }
   template <typename M>
   std::vector<absl::Duration> WhenSent(NodeId node, absl::Time since) const {
-    std::vector<absl::Duration> all;
-    for (const auto& [when, effect] : done_)
-      if (const auto* send = std::get_if<Coordinator::Send>(&effect))
-        if (send->to.node == node && std::holds_alternative<M>(send->message))
-          all.push_back(when - since);
-    return all;
-  }
-  template <typename E>
-  std::vector<E> All() const {
-    std::vector<E> all;
-    for (const auto& [when, effect] : done_)
-      if (const auto* e = std::get_if<E>(&effect)) all.push_back(*e);
-    return all;
-  }
-  template <typename E>
-  std::vector<absl::Duration> When(absl::Time since) const {
-    std::vector<absl::Duration> all;
-    for (const auto& [when, effect] : done_)
-      if (std::holds_alternative<E>(effect)) all.push_back(when - since);
-    return all;
+    return WhenSentTo<M>(since, [&](const Endpoint& to) { return to.node == node; });
   }
   // Whom there is evidence against.
   std::vector<std::pair<NodeId, EvidenceKind>> Blamed() const {
@@ -166,7 +155,6 @@ class CoordinatorStory {
     EXPECT_NE(answer, answers.end()) << "no answer";
     return answer == answers.end() ? absl::ZeroDuration() : absl::Nanoseconds(answer->second.lease);
   }
-  bool DoesNothing() const { return done_.empty(); }
 
   Coordinator& lead() { return lead_; }
   Coordinator::Phase phase() const { return lead_.phase(); }
@@ -222,7 +210,6 @@ class CoordinatorStory {
   uint64_t sequence_ = 0;
   std::map<NodeId, msg::Report> reports_;
   std::map<NodeId, std::function<void(msg::Report&)>> changes_;
-  std::vector<std::pair<absl::Time, Coordinator::Effect>> done_;
   std::optional<LogEntry> append_;
   std::string said_, resigned_;
   bool log_answers_ = false;

@@ -11,10 +11,11 @@
 
 #include "runtime/control/member.h"
 #include "tests/control/control_records.h"
+#include "tests/control/effects_done.h"
 
 namespace perdure {
 
-class MemberStory {
+class MemberStory : public EffectsDone<Member> {
  public:
   static constexpr uint64_t kLife = 33;
   static constexpr uint32_t kDomain = 5;
@@ -136,22 +137,6 @@ class MemberStory {
 
   // ---- what the member did
 
-  // Effects of one kind, in order.
-  template <typename E>
-  std::vector<E> All() const {
-    std::vector<E> all;
-    for (const auto& [when, effect] : done_)
-      if (const auto* e = std::get_if<E>(&effect)) all.push_back(*e);
-    return all;
-  }
-  // How long after `since` the effects of one kind came.
-  template <typename E>
-  std::vector<absl::Duration> When(absl::Time since) const {
-    std::vector<absl::Duration> all;
-    for (const auto& [when, effect] : done_)
-      if (std::holds_alternative<E>(effect)) all.push_back(when - since);
-    return all;
-  }
   // Messages of one kind, in order, whoever they went to.
   template <typename M>
   std::vector<M> Sent() const {
@@ -169,13 +154,8 @@ class MemberStory {
   }
   template <typename M>
   std::vector<absl::Duration> WhenSent(absl::Time since) const {
-    std::vector<absl::Duration> all;
-    for (const auto& [when, effect] : done_)
-      if (const auto* send = std::get_if<Member::Send>(&effect))
-        if (std::holds_alternative<M>(send->message)) all.push_back(when - since);
-    return all;
+    return WhenSentTo<M>(since, [](const Endpoint&) { return true; });
   }
-  bool DoesNothing() const { return done_.empty(); }
 
   absl::Time now() const { return now_; }
   Member& member() { return member_; }
@@ -209,7 +189,6 @@ class MemberStory {
   Endpoint leader_;
   msg::Report newest_;
   bool log_answers_ = false;
-  std::vector<std::pair<absl::Time, Member::Effect>> done_;
 };
 
 }  // namespace perdure

@@ -44,13 +44,7 @@ void World::Deliver(Happening& h) {
   for (char c : h.bytes)
     outcome_.digest = outcome_.digest * 1099511628211u + static_cast<uint8_t>(c);
   const Endpoint from{Of(h.from).job, Of(h.from).node};
-  const bool for_lead = std::holds_alternative<msg::Report>(*message) ||
-                        std::holds_alternative<msg::Stopped>(*message) ||
-                        std::holds_alternative<msg::Present>(*message) ||
-                        std::holds_alternative<msg::Voted>(*message) ||
-                        std::holds_alternative<msg::NeedTable>(*message) ||
-                        std::holds_alternative<msg::Probe>(*message);
-  if (for_lead)
+  if (ForCoordinator(*message))
     StepLead(h.agent, Coordinator::Received{from, *std::move(message)});
   else
     StepMember(h.agent, Member::Received{from, *std::move(message)});
