@@ -80,7 +80,10 @@ TEST_F(PublicFailure, torn_newest_record) {
   const std::string path = LastRecord(), good = Slurp(path);
   for (const size_t length : {size_t{0}, size_t{1}, good.size() / 2, good.size() - 1}) {
     for (const bool zeros : {false, true}) {
-      Spill(path, good.substr(0, length) + std::string(zeros ? good.size() - length : 0, '\0'));
+      std::string torn = good.substr(0, length);
+      if (zeros) torn.resize(good.size());
+      if (torn == good) continue;  // one digest in 256 ends in zero
+      Spill(path, torn);
       RunCycle cycle(run_);
       const absl::Status status = cycle.Start();
       // Neither an older state in silence nor a crash: a person is told which slot.
