@@ -28,7 +28,9 @@ void Fields(auto& io, OneOf<msg::Report> auto& m) {
      m.finished, m.failed_local_rank, m.failure, m.failure_number, m.frozen, m.written,
      m.written_ok);
 }
-void Fields(auto& io, OneOf<msg::Stopped> auto& m) { io(m.term, m.generation, m.holdings); }
+void Fields(auto& io, OneOf<msg::Stopped> auto& m) {
+  io(m.term, m.incarnation, m.generation, m.holdings);
+}
 void Fields(auto& io, OneOf<msg::Present> auto& m) { io(m.term, m.generation, m.addresses); }
 void Fields(auto& io, OneOf<msg::Voted> auto& m) {
   io(m.term, m.generation, m.step, m.attempt, m.file, m.ok);
