@@ -84,6 +84,10 @@ class Transport {
   // Marks `peer` as lost (told by the control plane, for example): all its requests finish with
   // Unavailable.
   virtual void FailPeer(int peer, const std::string& reason) = 0;
+
+  // Thread-safe, unlike the rest: everything under way and everything later finishes with
+  // Cancelled(reason), and a WaitAll or Connect that sleeps returns at once. Once; for ever.
+  virtual void Cancel(const std::string& /*reason*/) {}
 };
 
 // kind: "ucx", "libfabric" or "local". InvalidArgument with the known kinds otherwise;

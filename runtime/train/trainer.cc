@@ -70,7 +70,7 @@ struct Trainer::Impl {
   absl::Status Prepare();
   absl::Status MakeGroups();
   absl::Status FillState();
-  absl::StatusOr<bool> Run();
+  absl::StatusOr<Outcome> Run();
   absl::Status EnterPhase(int phase);
   absl::StatusOr<StepReport> Step(const StepInfo& info, int* command);
   absl::Status Checkpoint(int64_t step);
@@ -281,7 +281,7 @@ absl::Status Trainer::Impl::Checkpoint(int64_t step) {
   return saver->Save(step);
 }
 
-absl::StatusOr<bool> Trainer::Impl::Run() {
+absl::StatusOr<Outcome> Trainer::Impl::Run() {
   const int64_t last =
       options.until_step >= 0 ? std::min(options.until_step, schedule.steps()) : schedule.steps();
   int64_t done = start.step;
@@ -315,7 +315,7 @@ absl::StatusOr<bool> Trainer::Impl::Run() {
   RETURN_IF_ERROR(state->Quiesce());
   RETURN_IF_ERROR(Sync());  // The last that the device has to say.
   clean = true;
-  return done == schedule.steps();
+  return done == schedule.steps() ? Outcome::kComplete : Outcome::kStopped;
 }
 
 Trainer::Trainer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -330,6 +330,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& o
   return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
 }
 
-absl::StatusOr<bool> Trainer::Run() { return impl_->Run(); }
+absl::StatusOr<Outcome> Trainer::Run() { return impl_->Run(); }
+
+void Trainer::Stop() { impl_->transport->Cancel("told to stop"); }
 
 }  // namespace perdure
