@@ -237,12 +237,16 @@ Command RankLine::CommandAfter(int64_t step) {
   return Command::kCheckpoint;
 }
 
+void RankLine::DropOrders() {
+  const std::lock_guard lock(mutex_);
+  interrupted_ = true;
+  changed_.notify_all();
+}
+
 bool RankLine::End() {
   const std::lock_guard lock(mutex_);
   active_ = false;
   interrupt_ = nullptr;
-  interrupted_ = true;  // For the saver.
-  changed_.notify_all();
   return stopping_ != Stopping::kNo;
 }
 

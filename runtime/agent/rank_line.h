@@ -55,6 +55,8 @@ class RankLine {
   absl::Status AwaitPermission(const std::function<bool()>& may);
   // Rank 0, behind a finished step: what to do after the next one.
   Command CommandAfter(int64_t step);
+  // Nothing of the state that is frozen will be settled: the saver need not wait.
+  void DropOrders();
   // Nothing runs any more. True: stop was said, and is not answered yet.
   bool End();
   bool lost() const;

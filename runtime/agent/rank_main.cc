@@ -138,8 +138,6 @@ class RankMain {
  public:
   RankMain(FrameSocket* socket, RankPage* page, const RankMainOptions& options)
       : options_(options), page_(page), line_(socket) {}
-  // Before the line goes, the watch has told what it knows.
-  ~RankMain() { watch_.reset(); }
 
   int Run();
 
@@ -157,11 +155,12 @@ class RankMain {
   const RankMainOptions& options_;
   RankPage* const page_;
   RankLine line_;
-  std::optional<RankDevice> device_;
-  std::unique_ptr<DeviceWatch> watch_;
-  std::string no_watch_;  // Why there is none; empty: none is needed.
+  std::optional<RankDevice> device_;  // Its ops are in ops_.
+  std::shared_ptr<Ops> ops_;
+  std::string no_watch_;  // Why there is no watch; empty: none is needed.
   std::atomic<int64_t> xid_ = 0;
   At at_ = At::kDevice;
+  std::unique_ptr<DeviceWatch> watch_;  // Last: its thread uses the above.
 };
 
 absl::StatusOr<StartPoint> StartOf(const to_rank::Prepare& prepare) {
@@ -201,6 +200,7 @@ TrainerOptions OptionsOf(const to_rank::Prepare& prepare, RunConfig config) {
 absl::Status RankMain::OpenDevice(const RunConfig& config, const to_rank::Prepare& prepare) {
   if (device_.has_value()) return absl::OkStatus();
   ASSIGN_OR_RETURN(device_, options_.devices.make(config, static_cast<int>(prepare.local_rank)));
+  ops_ = std::move(device_->ops);
   if (!device_->pci_bus_id.empty()) {
     absl::StatusOr<std::unique_ptr<DeviceWatch>> watch =
         DeviceWatch::Open(options_.devices.nvml, device_->pci_bus_id);
@@ -225,7 +225,7 @@ void RankMain::Watch() {
 absl::Status RankMain::TellHealth(bool check) {
   const HealthOptions options = HealthOptionsOf(*device_, HostName());
   HealthReport report;
-  if (check) report = CheckHealth(*device_->ops, options);
+  if (check) report = CheckHealth(*ops_, options);
   Json health = {{"device", options.device}, {"checked", check}};
   if (check) {
     health["seconds"] = report.seconds;
@@ -254,7 +254,7 @@ absl::StatusOr<Outcome> RankMain::Train(const to_rank::Prepare& prepare,
                                         Transport* transport) {
   LineHost host(&line_, page_, prepare.generation);
   absl::StatusOr<std::unique_ptr<Trainer>> trainer =
-      Trainer::Create(options, start, device_->ops.get(), transport, &host);
+      Trainer::Create(options, start, ops_, transport, &host);
   if (host.went()) at_ = At::kSteps;
   RETURN_IF_ERROR(trainer.status());
   line_.OnStop([&trainer] { (*trainer)->Stop(); });
@@ -324,7 +324,7 @@ bool RankMain::Ended(const to_rank::Prepare& prepare, const absl::StatusOr<Outco
   // A transport that cannot reach somebody says so with either code; so does a device, which then
   // says it again.
   const bool lost_peer = (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status)) &&
-                         at_ != At::kDevice && device_->ops->Sync().ok();
+                         at_ != At::kDevice && ops_->Sync().ok();
   if (!status.ok() && !absl::IsCancelled(status) && !lost_peer) {
     // What came in last is told before the error that it explains.
     if (watch_ != nullptr) watch_->Stop();

@@ -69,10 +69,11 @@ enum class Outcome {
 class Trainer {
  public:
   // Allocates and fills the state; Run opens the data, phase by phase. `ops` are of the calling
-  // thread, as NewOps makes them. `transport` and `host` must outlive the trainer.
+  // thread, as NewOps makes them; shared, because a device may serve one trainer after another.
+  // `transport` and `host` must outlive the trainer.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerOptions& options,
                                                          const StartPoint& start,
-                                                         std::unique_ptr<Ops> ops,
+                                                         std::shared_ptr<Ops> ops,
                                                          Transport* transport, RankHost* host);
   ~Trainer();
 
