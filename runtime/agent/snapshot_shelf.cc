@@ -150,9 +150,9 @@ absl::StatusOr<std::string> SnapshotShelf::PathOf(const Holding& holding) const 
                   holding.rank, holding.step, holding.generation);
 }
 
-std::string SnapshotShelf::FetchedPath(const Holding& holding) const {
-  return fmt::format("{}{}/g{}-r{}-s{}", path_, kFetched, holding.generation, holding.rank,
-                     holding.step);
+std::string SnapshotShelf::FetchedPath(const Holding& holding, int32_t local_rank) const {
+  return fmt::format("{}{}/g{}-r{}-s{}-for-{}", path_, kFetched, holding.generation, holding.rank,
+                     holding.step, local_rank);
 }
 
 void SnapshotShelf::DropFetched() {

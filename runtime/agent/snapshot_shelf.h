@@ -44,8 +44,8 @@ class SnapshotShelf {
   std::vector<Holding> Holdings() const;
   // The file of one of them. NotFound: it is not held.
   absl::StatusOr<std::string> PathOf(const Holding& holding) const;
-  // Where a fetched one belongs; whoever makes it may be asked again for the same name.
-  std::string FetchedPath(const Holding& holding) const;
+  // Where what a local rank gets of one of another node belongs.
+  std::string FetchedPath(const Holding& holding, int32_t local_rank) const;
   // Deletes what was fetched.
   void DropFetched();
   // Deletes snapshots of generations before `generation`, whole or not.

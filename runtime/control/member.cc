@@ -36,7 +36,8 @@ Member::Member(const ControlOptions& options, const Identity& identity, const Ad
       report_due_(now) {
   sent_.fill(absl::InfinitePast());
   if (adopted.generation == 0) return;
-  stage_ = Stage::kRunning;
+  stage_ = adopted.holdings.empty() ? Stage::kRunning : Stage::kStopped;
+  holdings_ = adopted.holdings;
   generation_ = adopted.generation;
   finished_ = adopted.finished;
   frozen_ = adopted.frozen;

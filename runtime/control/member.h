@@ -32,6 +32,8 @@ class Member {
     Generation generation = 0;  // 0: there are none.
     StepIndex finished = 0;
     StepIndex frozen = -1;  // The step of the state that they keep for a checkpoint; -1: none.
+    // Not empty: the ranks are gone, and this is what they have left.
+    std::vector<Holding> holdings{};
   };
 
   // ---- events; `now` is the node's monotonic clock
