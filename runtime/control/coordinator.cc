@@ -155,6 +155,7 @@ void Coordinator::Won(const LogEntry& entry, uint64_t note, Effects& effects) {
       Form(effects);
       return;
     case EntryKind::kCommit:
+      effects.emplace_back(SaveOver{entry.generation, entry.step, true});
       DoCommit(CheckpointCommit::Published{.ok = true}, effects);
       return;
     case EntryKind::kEnd:

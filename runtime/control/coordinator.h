@@ -133,6 +133,19 @@ class Coordinator {
     bool last_is_bad = false;  // What was chosen before is not what was committed:
     std::string last;          // CheckpointChosen.packed of it.
   };
+  // All ranks of the generation have addresses, hence work; they are told to meet, and to load
+  // Resume.checkpoint where there is one.
+  struct AllPresent {
+    Generation generation = 0;
+    std::string checkpoint;  // Empty: from memory, or the run begins.
+  };
+  // A save is over: its COMMIT is in the log, which may come later than that it was given up; or it
+  // was given up.
+  struct SaveOver {
+    Generation generation = 0;
+    StepIndex step = 0;
+    bool committed = false;
+  };
   struct Noted {  // The record of Note is in the log.
     uint64_t tag = 0;
   };
@@ -156,7 +169,7 @@ class Coordinator {
     int32_t exit_code = 0;
   };
   using Effect = std::variant<Send, Append, ReadLog, MeasureRoom, JoinParts, ChooseCheckpoint,
-                              Noted, GoodSteps, Evidence, Remark, Resign, Finished>;
+                              AllPresent, SaveOver, Noted, GoodSteps, Evidence, Remark, Resign, Finished>;
   using Effects = std::vector<Effect>;
 
   enum class Phase : uint8_t {

@@ -208,6 +208,7 @@ void Coordinator::OnPresent(NodeId node, const msg::Present& m, Effects& effects
     addresses_[static_cast<size_t>(ranks[i].rank)] = m.addresses[i];
   peer.addressed = true;
   if (++addressed_ < members_.size()) return;
+  effects.emplace_back(AllPresent{layout_.generation, resume_.checkpoint});
   const size_t first = std::min(static_cast<size_t>(options_.table_fan_out), members_.size());
   MakeTables();
   for (size_t i = 0; i < first; ++i) SendTables(members_[i], effects);

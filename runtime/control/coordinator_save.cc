@@ -30,6 +30,7 @@ void Coordinator::SaveTimers(Effects& effects) {
     if (Posted(EntryKind::kCommit)) return;
     Say("a checkpoint took too long and was given up", effects);
     settled_ = std::exchange(saving_, -1);
+    effects.emplace_back(SaveOver{layout_.generation, settled_, false});
     commit_.emplace(CheckpointCommit::Options{.ranks = static_cast<int>(members_.size())});
     AfterSave(effects);
   }
@@ -63,7 +64,8 @@ void Coordinator::TellSettled(NodeId node, StepIndex step, Effects& effects) {
 }
 
 // Of a generation that is over.
-void Coordinator::DropSave(Effects&) {
+void Coordinator::DropSave(Effects& effects) {
+  if (saving_ >= 0) effects.emplace_back(SaveOver{layout_.generation, saving_, false});
   commit_.reset();
   saving_ = -1;
   parts_.clear();
@@ -83,6 +85,7 @@ bool Coordinator::NeverWhole(const msg::Report& report) const {
 
 void Coordinator::LetGo(Effects& effects) {
   const StepIndex step = std::exchange(saving_, -1);
+  effects.emplace_back(SaveOver{layout_.generation, step, false});
   commit_.emplace(CheckpointCommit::Options{.ranks = static_cast<int>(members_.size())});
   save_give_up_ = absl::InfiniteFuture();
   save_due_ = now_;
@@ -212,6 +215,7 @@ void Coordinator::OnCommit(const CheckpointCommit::Publish&, Effects& effects) {
 
 void Coordinator::OnCommit(const CheckpointCommit::Settle& e, Effects& effects) {
   settled_ = std::exchange(saving_, -1);
+  if (!e.committed) effects.emplace_back(SaveOver{layout_.generation, settled_, false});
   Say(fmt::format("checkpoint of step {} {}", settled_, e.committed ? "committed" : "given up"),
       effects);
   AfterSave(effects);
