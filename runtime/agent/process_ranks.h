@@ -126,7 +126,8 @@ class ProcessRanks final : public NodeRanks {
     bool prepared = false, loaded = false, done = false, broken = false;
     bool gone = false;  // It does not step any more: stopped or ended.
     bool complete = false;
-    std::optional<std::string> address;
+    bool present = false;
+    std::string address;
     int64_t finished = 0;
     int64_t frozen = -1;
     std::optional<from_rank::Written> written;

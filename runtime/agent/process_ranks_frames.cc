@@ -43,13 +43,12 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Step& frame) {
 
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Present& frame) {
   if (!Current(slot.second, frame.generation) || made_) return;
+  slot.second.present = true;
   slot.second.address = frame.address;
+  if (!All(&Slot::present)) return;
   std::vector<std::string> addresses;
-  for (const msg::Prepare::Assignment& seat : prepare_.ranks) {
-    const std::optional<std::string>& address = slots_[seat.local_rank].address;
-    if (!address.has_value()) return;
-    addresses.push_back(*address);
-  }
+  for (const msg::Prepare::Assignment& seat : prepare_.ranks)
+    addresses.push_back(slots_[seat.local_rank].address);
   made_ = true;
   Tell(Member::RanksMade{.generation = generation_, .addresses = std::move(addresses)});
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/cleanup/cleanup.h"
+#include "ckpt/packed_report.h"
 #include "runtime/agent/rank_line.h"
 #include "runtime/agent/rank_page.h"
 #include "runtime/base/check.h"
