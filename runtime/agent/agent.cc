@@ -70,6 +70,10 @@ absl::Status Agent::Begin() {
                         Post(Member::Event(Member::Closed{{options_.job, node}}));
                         (void)TellLead(Coordinator::Closed{node});
                       },
+                  .on_snapshot =
+                      [this](NodeId from, SnapshotFrame frame) {
+                        ranks_->Take(from, std::move(frame));
+                      },
                   .key_of_job =
                       [this](uint64_t job) { return OpenJobKey(options_.run_directory, job); }}));
   member_.emplace(options_.control,

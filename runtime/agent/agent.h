@@ -64,6 +64,11 @@ class Agent {
   // To this agent's coordinator; false: it has none.
   bool TellLead(Coordinator::Event event);
 
+  // To another node's NodeRanks::Take; see Peers::SendSnapshot.
+  absl::Status SendSnapshot(NodeId to, const SnapshotFrame& frame) {
+    return peers_->SendSnapshot(to, frame);
+  }
+
   const Peers& peers() const { return *peers_; }
   const Member& member() const { return *member_; }
   const Coordinator* lead() const { return lead_.has_value() ? &*lead_ : nullptr; }

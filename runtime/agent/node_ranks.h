@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/agent/peer_frame.h"
 #include "runtime/agent/records.h"
 #include "runtime/control/coordinator.h"
 #include "runtime/control/member.h"
@@ -29,6 +30,8 @@ class NodeRanks {
   virtual void Do(const Member::WriteState& order) = 0;
   virtual void Do(const Member::VerifyFile& order) = 0;
   virtual void Do(const Member::SettleState& order) = 0;
+  // A question of another node of the job after a snapshot of this one, or an answer to one.
+  virtual void Take(NodeId /*from*/, SnapshotFrame /*frame*/) {}
 };
 
 class CheckpointStore {

@@ -103,13 +103,15 @@ inline constexpr int64_t kLoadAttemptsMax = 2;
 struct CheckpointEntry {
   CommitRecord commit;
   uint64_t generation = 0;
-  bool verified = false;        // A VERIFIED of kind "read".
-  bool retired = false;         // Named by a RETIRE.
-  bool quarantined = false;     // Its directory is in RUN/quarantine.
-  bool gone = false;            // Its directory is nowhere, and it was not retired.
-  int64_t failed_attempts = 0;  // ATTEMPTs since the last VERIFIED of kind "ran" whose generation
-                                // did not end cleanly (END with exit code 0 or 75).
-  std::string path;             // RUN/ckpt/<name>.
+  bool verified = false;     // A VERIFIED of kind "read".
+  bool retired = false;      // Named by a RETIRE.
+  bool quarantined = false;  // Its directory is in RUN/quarantine.
+  bool gone = false;         // Its directory is nowhere, and it was not retired.
+  // ATTEMPTs since the last VERIFIED of kind "ran" behind which no clean END (exit code 0 or 75)
+  // stands: of its generation, or of its job with no other ATTEMPT in between.
+  int64_t failed_attempts = 0;
+  std::vector<uint64_t> failed_jobs;  // Those who made them.
+  std::string path;                   // RUN/ckpt/<name>.
 };
 
 // Newest first.

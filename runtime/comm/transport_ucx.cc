@@ -91,6 +91,9 @@ class UcxFabric final : public Fabric {
   void Cancel(Operation& receive) override;
   bool Progress() override { return ucp_worker_progress(worker_) != 0; }
   std::vector<LinkFailure> TakeLinkFailures() override { return std::exchange(failures_, {}); }
+  bool FetchesFrom(int peer) const override {
+    return !peers_[static_cast<size_t>(peer)].reports_errors;
+  }
   void DropPeer(int peer) override;
   absl::Duration Arm() override;
   int fd() const override { return wakeup_; }

@@ -178,6 +178,13 @@ absl::StatusOr<RunForecast> ForecastRun(const RunConfig& config, const ForecastO
   return run;
 }
 
+std::string LayoutWords(const LayoutConfig& layout) {
+  return fmt::format(
+      "tensor {} x pipeline {} x data {}, zero {}{}", layout.tensor, layout.pipeline, layout.data,
+      layout.zero,
+      layout.virtual_stages > 1 ? fmt::format(", {} virtual stages", layout.virtual_stages) : "");
+}
+
 int64_t RanksPerFile(const CheckpointConfig& config, int64_t ranks_per_node) {
   if (config.files == "node") return ranks_per_node;
   if (config.files == "rank") return 1;

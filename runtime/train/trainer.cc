@@ -41,7 +41,7 @@ double ClipScale(double clip, double norm) {
 
 struct Trainer::Impl {
   Impl(const TrainerOptions& trainer_options, const StartPoint& start_point,
-       std::unique_ptr<Ops> rank_ops, Transport* rank_transport, RankHost* rank_host)
+       std::shared_ptr<Ops> rank_ops, Transport* rank_transport, RankHost* rank_host)
       : options(trainer_options),
         config(options.config),
         start(start_point),
@@ -70,7 +70,7 @@ struct Trainer::Impl {
   absl::Status Prepare();
   absl::Status MakeGroups();
   absl::Status FillState();
-  absl::StatusOr<bool> Run();
+  absl::StatusOr<Outcome> Run();
   absl::Status EnterPhase(int phase);
   absl::StatusOr<StepReport> Step(const StepInfo& info, int* command);
   absl::Status Checkpoint(int64_t step);
@@ -100,7 +100,7 @@ struct Trainer::Impl {
   MeshPoint at;
   StepSchedule schedule;
   AtomTable table;
-  std::unique_ptr<Ops> ops;
+  std::shared_ptr<Ops> ops;
   // Of device memory, and of the host's: statistics.
   std::unique_ptr<Collectives> tensor_group, data_group, pipeline_group;
   Group host_tensor_group, host_data_group, host_pipeline_group;
@@ -281,7 +281,7 @@ absl::Status Trainer::Impl::Checkpoint(int64_t step) {
   return saver->Save(step);
 }
 
-absl::StatusOr<bool> Trainer::Impl::Run() {
+absl::StatusOr<Outcome> Trainer::Impl::Run() {
   const int64_t last =
       options.until_step >= 0 ? std::min(options.until_step, schedule.steps()) : schedule.steps();
   int64_t done = start.step;
@@ -315,7 +315,7 @@ absl::StatusOr<bool> Trainer::Impl::Run() {
   RETURN_IF_ERROR(state->Quiesce());
   RETURN_IF_ERROR(Sync());  // The last that the device has to say.
   clean = true;
-  return done == schedule.steps();
+  return done == schedule.steps() ? Outcome::kComplete : Outcome::kStopped;
 }
 
 Trainer::Trainer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -323,13 +323,15 @@ Trainer::~Trainer() = default;
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& options,
                                                          const StartPoint& start,
-                                                         std::unique_ptr<Ops> ops,
+                                                         std::shared_ptr<Ops> ops,
                                                          Transport* transport, RankHost* host) {
   auto impl = std::make_unique<Impl>(options, start, std::move(ops), transport, host);
   RETURN_IF_ERROR(impl->Prepare());
   return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
 }
 
-absl::StatusOr<bool> Trainer::Run() { return impl_->Run(); }
+absl::StatusOr<Outcome> Trainer::Run() { return impl_->Run(); }
+
+void Trainer::Stop() { impl_->transport->Cancel("told to stop"); }
 
 }  // namespace perdure

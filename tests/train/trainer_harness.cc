@@ -188,9 +188,9 @@ TrainingResult Train(const RunConfig& config, const std::string& data_directory,
       auto trainer = Trainer::Create(options, start, make_ops(), transport.get(), &host);
       status = trainer.status();
       if (!status.ok()) return;
-      const absl::StatusOr<bool> ran = (*trainer)->Run();
+      const absl::StatusOr<Outcome> ran = (*trainer)->Run();
       status = ran.status();
-      if (ran.ok() && *ran) complete = true;
+      if (ran.ok() && *ran == Outcome::kComplete) complete = true;
     });
   for (std::thread& thread : threads) thread.join();
   for (const absl::Status& status : statuses) result.status.Update(status);
