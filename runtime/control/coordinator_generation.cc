@@ -123,7 +123,7 @@ void Coordinator::BeginStop(bool at_boundary, std::string why, Effects& effects)
 
 void Coordinator::OnStopped(NodeId node, const msg::Stopped& m, Effects& effects) {
   Peer& peer = peers_[node];
-  if (m.generation < peer.report.generation) return;
+  if (m.incarnation != peer.report.incarnation || m.generation < peer.report.generation) return;
   peer.stopped = m.generation;
   peer.holdings = m.holdings;
   if (peer.report.generation != m.generation || !Idle(peer.report.stage)) {

@@ -277,8 +277,10 @@ void Member::OnMessage(const msg::Stop& m, Effects& effects) {
 }
 
 void Member::SendStopped(Effects& effects) {
-  effects.emplace_back(
-      Send{leader_, msg::Stopped{.term = term_, .generation = generation_, .holdings = holdings_}});
+  effects.emplace_back(Send{leader_, msg::Stopped{.term = term_,
+                                                  .incarnation = identity_.me.incarnation,
+                                                  .generation = generation_,
+                                                  .holdings = holdings_}});
 }
 
 void Member::On(const RanksStopped& event, Effects& effects) {

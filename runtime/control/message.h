@@ -90,6 +90,7 @@ struct Report {
 // What is left behind; answers Stop.
 struct Stopped {
   Slot term = 0;
+  uint64_t incarnation = 0;  // What a life held that is over is gone, however late it is told.
   Generation generation = 0;
   std::vector<Holding> holdings;
   friend bool operator==(const Stopped&, const Stopped&) = default;

@@ -27,7 +27,9 @@ void Fields(auto& io, OneOf<msg::Report> auto& m) {
   io(m.term, m.incarnation, m.sequence, m.echo, m.slots, m.domain, m.leaving, m.generation, m.stage,
      m.finished, m.failed_local_rank, m.failure, m.failure_number, m.frozen, m.waits);
 }
-void Fields(auto& io, OneOf<msg::Stopped> auto& m) { io(m.term, m.generation, m.holdings); }
+void Fields(auto& io, OneOf<msg::Stopped> auto& m) {
+  io(m.term, m.incarnation, m.generation, m.holdings);
+}
 void Fields(auto& io, OneOf<msg::Present> auto& m) { io(m.term, m.generation, m.addresses); }
 void Fields(auto& io, OneOf<msg::Voted> auto& m) {
   io(m.term, m.generation, m.step, m.attempt, m.file, m.ok);

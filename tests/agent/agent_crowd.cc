@@ -145,6 +145,7 @@ class Measurement {
     const WireCounters counters = lead_->agent->peers().wire().counters();
     const double frames = static_cast<double>(counters.frames_received - quiet.frames_received) / 2;
 
+    if (Replaced()) return Missing("a quiet time");
     const Generation generation = lead_->agent->lead()->layout().generation;
     const absl::Time killed = MonotonicNow();
     if (::write(commands_, "k", 1) != 1) return Missing("the crowd");
@@ -178,14 +179,27 @@ class Measurement {
   static double Since(absl::Time then) { return absl::ToDoubleSeconds(MonotonicNow() - then); }
   bool Until(const std::function<bool()>& done) {
     const absl::Time end = begin_ + absl::Seconds(crowd_.seconds_max);
-    while (!done() && MonotonicNow() < end) loop_->RunOnce(MonotonicNow() + absl::Milliseconds(5));
-    return done();
+    while (!Replaced() && !done() && MonotonicNow() < end)
+      loop_->RunOnce(MonotonicNow() + absl::Milliseconds(5));
+    return !Replaced() && done();
+  }
+  // Somebody else leads, in the other process perhaps: nothing is measured any more.
+  bool Replaced() {
+    led_ |= lead_->agent->lead() != nullptr;
+    return led_ && lead_->agent->lead() == nullptr;
   }
   void Rest(absl::Duration time) {
     const absl::Time end = MonotonicNow() + time;
     while (MonotonicNow() < end) loop_->RunOnce(end);
   }
   int Missing(const char* what) {
+    if (Replaced()) {
+      std::fprintf(stderr,
+                   "%s did not come: agent 0 was silent for more than a second and was "
+                   "replaced as coordinator; try again on a quieter machine\n",
+                   what);
+      return 1;
+    }
     const Coordinator* lead = lead_->agent->lead();
     std::fprintf(stderr, "%s did not come in %g s; phase %d, %u connections\n", what,
                  crowd_.seconds_max, lead == nullptr ? -1 : static_cast<int>(lead->phase()),
@@ -198,6 +212,7 @@ class Measurement {
   const std::unique_ptr<EventLoop> loop_;
   std::unique_ptr<ControlLog> log_;
   std::unique_ptr<OneAgent> lead_;
+  bool led_ = false;
   int64_t empty_kb_ = 0;
   absl::Time begin_;
 };

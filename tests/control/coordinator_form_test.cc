@@ -258,6 +258,20 @@ TEST(CoordinatorReplaces, CountsOnNothingOfALifeThatIsOver) {
   EXPECT_EQ(story.append()->step, 0);
 }
 
+// However late it is told of, and by which way.
+TEST(CoordinatorReplaces, CountsOnNothingThatALifeSaysWhichIsOver) {
+  CoordinatorStory story(2);
+  story.RunAll();
+  story.Report(0, Stage::kBroken, 1);
+  story.Report(1, Stage::kIdle, 0, [](msg::Report& r) { r.incarnation = 777; });
+  story.Hear(
+      1, msg::Stopped{
+             .term = 0, .incarnation = 101, .generation = 1, .holdings = {{1, 40, 0}, {1, 40, 1}}});
+  story.Stopped(0, 1);
+  ASSERT_TRUE(story.Appends(EntryKind::kStart));
+  EXPECT_EQ(story.append()->step, 0);
+}
+
 // ---- nodes come and go
 
 TEST(CoordinatorChanges, GrowsAtABoundaryWhenTheNodesHaveBeenTheSameForGrowAfter) {

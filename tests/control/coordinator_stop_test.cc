@@ -141,7 +141,7 @@ TEST(CoordinatorStops, WhatWasSaidToAnotherCoordinatorIsNoAnswer) {
   story.Report(0, Stage::kRunning, 1);
   story.Report(1, Stage::kBroken, 1);
   story.Stopped(0, 1);
-  story.Hear(1, msg::Stopped{.term = 0, .generation = 1, .holdings = {}});
+  story.Hear(1, msg::Stopped{.term = 0, .incarnation = 101, .generation = 1, .holdings = {}});
   EXPECT_FALSE(story.append().has_value());
   story.Stopped(1, 1);
   EXPECT_TRUE(story.Appends(EntryKind::kStart));
@@ -156,7 +156,8 @@ TEST(CoordinatorStops, AnOldStoppedIsNoAnswer) {
   story.RunOn();
   story.Report(1, Stage::kRunning, 2);
   story.Report(0, Stage::kBroken, 2);
-  story.Hear(1, msg::Stopped{.term = 0, .generation = 1, .holdings = {}});  // Come late.
+  story.Hear(1, msg::Stopped{
+                    .term = 0, .incarnation = 101, .generation = 1, .holdings = {}});  // Come late.
   story.Stopped(0, 2);
   EXPECT_FALSE(story.append().has_value());
   story.Stopped(1, 2);

@@ -99,13 +99,16 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
     Report(node, stage, generation, [](msg::Report&) {});
   }
   void Stopped(NodeId node, Generation generation, std::vector<Holding> holdings = {}) {
+    uint64_t life = 100 + node;
     if (const auto said = reports_.find(node); said != reports_.end()) {
+      life = said->second.incarnation;
       said->second.stage = Stage::kStopped;
       said->second.generation = generation;
     }
-    Hear(node,
-         msg::Stopped{
-             .term = lead_.term(), .generation = generation, .holdings = std::move(holdings)});
+    Hear(node, msg::Stopped{.term = lead_.term(),
+                            .incarnation = life,
+                            .generation = generation,
+                            .holdings = std::move(holdings)});
   }
   void Present(NodeId node, Generation generation) {
     Hear(node, msg::Present{.term = lead_.term(), .generation = generation, .addresses = {"a"}});

@@ -239,8 +239,10 @@ TEST(MemberStops, ItsRanksAndSaysWhatTheyLeave) {
   story.Do(Member::RanksStopped{4, kHoldings});
   EXPECT_EQ(story.newest().stage, Stage::kStopped);
   ASSERT_THAT(story.Sent<msg::Stopped>(), SizeIs(1));
-  EXPECT_EQ(story.Sent<msg::Stopped>()[0],
-            (msg::Stopped{.term = 0, .generation = 4, .holdings = kHoldings}));
+  EXPECT_EQ(
+      story.Sent<msg::Stopped>()[0],
+      (msg::Stopped{
+          .term = 0, .incarnation = MemberStory::kLife, .generation = 4, .holdings = kHoldings}));
 }
 
 TEST(MemberStops, AndSaysItAgainWhenItIsToldAgain) {
@@ -251,8 +253,10 @@ TEST(MemberStops, AndSaysItAgainWhenItIsToldAgain) {
   for (const Slot term : {0u, 6u}) {
     story.Hear({kJob, term == 0 ? 1u : 2u}, msg::Stop{.term = term, .generation = 5});
     ASSERT_THAT(story.Sent<msg::Stopped>(), SizeIs(1));
-    EXPECT_EQ(story.Sent<msg::Stopped>()[0],
-              (msg::Stopped{.term = term, .generation = 4, .holdings = kHoldings}));
+    EXPECT_EQ(story.Sent<msg::Stopped>()[0], (msg::Stopped{.term = term,
+                                                           .incarnation = MemberStory::kLife,
+                                                           .generation = 4,
+                                                           .holdings = kHoldings}));
     EXPECT_THAT(story.All<Member::StopRanks>(), IsEmpty());
   }
 }

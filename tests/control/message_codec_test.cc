@@ -36,7 +36,8 @@ std::vector<ControlMessage> OneOfEach() {
                   .frozen = 70,
                   .written = 2,
                   .written_ok = true},
-      msg::Stopped{.term = 1, .generation = 2, .holdings = {{2, 40, 0}, {2, 41, 1}}},
+      msg::Stopped{
+          .term = 1, .incarnation = 3, .generation = 2, .holdings = {{2, 40, 0}, {2, 41, 1}}},
       msg::Present{.term = 1, .generation = 2, .addresses = {"a:1", std::string(300, 'x')}},
       msg::Voted{.term = 1, .generation = 2, .step = 3, .attempt = 1, .file = 4, .ok = true},
       msg::NeedTable{.term = 1, .generation = 2},
