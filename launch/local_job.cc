@@ -12,10 +12,13 @@
 #include <random>
 #include <vector>
 
+#include "launch/job_record.h"
 #include "launch/local_lock.h"
 #include "launch/run_data.h"
 #include "launch/run_directory.h"
+#include "monitoring/journal.h"
 #include "runtime/agent/job_start.h"
+#include "runtime/agent/records.h"
 #include "runtime/agent/supervised_process.h"
 #include "runtime/base/status.h"
 #include "runtime/train/plan.h"
@@ -110,6 +113,7 @@ class LocalJob {
   void Ended(size_t node, const ProcessEnd& end);
   void OnSignal(int signal);
   void Leave(absl::Duration patience);
+  int Tell(const EndRecord& end) const;
   bool AnyLives() const {
     return std::any_of(nodes_.begin(), nodes_.end(),
                        [](const Node& node) { return node.agent != nullptr; });
@@ -129,18 +133,17 @@ class LocalJob {
 };
 
 absl::Status LocalJob::StartAgent(size_t node) {
-  ProcessOptions process{.argv = {"/proc/self/exe", "agent", options_.run_directory, "--node",
-                                  std::to_string(node), "--nodes", std::to_string(options_.nodes),
-                                  "--ranks-per-node", std::to_string(options_.ranks_per_node),
-                                  "--job", std::to_string(JobOf(job_)), "--data-dir",
-                                  options_.data_directory, "--local"},
-                         .environment = {},
-                         .descriptors = {{lock_.fd(), kLocalLockFd}},
-                         .log_path = {},
-                         .group = 0};
+  ProcessOptions process{
+      .argv = {"/proc/self/exe", "agent", options_.run_directory, "--node", std::to_string(node),
+               "--nodes", std::to_string(options_.nodes), "--ranks-per-node",
+               std::to_string(options_.ranks_per_node), "--job", std::to_string(JobOf(job_)),
+               "--data-dir", options_.data_directory},
+      .environment = {},
+      .descriptors = {{lock_.fd(), kLocalLockFd}},
+      .log_path = {},
+      .group = 0};
   if (options_.until_step >= 0)
-    process.argv.insert(process.argv.end(),
-                        {"--until-step", std::to_string(options_.until_step)});
+    process.argv.insert(process.argv.end(), {"--until-step", std::to_string(options_.until_step)});
   if (options_.quiet) process.argv.emplace_back("--quiet");
   if (options_.retry) process.argv.emplace_back("--retry");
   nodes_[node].started = MonotonicNow();
@@ -185,8 +188,8 @@ void LocalJob::Ended(size_t node, const ProcessEnd& end) {
       Leave(kDie);
     }
   });
-  ended.restart_after = short_life ? std::min(2 * ended.restart_after, kRestartAfterMost)
-                                   : kRestartAfter;
+  ended.restart_after =
+      short_life ? std::min(2 * ended.restart_after, kRestartAfterMost) : kRestartAfter;
 }
 
 // SIGTERM: one step more and a checkpoint, which is the agents' to do; again, or SIGQUIT: at once.
@@ -223,13 +226,41 @@ absl::StatusOr<int> LocalJob::Run() {
   while (::waitpid(-1, nullptr, 0) > 0 || errno == EINTR) {
   }
   RETURN_IF_ERROR(log_.Refresh());
-  std::optional<EndRecord> end = EndOf(log_, job_);
-  if (!end.has_value()) {
+  if (!EndOf(log_, job_).has_value()) {
     Say(why_);
     RETURN_IF_ERROR(AppendEnd(log_, job_, why_));
-    return kExitFailed;
   }
-  return static_cast<int>(end->exit_code);
+  return Tell(EndOf(log_, job_).value_or(EndRecord{.exit_code = kExitFailed}));
+}
+
+// What became of the job, for people.
+int LocalJob::Tell(const EndRecord& end) const {
+  const auto exit_code = static_cast<int>(end.exit_code);
+  const std::string state = exit_code == kExitComplete  ? "complete"
+                            : exit_code == kExitStopped ? "stopped"
+                                                        : "failed";
+  std::string certificate = "none";
+  for (const Record& record : log_.records())
+    if (record.type == RecordType::kCommit)
+      if (const absl::StatusOr<CommitRecord> commit = ParseCommit(record.body); commit.ok())
+        certificate = commit->certificate.Hex();
+  if (state != "failed")
+    std::fprintf(stderr, "%s\n",
+                 fmt::format("{} at step {}/{}, certificate {}", state, end.step,
+                             StepSchedule(options_.config).steps(), certificate)
+                     .c_str());
+  absl::Status told = RecordEnd(options_.run_directory, options_.config, state);
+  const absl::StatusOr<std::unique_ptr<Journal>> journal =
+      Journal::Open(options_.run_directory + "/journal.jsonl");
+  told.Update(journal.status());
+  if (journal.ok())
+    told.Update((*journal)->Append("end", {{"generation", log_.generation()},
+                                           {"state", state},
+                                           {"step", end.step},
+                                           {"exit_code", exit_code},
+                                           {"why", end.reason}}));
+  if (!told.ok()) Say("warning: " + Message(told));
+  return exit_code;
 }
 
 // The exit code of a run that has nothing to do.

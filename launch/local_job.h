@@ -1,7 +1,7 @@
 // One job on this machine: an agent process for each of its nodes, which are process groups of
-// ranks_per_node ranks. What a job is (its generations, who coordinates, what counts) is the agents'
-// (launch/agent_command); here they are started, started again when they die, told to stop, and
-// outlived: where they could not append END themselves it is done for them.
+// ranks_per_node ranks. What a job is (its generations, who coordinates, what counts) is the
+// agents' (launch/agent_command); here they are started, started again when they die, told to stop,
+// and outlived: where they could not append END themselves it is done for them.
 #pragma once
 
 #include <cstdint>
@@ -25,9 +25,9 @@ struct LocalJobOptions {
   std::string data_directory;  // Absolute.
   int64_t nodes = 1;
   int64_t ranks_per_node = 1;
-  int64_t until_step = -1;  // Negative: to the end.
-  bool quiet = false;      // No progress lines.
-  bool retry = false;      // Attempts to load a checkpoint that failed before do not count.
+  int64_t until_step = -1;     // Negative: to the end.
+  bool quiet = false;          // No progress lines.
+  bool retry = false;          // Attempts to load a checkpoint that failed before do not count.
   bool restart_agents = true;  // Nodes whose agent died come back.
 };
 

@@ -6,16 +6,16 @@
 #include <cstdio>
 #include <cstring>
 
+#include "launch/agent_command.h"
 #include "launch/ckpt_command.h"
 #include "launch/config.h"
 #include "launch/data_command.h"
 #include "launch/doctor_command.h"
 #include "launch/local_job.h"
-#include "launch/local_ranks.h"
 #include "launch/plan_command.h"
 #include "launch/run_command.h"
 #include "launch/version.h"
-#include "runtime/agent/rank_process.h"
+#include "runtime/agent/rank_main.h"
 
 namespace {
 
@@ -30,11 +30,14 @@ void RestoreSignals() {
 
 int main(int argc, char** argv) {
   RestoreSignals();
-  // A rank is started by `perdure run` alone; it is no command for people.
+  // A rank is started by its agent alone; it is no command for people.
   if (argc == 2 && std::strcmp(argv[1], "rank") == 0)
-    return perdure::RunRank(
-        perdure::FrameSocket(perdure::kControlFd), nullptr,
-        [](const std::string& toml) { return perdure::ParseConfig(toml, "run.toml", {}); });
+    return perdure::RunRankMain(
+        perdure::FrameSocket(perdure::kRankSocketFd), perdure::kRankPageFd,
+        {.parse_config =
+             [](const std::string& toml) { return perdure::ParseConfig(toml, "run.toml", {}); },
+         .devices = {},
+         .hub = nullptr});
 
   CLI::App app{
       "Perdure: one training run, one loss curve, bit for bit the same whatever jobs, failures and "
@@ -45,6 +48,7 @@ int main(int argc, char** argv) {
                        "The version, and the backends and transports of this build");
   int exit_code = 0;
   perdure::AddRunCommand(app, &exit_code);
+  perdure::AddAgentCommand(app, &exit_code);
   perdure::AddStatusCommand(app, &exit_code);
   perdure::AddStopCommand(app, &exit_code);
   perdure::AddPlanCommand(app, &exit_code);

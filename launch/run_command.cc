@@ -9,9 +9,9 @@
 #include <nlohmann/json.hpp>
 
 #include "launch/config.h"
+#include "launch/job_record.h"
 #include "launch/local_job.h"
 #include "runtime/agent/process.h"
-#include "runtime/base/files.h"
 #include "runtime/base/status.h"
 #include "runtime/train/plan.h"
 
@@ -61,26 +61,6 @@ int Run(const RunArguments& arguments) {
   return RunLocalJob(options);
 }
 
-// status.json, corrected for a supervisor that is no longer there.
-absl::StatusOr<Json> ReadStatus(const std::string& run_directory) {
-  const std::string path = run_directory + "/status.json";
-  const absl::StatusOr<std::string> text = ReadFile(path);
-  if (!text.ok())
-    return NotFound("{} is not there: {} is no run directory, or its first job has not begun", path,
-                    run_directory);
-  Json status = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (!status.is_object() || !status.contains("state") || !status["state"].is_string())
-    return DataLoss("{} is not a status; the next job writes it anew", path);
-  const std::string state = status["state"];
-  const bool live = state == "starting" || state == "running" || state == "stopping";
-  if (live && !ProcessLives(status.value("supervisor_pid", 0),
-                            status.value("supervisor_start", uint64_t{0}))) {
-    status["state"] = "lost";  // It ended without being able to say so.
-    status["members"] = Json::array();
-  }
-  return status;
-}
-
 int Status(const std::string& run_directory, bool json) {
   const absl::StatusOr<Json> read = ReadStatus(run_directory);
   if (!read.ok()) return Refuse("status", read.status());
@@ -113,7 +93,7 @@ int Stop(const std::string& run_directory, bool now) {
   const absl::StatusOr<Json> read = ReadStatus(run_directory);
   if (!read.ok()) return Refuse("stop", read.status());
   const std::string state = (*read)["state"];
-  if (state != "starting" && state != "running" && state != "stopping") {
+  if (state != "starting" && state != "running" && state != "recovering" && state != "stopping") {
     std::printf("no job is running (state %s)\n", state.c_str());
     return kExitComplete;
   }

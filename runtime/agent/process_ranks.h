@@ -114,6 +114,8 @@ class ProcessRanks final : public NodeRanks {
     std::vector<Activity> activities;  // The newest last.
   };
   std::vector<Running> running() const;
+  // Of the newest generation that was prepared.
+  const LayoutShape& shape() const { return prepare_.shape; }
   const SnapshotFetch* fetch() const { return fetch_.get(); }
 
  private:
