@@ -65,11 +65,6 @@ struct ProcessRanksHooks {
   std::function<void(std::vector<Generation> generations,
                      std::function<void(absl::StatusOr<std::vector<PlacedLayout>>)> then)>
       layouts;
-  // Which checkpoint Resume::checkpoint means.
-  std::function<absl::StatusOr<to_rank::Prepare::Checkpoint>(const std::string& packed)> checkpoint;
-  // What the node's ranks wrote, for Member::Written: by rank, SerializeRun's; ranks without one
-  // are left out.
-  std::function<std::string(const std::vector<std::string>& runs)> pack = {};
   SendSnapshotFrame send_snapshot = {};  // Agent::SendSnapshot. Empty: nothing is fetched.
   // For people; each may be empty.
   std::function<void(const RankFailure& failure)> failed = {};
@@ -178,6 +173,7 @@ class ProcessRanks final : public NodeRanks {
   bool Current(const Slot& slot, Generation generation) const;
   void TellProgress();
   void TellWritten();
+  absl::StatusOr<std::string> PackWritten() const;
   void Found(int32_t local_rank, Generation generation, const absl::Status& status);
   std::vector<NodeId> HoldersOf(int32_t rank) const;
 
