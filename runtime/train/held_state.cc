@@ -64,6 +64,7 @@ absl::StatusOr<std::unique_ptr<HeldState>> HeldState::Find(const Options& option
   old.layout.tensor = start.tensor;
   old.layout.pipeline = start.pipeline;
   old.layout.data = start.data;
+  if (start.virtual_stages > 0) old.layout.virtual_stages = start.virtual_stages;
   const std::vector<std::vector<int64_t>> owned = AtomsByRank(old, *table);
   const std::vector<Wanted> by_rank = WantedByRank(owned, *table, wanted, options.chain);
   std::vector<HeldNeed> needs;

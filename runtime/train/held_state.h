@@ -26,6 +26,7 @@ struct HeldStart {
   uint64_t generation = 0;
   int64_t step = 0;
   int64_t tensor = 1, pipeline = 1, data = 1;
+  int64_t virtual_stages = 0;  // 0: as the configuration has now.
   // The state of `step` has a committed checkpoint; else one that is due there is written first.
   bool committed = false;
 };
@@ -33,7 +34,7 @@ struct HeldStart {
 class HeldState {
  public:
   struct Options {
-    RunConfig config;  // What the old generation had, but for tensor, pipeline and data.
+    RunConfig config;  // What the old generation had, but for its layout.
     std::string run_id;
     int host_threads = 1;
     bool chain = false;  // The sample chain is wanted: rank 0.

@@ -32,7 +32,7 @@ struct StartPoint {
   std::string checkpoint;            // Directory; empty: initialise.
   std::optional<Manifest> manifest;  // Of that checkpoint.
   // From snapshots: then `checkpoint` is empty, `step` is held->step, and the chain comes from rank
-  // 0's snapshot. REQUIRES: ownership followed from this very configuration and held's layout.
+  // 0's snapshot. REQUIRES: who owned what followed from this configuration and held's layout.
   std::optional<HeldStart> held;
 };
 

@@ -225,6 +225,7 @@ TrainingResult RunJob(const TrainingJob& job) {
         result.outcomes[at] = *ran;
       else
         host.GiveUp();
+      if (job.ended) job.ended(r);
     });
   for (std::thread& thread : threads) thread.join();
   for (const absl::Status& status : result.statuses) result.status.Update(status);

@@ -60,6 +60,7 @@ struct TrainingJob {
   std::function<std::unique_ptr<RankHost>(int rank, RankHost*)> wrap_host;
   // In the rank's thread: its trainer is there, and then gone (null).
   std::function<void(int rank, Trainer*)> made;
+  std::function<void(int rank)> ended;  // In the rank's thread, as its last act.
 };
 
 TrainingResult RunJob(const TrainingJob& job);
