@@ -265,7 +265,7 @@ void ProcessRanks::Do(const Member::MakeRanks& order) {
 }
 
 std::vector<int32_t> ProcessRanks::PeersOf(const PlacedLayout& layout) const {
-  if (shelf_ == nullptr) return {};
+  if (shelf_ == nullptr || !options_.peers) return {};
   std::vector<NodeOffer> offers;
   for (const NodeId node : NodesOf(layout))
     offers.push_back({.node = node,

@@ -40,6 +40,7 @@ struct ProcessRanksOptions {
   int64_t cores = 1;             // That the node's ranks share.
   int64_t threads_per_rank = 1;  // numerics.threads.
   int64_t until_step = -1;
+  bool peers = true;              // Snapshots go to ranks of other nodes, too.
   std::vector<uint32_t> domains;  // Of failures, by node; those that are missing: one each.
   size_t queue_bytes_max = size_t{64} << 20;       // To a rank that does not read.
   absl::Duration broken_max = absl::Seconds(2);    // Without a stop for a rank that broke off.

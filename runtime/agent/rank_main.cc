@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -98,6 +99,8 @@ class LineHost final : public RankHost {
       chains_.erase(chains_.begin(), chains_.lower_bound(step));  // They were settled.
     }
     RETURN_IF_ERROR(line_->BeginSave(step, file));
+    // Where nothing runs behind training, training waits here.
+    if (std::this_thread::get_id() == trains_) Waiting(step);
     return NextOrder(step);
   }
   absl::StatusOr<SaveOrder> NextOrder(int64_t) override {
@@ -153,6 +156,7 @@ class LineHost final : public RankHost {
   RankPage* const page_;
   const Generation generation_;
   const bool first_;   // This is rank 0.
+  const std::thread::id trains_ = std::this_thread::get_id();
   bool went_ = false;  // Go was said.
   std::mutex mutex_;   // Guards chains_, of steps whose state may still be written.
   std::map<int64_t, Digest> chains_;

@@ -395,6 +395,7 @@ absl::Status Trainer::Impl::End() {
   RETURN_IF_ERROR(state->Quiesce());
   RETURN_IF_ERROR(Sync());  // The last that the device has to say.
   RETURN_IF_ERROR(AwaitSnapshot());
+  host->Waiting(step_now);
   RETURN_IF_ERROR(saver->Wait());
   clean = true;
   return absl::OkStatus();
