@@ -11,6 +11,24 @@
 #include "runtime/control/snapshot_placement.h"
 
 namespace perdure {
+namespace {
+
+// Of Resume::checkpoint.
+absl::StatusOr<to_rank::Prepare::Checkpoint> CheckpointOf(const std::string& run_directory,
+                                                          const std::string& packed) {
+  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(packed, "the name of the checkpoint to load"));
+  JsonObject object(json, "");
+  std::string name;
+  to_rank::Prepare::Checkpoint checkpoint;
+  object.String("name", &name);
+  if (!IsCheckpointName(name)) object.Fail("name", "is not the name of a checkpoint");
+  object.Hex("manifest", &checkpoint.manifest);
+  RETURN_IF_ERROR(object.Done());
+  checkpoint.path = fmt::format("{}/ckpt/{}", run_directory, name);
+  return checkpoint;
+}
+
+}  // namespace
 
 ProcessRanks::ProcessRanks(EventLoop* loop, OomKills* oom, SnapshotShelf* shelf,
                            const ProcessRanksOptions& options, ProcessRanksHooks hooks)
@@ -247,7 +265,7 @@ void ProcessRanks::Do(const Member::MakeRanks& order) {
 }
 
 std::vector<int32_t> ProcessRanks::PeersOf(const PlacedLayout& layout) const {
-  if (shelf_ == nullptr) return {};
+  if (shelf_ == nullptr || !options_.peers) return {};
   std::vector<NodeOffer> offers;
   for (const NodeId node : NodesOf(layout))
     offers.push_back({.node = node,
@@ -271,7 +289,7 @@ void ProcessRanks::Prepare(const absl::StatusOr<std::vector<PlacedLayout>>& layo
     held_peers_ = PeersOf(*held_);
   } else if (!prepare_.resume.checkpoint.empty()) {
     const absl::StatusOr<to_rank::Prepare::Checkpoint> checkpoint =
-        hooks_.checkpoint(prepare_.resume.checkpoint);
+        CheckpointOf(options_.run_directory, prepare_.resume.checkpoint);
     if (!checkpoint.ok()) {
       Fail(first, EvidenceKind::kBadCheckpoint, 0, false, Message(checkpoint.status()));
       return;

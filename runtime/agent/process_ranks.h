@@ -40,6 +40,7 @@ struct ProcessRanksOptions {
   int64_t cores = 1;             // That the node's ranks share.
   int64_t threads_per_rank = 1;  // numerics.threads.
   int64_t until_step = -1;
+  bool peers = true;              // Snapshots go to ranks of other nodes, too.
   std::vector<uint32_t> domains;  // Of failures, by node; those that are missing: one each.
   size_t queue_bytes_max = size_t{64} << 20;       // To a rank that does not read.
   absl::Duration broken_max = absl::Seconds(2);    // Without a stop for a rank that broke off.
@@ -65,11 +66,6 @@ struct ProcessRanksHooks {
   std::function<void(std::vector<Generation> generations,
                      std::function<void(absl::StatusOr<std::vector<PlacedLayout>>)> then)>
       layouts;
-  // Which checkpoint Resume::checkpoint means.
-  std::function<absl::StatusOr<to_rank::Prepare::Checkpoint>(const std::string& packed)> checkpoint;
-  // What the node's ranks wrote, for Member::Written: by rank, SerializeRun's; ranks without one
-  // are left out.
-  std::function<std::string(const std::vector<std::string>& runs)> pack = {};
   SendSnapshotFrame send_snapshot = {};  // Agent::SendSnapshot. Empty: nothing is fetched.
   // For people; each may be empty.
   std::function<void(const RankFailure& failure)> failed = {};
@@ -180,6 +176,7 @@ class ProcessRanks final : public NodeRanks {
   bool Current(const Slot& slot, Generation generation) const;
   void TellProgress();
   void TellWritten();
+  absl::StatusOr<std::string> PackWritten() const;
   void Found(int32_t local_rank, Generation generation, const absl::Status& status);
   std::vector<NodeId> HoldersOf(int32_t rank) const;
 

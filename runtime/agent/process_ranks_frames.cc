@@ -3,8 +3,11 @@
 #include <algorithm>
 #include <utility>
 
+#include "ckpt/part_plan.h"
+#include "runtime/agent/node_runs.h"
 #include "runtime/agent/process_ranks.h"
 #include "runtime/base/status.h"
+#include "runtime/train/writers.h"
 
 namespace perdure {
 
@@ -153,20 +156,43 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Written& frame) 
   TellWritten();
 }
 
-void ProcessRanks::TellWritten() {
-  bool ok = true;
-  std::vector<std::string> runs;
+// What they wrote, once all have; an error is the first that one of them had.
+absl::StatusOr<std::string> ProcessRanks::PackWritten() const {
+  NodeRuns node{.generation = generation_,
+                .step = write_->step,
+                .nonce = AttemptNonce(write_->term, write_->attempt),
+                .sample_chain = {},
+                .runs = {},
+                .seconds = {}};
   for (const msg::Prepare::Assignment& seat : prepare_.ranks) {
-    const std::optional<from_rank::Written>& written = slots_[seat.local_rank].written;
-    if (!written.has_value()) return;
-    ok &= written->error.empty();
-    if (written->run.has_value()) runs.push_back(*written->run);
+    const from_rank::Written& written = *slots_.at(seat.local_rank).written;
+    if (!written.error.empty()) return Unavailable("rank {}: {}", seat.rank, written.error);
+    node.seconds.Include({.freeze = written.freeze_seconds,
+                          .copy = written.copy_seconds,
+                          .wait = written.wait_seconds,
+                          .write = written.write_seconds});
+    if (written.run.has_value()) {
+      ASSIGN_OR_RETURN(node.runs.emplace_back(), ParseRun(*written.run));
+    }
+    if (written.sample_chain.has_value()) {
+      ASSIGN_OR_RETURN(node.sample_chain, Digest::FromHex(*written.sample_chain));
+    }
   }
+  return PackNodeRuns(node);
+}
+
+void ProcessRanks::TellWritten() {
+  for (const auto& [_, slot] : slots_)
+    if (slot.rank >= 0 && !slot.written.has_value()) return;
+  const absl::StatusOr<std::string> packed = PackWritten();
+  if (!packed.ok() && hooks_.remark)
+    hooks_.remark(fmt::format("node {} has not written its part of step {}: {}", options_.node,
+                              write_->step, Message(packed.status())));
   Tell(Member::Written{.generation = generation_,
                        .step = write_->step,
                        .attempt = write_->attempt,
-                       .ok = ok,
-                       .packed = ok && hooks_.pack ? hooks_.pack(runs) : ""});
+                       .ok = packed.ok(),
+                       .packed = packed.value_or("")});
 }
 
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Voted& frame) {

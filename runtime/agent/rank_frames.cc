@@ -296,6 +296,7 @@ void Fields(auto& io, Is<from_rank::Written> auto& f) {
   Attempt(io, f);
   io.People("error", f.error);
   io.MaybeText("run", f.run);
+  io.MaybeText("sample_chain", f.sample_chain);
   io.Double("wait_seconds", f.wait_seconds);
   io.Double("freeze_seconds", f.freeze_seconds);
   io.Double("copy_seconds", f.copy_seconds);

@@ -3,8 +3,11 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -34,8 +37,11 @@ std::string HostName() {
 
 class LineHost final : public RankHost {
  public:
-  LineHost(RankLine* line, RankPage* page, Generation generation)
-      : line_(line), page_(page), generation_(generation) {}
+  // `start`: where the generation begins; for rank 0, who knows what was consumed.
+  LineHost(RankLine* line, RankPage* page, const to_rank::Prepare& prepare, const StartPoint& start)
+      : line_(line), page_(page), generation_(prepare.generation), first_(prepare.rank == 0) {
+    if (first_) chains_[start.step] = start.sample_chain;
+  }
 
   bool went() const { return went_; }
 
@@ -51,12 +57,26 @@ class LineHost final : public RankHost {
   }
   Command StepFinished(const StepReport& report) override {
     (void)line_->Send(from_rank::Step{generation_, report});
+    {
+      const std::lock_guard lock(mutex_);
+      chains_[report.step] = report.sample_chain;
+    }
     return line_->CommandAfter(report.step);
   }
   absl::StatusOr<std::vector<std::string>> FindHeld(std::span<const HeldNeed> needs) override {
     RETURN_IF_ERROR(
         line_->Send(from_rank::Need{generation_, std::vector(needs.begin(), needs.end())}));
-    return line_->AwaitFetched();
+    ASSIGN_OR_RETURN(std::vector<std::string> paths, line_->AwaitFetched());
+    if (paths.size() != needs.size())
+      return Internal("the agent found {} snapshots of {}", paths.size(), needs.size());
+    // What rank 0 had consumed stands in its snapshot.
+    for (size_t i = 0; first_ && i < needs.size(); ++i)
+      if (needs[i].rank == 0) {
+        ASSIGN_OR_RETURN(const SnapshotStamp stamp, ReadSnapshotStamp(paths[i]));
+        const std::lock_guard lock(mutex_);
+        chains_[stamp.step] = stamp.sample_chain;
+      }
+    return paths;
   }
   absl::Status AwaitLease(int64_t) override {
     line_->WaitsAtBoundary(false);
@@ -74,7 +94,13 @@ class LineHost final : public RankHost {
   }
 
   absl::StatusOr<SaveOrder> Frozen(int64_t step, const std::string& file, uint32_t) override {
+    {
+      const std::lock_guard lock(mutex_);
+      chains_.erase(chains_.begin(), chains_.lower_bound(step));  // They were settled.
+    }
     RETURN_IF_ERROR(line_->BeginSave(step, file));
+    // Where nothing runs behind training, training waits here.
+    if (std::this_thread::get_id() == trains_) Waiting(step);
     return NextOrder(step);
   }
   absl::StatusOr<SaveOrder> NextOrder(int64_t) override {
@@ -98,11 +124,15 @@ class LineHost final : public RankHost {
                                .attempt = attempt_,
                                .error = Words(saved.status),
                                .run = {},
+                               .sample_chain = {},
                                .wait_seconds = saved.wait_seconds,
                                .freeze_seconds = saved.freeze_seconds,
                                .copy_seconds = saved.copy_seconds,
                                .write_seconds = saved.write_seconds};
     if (saved.run.has_value()) written.run = SerializeRun(*saved.run);
+    const std::lock_guard lock(mutex_);
+    if (const auto chain = chains_.find(saved.step); chain != chains_.end())
+      written.sample_chain = chain->second.Hex();
     return line_->Answer(written);
   }
   absl::Status Verified(int64_t step, const std::string&, const absl::Status& vote) override {
@@ -125,7 +155,11 @@ class LineHost final : public RankHost {
   RankLine* const line_;
   RankPage* const page_;
   const Generation generation_;
+  const bool first_;   // This is rank 0.
+  const std::thread::id trains_ = std::this_thread::get_id();
   bool went_ = false;  // Go was said.
+  std::mutex mutex_;   // Guards chains_, of steps whose state may still be written.
+  std::map<int64_t, Digest> chains_;
   // What the saver does; its thread's alone.
   int64_t attempt_ = 0, file_ = 0;
 };
@@ -253,7 +287,7 @@ absl::Status RankMain::TellHealth(bool check) {
 absl::StatusOr<Outcome> RankMain::Train(const to_rank::Prepare& prepare,
                                         const TrainerOptions& options, const StartPoint& start,
                                         Transport* transport) {
-  LineHost host(&line_, page_, prepare.generation);
+  LineHost host(&line_, page_, prepare, start);
   absl::StatusOr<std::unique_ptr<Trainer>> trainer =
       Trainer::Create(options, start, ops_, transport, &host);
   if (host.went()) at_ = At::kSteps;

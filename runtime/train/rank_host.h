@@ -103,7 +103,8 @@ class RankHost {
   // its own; those of older ones may go.
   virtual void OlderMayGo() {}
 
-  // Training waits with the state of `step` until the save before is settled.
+  // Training waits with the state of `step` until the save before is settled, or, behind the last
+  // step, that of `step` itself.
   virtual void Waiting(int64_t /*step*/) {}
 
   // From here on called by the saver's thread. Errors: the host is gone.

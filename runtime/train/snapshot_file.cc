@@ -167,7 +167,7 @@ std::optional<SnapshotName> ParseSnapshotFileName(std::string_view name) {
     return std::nullopt;
   const auto rank = std::from_chars(generation.ptr + 2, end, parsed.rank);
   if (rank.ec != std::errc()) return std::nullopt;
-  parsed.buffer = std::string_view(rank.ptr, end) == "b" ? 1 : 0;
+  parsed.buffer = std::string_view(rank.ptr, end) == "-b" ? 1 : 0;
   // Whatever else is odd (a sign, leading zeros, another end) is not what we would have written.
   if (SnapshotFileName(parsed.generation, parsed.rank, parsed.buffer) != name) return std::nullopt;
   return parsed;

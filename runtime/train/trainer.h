@@ -17,21 +17,13 @@
 #include "runtime/base/digest.h"
 #include "runtime/comm/transport.h"
 #include "runtime/data/sample_order.h"
+#include "runtime/train/held_state.h"
 #include "runtime/train/mesh.h"
 #include "runtime/train/rank_host.h"
 #include "runtime/train/run_config.h"
 #include "runtime/train/schedule_math.h"
 
 namespace perdure {
-
-// The generation whose snapshots a new one resumes from, and where each of its ranks stood.
-struct HeldStart {
-  uint64_t generation = 0;
-  int64_t step = 0;
-  int64_t tensor = 1, pipeline = 1, data = 1;
-  // The state of `step` has a committed checkpoint; else one that is due there is written first.
-  bool committed = false;
-};
 
 // Where a generation begins. Fresh runs: step 0 and no checkpoint.
 struct StartPoint {
@@ -40,7 +32,7 @@ struct StartPoint {
   std::string checkpoint;            // Directory; empty: initialise.
   std::optional<Manifest> manifest;  // Of that checkpoint.
   // From snapshots: then `checkpoint` is empty, `step` is held->step, and the chain comes from rank
-  // 0's snapshot. REQUIRES: ownership followed from this very configuration and held's layout.
+  // 0's snapshot. REQUIRES: who owned what followed from this configuration and held's layout.
   std::optional<HeldStart> held;
 };
 

@@ -31,6 +31,10 @@ constexpr uint32_t AttemptNonce(uint64_t term, int32_t attempt) {
   return static_cast<uint32_t>(term) << 4 | (static_cast<uint32_t>(attempt) & 15);
 }
 
+// By rank: the atoms that it answers for, in the order of ShardedState::OwnedAtoms; every atom of
+// the table once. REQUIRES: as PlanWriters.
+std::vector<std::vector<int64_t>> AtomsByRank(const RunConfig& config, const AtomTable& table);
+
 // `ranks_per_file` consecutive ranks share a file. Atoms of a rank are in the order of
 // ShardedState::OwnedAtoms. REQUIRES: a validated configuration, a resolved layout.
 Writers PlanWriters(const RunConfig& config, const AtomTable& table, int64_t ranks_per_file);

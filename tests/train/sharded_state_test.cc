@@ -16,8 +16,8 @@
 #include "runtime/base/random.h"
 #include "runtime/base/status.h"
 #include "runtime/comm/group.h"
-#include "tests/model/counting_ops.h"
 #include "tests/kernels/device_ops.h"
+#include "tests/model/counting_ops.h"
 #include "tests/train/transport_threads.h"
 
 namespace perdure {
