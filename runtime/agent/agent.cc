@@ -226,13 +226,14 @@ ControlLog::Body Agent::BodyOf(const Coordinator::Append& append) const {
         return SerializeStart({.shape = entry.layout->shape,
                                .seats = entry.layout->seats,
                                .layout = LayoutText(entry.layout->shape),
-                               .step = entry.step});
+                               .step = entry.step,
+                               .failure = entry.failure});
       };
     }
     case EntryKind::kCommit:
-      return [entry, attempt = append.attempt,
+      return [entry, term = lead_->term(), attempt = append.attempt,
               checkpoints = checkpoints_]() -> absl::StatusOr<std::string> {
-        ASSIGN_OR_RETURN(const CommitRecord commit, checkpoints->Publish(entry, attempt));
+        ASSIGN_OR_RETURN(const CommitRecord commit, checkpoints->Publish(entry, term, attempt));
         return SerializeCommit(commit);
       };
     case EntryKind::kEnd:
@@ -244,22 +245,32 @@ ControlLog::Body Agent::BodyOf(const Coordinator::Append& append) const {
     case EntryKind::kNote:
       break;
   }
-  PERDURE_CHECK(false);  // The coordinator writes none.
+  PERDURE_CHECK(false);  // The store's.
   return {};
 }
 
 void Agent::DoLead(const Coordinator::Append& effect) {
-  log_->Append(effect.entry, BodyOf(effect),
-               [this, alive = alive_, number = leads_](const ControlLog::Filled& filled) {
-                 if (!*alive) return;
-                 if (filled.no_body) {
-                   Remark("the checkpoint's manifest: " + Message(filled.status));
-                   Post(ForLead{number, Coordinator::Unpublished{}});
-                   return;
-                 }
-                 LogTrouble(filled.status);
-                 Post(ForLead{number, Coordinator::Appended{filled.entry}});
-               });
+  const bool is_note = effect.entry.kind == EntryKind::kNote;
+  const auto then = [this, alive = alive_, number = leads_,
+                     is_note](const ControlLog::Filled& filled) {
+    if (!*alive) return;
+    if (filled.no_body) {
+      Remark((is_note ? "a note in the run log: " : "the checkpoint's manifest: ") +
+             Message(filled.status));
+      Post(ForLead{number, Coordinator::Unpublished{}});
+      return;
+    }
+    LogTrouble(filled.status);
+    Post(ForLead{number, Coordinator::Appended{filled.entry}});
+  };
+  if (!is_note) {
+    log_->Append(effect.entry, BodyOf(effect), then);
+    return;
+  }
+  log_->AppendNote(
+      effect.entry,
+      [checkpoints = checkpoints_, tag = effect.entry.note] { return checkpoints->NoteBody(tag); },
+      then);
 }
 
 void Agent::DoLead(const Coordinator::ReadLog& effect) {
@@ -293,6 +304,13 @@ void Agent::DoLead(const Coordinator::JoinParts& effect) {
   checkpoints_->Do(effect, [this, alive = alive_, number = leads_](Coordinator::PartsJoined event) {
     if (*alive) Post(ForLead{number, std::move(event)});
   });
+}
+
+void Agent::DoLead(const Coordinator::ChooseCheckpoint& effect) {
+  checkpoints_->Do(effect,
+                   [this, alive = alive_, number = leads_](Coordinator::CheckpointChosen event) {
+                     if (*alive) Post(ForLead{number, std::move(event)});
+                   });
 }
 
 void Agent::DoLead(const Coordinator::Evidence& effect) {

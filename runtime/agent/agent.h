@@ -107,6 +107,9 @@ class Agent {
   void DoLead(const Coordinator::ReadLog& effect);
   void DoLead(const Coordinator::MeasureRoom& effect);
   void DoLead(const Coordinator::JoinParts& effect);
+  void DoLead(const Coordinator::ChooseCheckpoint& effect);
+  void DoLead(const Coordinator::Noted& effect) { checkpoints_->Do(effect); }
+  void DoLead(const Coordinator::GoodSteps& effect) { checkpoints_->Do(effect); }
   void DoLead(const Coordinator::Evidence& effect);
   void DoLead(const Coordinator::Remark& effect) { Remark(effect.text); }
   void DoLead(const Coordinator::Resign& effect);

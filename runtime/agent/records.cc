@@ -87,13 +87,35 @@ absl::StatusOr<LeadRecord> ParseLead(std::string_view body) {
 }
 
 std::string SerializeStart(const StartRecord& record) {
+  const Failure& failure = record.failure;
   return Dump({{"tensor", record.shape.tensor},
                {"pipeline", record.shape.pipeline},
                {"data", record.shape.data},
                {"seats", SeatRuns(record.seats)},
                {"layout", record.layout},
-               {"step", record.step}});
+               {"step", record.step},
+               {"failure", failure.kind.has_value() ? NameOf(*failure.kind) : ""},
+               {"failure_number", failure.number},
+               {"failure_step", failure.step},
+               {"failure_node", failure.node.has_value() ? int64_t{*failure.node} : -1}});
 }
+
+namespace {
+
+void ReadFailure(JsonObject& object, Failure* failure) {
+  std::string kind;
+  int64_t node = -1;
+  object.String("failure", &kind);
+  object.Int("failure_number", &failure->number, std::numeric_limits<int64_t>::min());
+  object.Int("failure_step", &failure->step);
+  object.Int("failure_node", &node, -1, std::numeric_limits<NodeId>::max());
+  failure->kind = KindOf(kind);
+  if (!kind.empty() && !failure->kind.has_value())
+    object.Fail("failure", fmt::format("is '{}', which is no kind of evidence", kind));
+  if (node >= 0) failure->node = static_cast<NodeId>(node);
+}
+
+}  // namespace
 
 absl::StatusOr<StartRecord> ParseStart(std::string_view body) {
   ASSIGN_OR_RETURN(const Json json, ParseJsonObject(body, "body"));
@@ -107,6 +129,7 @@ absl::StatusOr<StartRecord> ParseStart(std::string_view body) {
   object.Ints("seats", &runs);
   object.String("layout", &record.layout);
   object.Int("step", &record.step);
+  ReadFailure(object, &record.failure);
   if (tensor * pipeline * data > kRanksMax)
     object.Fail("data",
                 fmt::format("makes {} ranks; {} are allowed", tensor * pipeline * data, kRanksMax));

@@ -16,6 +16,7 @@
 #include "runtime/agent/run_log.h"
 #include "runtime/base/digest.h"
 #include "runtime/control/layout.h"
+#include "runtime/control/no_progress.h"
 
 namespace perdure {
 
@@ -30,7 +31,9 @@ struct StartRecord {
   LayoutShape shape;        // data 0: nobody steps (an import).
   std::vector<Seat> seats;  // By rank, all distinct; shape.ranks() of them.
   std::string layout;       // In words.
-  int64_t step = 0;         // Where it resumes. After that of the newest COMMIT: from memory.
+  int64_t step = 0;         // Where it resumes. After that of the newest COMMIT: from memory;
+                            // before it: those COMMITs name bad checkpoints.
+  Failure failure = {};     // Why the generation before it ended, in the same job.
   friend bool operator==(const StartRecord&, const StartRecord&) = default;
 };
 

@@ -278,11 +278,9 @@ class Coordinator {
   void TryEnd(Effects& effects);
   void TakeOver(PlacedLayout layout);
   void Runs(StepIndex finished, Effects& effects);
-  void FormDetector(StepIndex finished, Effects& effects);
 
   // coordinator_decide.cc: what is next, and with which state.
   void Learn(NodeId node, const msg::Report& before, Effects& effects);
-  void PaceAnew(Effects& effects);
   void Blame(EvidenceKind kind, int64_t number, std::optional<NodeId> node);
   bool RanBefore() const;
   Failure Ended() const;

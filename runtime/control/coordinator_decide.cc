@@ -23,7 +23,8 @@ void Coordinator::Learn(NodeId node, const msg::Report& before, Effects& effects
   if (r.generation != view_.generation || !RanBefore()) return;
   finished_ = std::max(finished_, r.finished);
   if (phase_ == Phase::kRunning) {
-    if (before.generation == r.generation && before.waits && !r.waits) PaceAnew(effects);
+    if (before.generation == r.generation && before.waits && !r.waits)
+      Detect(FailureDetector::StoodStill{r.generation}, effects);
     if (good_at_.has_value() && finished_ >= *good_at_) {
       good_at_.reset();
       effects.emplace_back(GoodSteps{layout_.generation});
@@ -37,12 +38,6 @@ void Coordinator::Learn(NodeId node, const msg::Report& before, Effects& effects
     last_is_bad_ = true;
     last_checkpoint_ = resume_.checkpoint;
   }
-}
-
-// Steps take another time from here on: those who waited have gone on.
-void Coordinator::PaceAnew(Effects& effects) {
-  Detect(FailureDetector::GenerationEnded{layout_.generation}, effects);
-  FormDetector(finished_, effects);
 }
 
 // What fails on one node breaks the connections of others, who may be heard first.

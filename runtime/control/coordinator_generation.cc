@@ -55,10 +55,6 @@ void Coordinator::Runs(StepIndex finished, Effects& effects) {
   phase_ = Phase::kRunning;
   phase_due_ = absl::InfiniteFuture();
   save_due_ = ending_.has_value() ? now_ : now_ + options_.save_every;
-  FormDetector(finished, effects);
-}
-
-void Coordinator::FormDetector(StepIndex finished, Effects& effects) {
   std::vector<NodeId> nodes;
   nodes.reserve(layout_.seats.size());
   for (const Seat& seat : layout_.seats) nodes.push_back(seat.node);
@@ -329,7 +325,7 @@ void Coordinator::OnFound(const FailureDetector::Stalled& found, Effects& effect
   if (phase_ == Phase::kRunning && std::any_of(members_.begin(), members_.end(), [&](NodeId node) {
         return peers_[node].report.waits && peers_[node].report.generation == layout_.generation;
       })) {
-    PaceAnew(effects);
+    Detect(FailureDetector::StoodStill{layout_.generation}, effects);
     return;
   }
   Blame(EvidenceKind::kHung, 0,

@@ -456,6 +456,7 @@ void Member::On(const Verified& event, Effects& effects) {
 void Member::OnMessage(const msg::Settle& m, Effects& effects) {
   if (m.generation != generation_ || m.step != frozen_) return;
   Unfreeze();
+  waits_ = false;
   changed_ = true;
   effects.emplace_back(SettleState{m});
 }

@@ -23,13 +23,12 @@ class CoordinatorSaves : public testing::Test {
     story_.RunAll();
     for (NodeId node : {0, 1}) story_.Report(node, Stage::kRunning, 1);
   }
-  // `node` reports how far it is.
-  void Says(NodeId node, StepIndex frozen, int32_t written = 0, bool ok = true) {
-    story_.Report(node, Stage::kRunning, 1, [=](msg::Report& r) {
-      r.frozen = frozen;
-      r.written = written;
-      r.written_ok = ok;
-    });
+  // `node` reports what it has frozen.
+  void Says(NodeId node, StepIndex frozen) {
+    story_.Report(node, Stage::kRunning, 1, [=](msg::Report& r) { r.frozen = frozen; });
+  }
+  void Wrote(NodeId node, int32_t attempt, bool ok = true) {
+    story_.Wrote(node, kStep, attempt, ok);
   }
   void Vote(NodeId node, int32_t file, bool ok = true, int32_t attempt = 1,
             StepIndex step = kStep) {
@@ -39,7 +38,7 @@ class CoordinatorSaves : public testing::Test {
             .term = 0, .generation = 1, .step = step, .attempt = attempt, .file = file, .ok = ok});
   }
   void Join(int32_t attempt, std::vector<int> readers = {1, 0}) {
-    story_.Do(Coordinator::PartsJoined{1, kStep, attempt, std::move(readers), true});
+    story_.Do(Coordinator::PartsJoined{1, kStep, attempt, std::move(readers), {"A", "B"}, true});
   }
   // To the named point; each goes through those before it.
   void Freeze(StepIndex step = kStep) {
@@ -54,7 +53,7 @@ class CoordinatorSaves : public testing::Test {
   }
   void Verify() {
     Write();
-    for (NodeId node : {0, 1}) Says(node, kStep, 1);
+    for (NodeId node : {0, 1}) Wrote(node, 1);
     EXPECT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
     Join(1);
     EXPECT_THAT(story_.Sent<msg::Verify>(), SizeIs(2));
@@ -68,8 +67,8 @@ class CoordinatorSaves : public testing::Test {
   // Node 0's share of the first attempt could not be written.
   void WriteAgain() {
     Write();
-    Says(0, kStep, 1, false);
-    Says(1, kStep, 1);
+    Wrote(0, 1, false);
+    Wrote(1, 1);
     ASSERT_THAT(story_.Sent<msg::Write>(), SizeIs(2));
     ASSERT_EQ(story_.Sent<msg::Write>().at(1).attempt, 2);
   }
@@ -85,7 +84,7 @@ TEST_F(CoordinatorSaves, EverySaveEveryAndAsksUntilAStateIsFrozen) {
       story_.WhenSent<msg::Save>(0, kStart),
       ElementsAre(absl::Minutes(1), absl::Minutes(1) + Ms(500), absl::Minutes(1) + Ms(1000)));
   EXPECT_THAT(story_.WhenSent<msg::Save>(1, kStart), IsEmpty()) << "the node of rank 0 tells";
-  Says(1, 60);
+  Says(1, 66);
   story_.AfterInTouch(absl::Seconds(5), {0, 1});
   EXPECT_THAT(story_.Sent<msg::Save>(), IsEmpty());
 }
@@ -134,13 +133,13 @@ TEST_F(CoordinatorSaves, WhenEachNodeHoldsTheSameStep) {
   EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), SizeIs(1));
 }
 
-TEST_F(CoordinatorSaves, NothingThatNobodyAskedFor) {
+// Every so many steps, at the end of a phase, at the last step.
+TEST_F(CoordinatorSaves, WhatRanksFreezeByThemselves) {
   for (NodeId node : {0, 1}) Says(node, kStep);
-  EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), IsEmpty());
-  story_.AfterInTouch(Ms(600), {0});
-  ASSERT_THAT(story_.Sent<msg::Settle>(), SizeIs(1)) << "frozen for a coordinator before this one";
-  EXPECT_EQ(story_.Sent<msg::Settle>().at(0).step, kStep);
-  EXPECT_FALSE(story_.Sent<msg::Settle>().at(0).committed);
+  EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), SizeIs(1));
+  EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty());
+  story_.AfterInTouch(absl::Seconds(70), {0, 1});
+  EXPECT_THAT(story_.Sent<msg::Save>(), IsEmpty()) << "one at a time";
 }
 
 TEST_F(CoordinatorSaves, WhatFitsAndBelongsToIt) {
@@ -154,26 +153,26 @@ TEST_F(CoordinatorSaves, WritesSaidAgainUntilTheyAreDone) {
   Write();
   story_.AfterInTouch(Ms(1200), {0, 1});
   EXPECT_THAT(story_.WhenSent<msg::Write>(1, kStart), ElementsAre(Ms(500), Ms(1000)));
-  Says(1, kStep, 1);
+  Wrote(1, 1);
   story_.AfterInTouch(Ms(1200), {1});
   EXPECT_THAT(story_.WhenSent<msg::Write>(1, kStart), IsEmpty());
 }
 
 TEST_F(CoordinatorSaves, PartsWhenEachNodeHasWrittenIts) {
   Write();
-  Says(0, kStep, 1);
-  Says(0, kStep, 1);
+  Wrote(0, 1);
+  Wrote(0, 1);
   EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty());
-  Says(1, kStep, 1);
+  Wrote(1, 1);
   ASSERT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
   EXPECT_EQ(story_.All<Coordinator::JoinParts>()[0].attempt, 1);
 }
 
 TEST_F(CoordinatorSaves, FilesOfPartsThatBelongToItAndReadersThatItKnows) {
   Write();
-  for (NodeId node : {0, 1}) Says(node, kStep, 1);
+  for (NodeId node : {0, 1}) Wrote(node, 1);
   const auto joined = [&](Generation generation, StepIndex step, int32_t attempt) {
-    story_.Do(Coordinator::PartsJoined{generation, step, attempt, {1, 0}, true});
+    story_.Do(Coordinator::PartsJoined{generation, step, attempt, {1, 0}, {"A", "B"}, true});
   };
   joined(2, kStep, 1);
   joined(1, kStep + 1, 1);
@@ -238,10 +237,10 @@ TEST_F(CoordinatorSaves, AndTellsEachMemberUntilItHasLetGo) {
 
 TEST_F(CoordinatorSaves, OnceMoreWhenAPartCouldNotBeWritten) {
   WriteAgain();
-  Says(0, kStep, 1, false);
-  Says(1, kStep, 1);
+  Wrote(0, 1, false);
+  Wrote(1, 1);
   EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty()) << "that was the first attempt";
-  for (NodeId node : {0, 1}) Says(node, kStep, 2);
+  for (NodeId node : {0, 1}) Wrote(node, 2);
   ASSERT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
   Join(2);
   Vote(1, 0, true, 1);
@@ -264,8 +263,8 @@ TEST_F(CoordinatorSaves, OnceMoreWhenAFileIsBad) {
 
 TEST_F(CoordinatorSaves, NotAThirdTime) {
   WriteAgain();
-  Says(0, kStep, 2, false);
-  Says(1, kStep, 2);
+  Wrote(0, 2, false);
+  Wrote(1, 2);
   EXPECT_THAT(story_.Sent<msg::Write>(), IsEmpty());
   ASSERT_THAT(story_.Sent<msg::Settle>(), SizeIs(2));
   EXPECT_FALSE(story_.Sent<msg::Settle>().at(0).committed);
@@ -379,7 +378,7 @@ TEST_F(CoordinatorSaves, OnceMoreWhenItsManifestCannotBeMade) {
   ASSERT_THAT(story_.Sent<msg::Write>(), SizeIs(2));
   EXPECT_EQ(story_.Sent<msg::Write>().at(0).attempt, 2);
   const absl::Time given_up = story_.now();
-  for (NodeId node : {0, 1}) Says(node, kStep, 2);
+  for (NodeId node : {0, 1}) Wrote(node, 2);
   Join(2);
   Vote(1, 0, true, 2);
   Vote(0, 1, true, 2);
