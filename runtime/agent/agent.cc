@@ -119,6 +119,9 @@ void Agent::Work() {
     if (!lead_.has_value() || for_lead.number != leads_) continue;
     Coordinator::Effects effects;
     lead_->Step(now, for_lead.event, effects);
+    if (lead_->phase() != Coordinator::Phase::kClaiming &&
+        lead_->phase() != Coordinator::Phase::kResigned && !std::exchange(leads_now_, true))
+      checkpoints_->Leads();
     for (const Coordinator::Effect& effect : effects) {
       if (!lead_.has_value()) break;  // It has resigned.
       std::visit([this](const auto& e) { DoLead(e); }, effect);
@@ -185,6 +188,7 @@ void Agent::ReadForMember(const Read& read) {
 }
 
 void Agent::Do(const Member::TakeLead&) {
+  EndLead();
   lead_.emplace(options_.control, options_.rule,
                 Coordinator::Identity{.me = Me(), .nodes = options_.nodes, .number = ++leads_},
                 member_->view(), MonotonicNow());
@@ -193,7 +197,10 @@ void Agent::Do(const Member::TakeLead&) {
   (void)TellLead(Coordinator::Tick{});
 }
 
-void Agent::Do(const Member::DropLead&) { lead_.reset(); }
+void Agent::EndLead() {
+  lead_.reset();
+  if (std::exchange(leads_now_, false)) checkpoints_->LeadEnds();
+}
 
 void Agent::Do(const Member::Exit& effect) {
   if (exit_code_.has_value()) return;
@@ -255,8 +262,9 @@ void Agent::DoLead(const Coordinator::Append& effect) {
                      is_note](const ControlLog::Filled& filled) {
     if (!*alive) return;
     if (filled.no_body) {
-      Remark((is_note ? "a note in the run log: " : "the checkpoint's manifest: ") +
-             Message(filled.status));
+      if (!is_note || !absl::IsNotFound(filled.status))
+        Remark((is_note ? "a note in the run log: " : "the checkpoint's manifest: ") +
+               Message(filled.status));
       Post(ForLead{number, Coordinator::Unpublished{}});
       return;
     }
@@ -319,7 +327,7 @@ void Agent::DoLead(const Coordinator::Evidence& effect) {
 
 void Agent::DoLead(const Coordinator::Resign& effect) {
   Remark("this agent does not lead any more: " + effect.reason);
-  lead_.reset();
+  EndLead();
   Post(Member::Event(Member::LeadLost{}));
 }
 

@@ -38,6 +38,10 @@ class NodeRanks {
 class CheckpointStore {
  public:
   virtual ~CheckpointStore() = default;
+  // This agent's coordinator has the lead from now on; has it no more. What was asked for under
+  // another lead is void: nobody waits for its answers.
+  virtual void Leads() = 0;
+  virtual void LeadEnds() = 0;
   // Coordinator's effects; answered by `then`.
   virtual void Do(const Coordinator::MeasureRoom& order,
                   std::function<void(Coordinator::Measured)> then) = 0;
@@ -46,7 +50,9 @@ class CheckpointStore {
   // The same question may come again before it is answered: one answer to it is enough.
   virtual void Do(const Coordinator::ChooseCheckpoint& order,
                   std::function<void(Coordinator::CheckpointChosen)> then) = 0;
-  // Not answered: the record of a Coordinator::Note is in the log, a checkpoint proved good.
+  // Not answered.
+  virtual void Do(const Coordinator::AllPresent& said) = 0;
+  virtual void Do(const Coordinator::SaveOver& said) = 0;
   virtual void Do(const Coordinator::Noted& said) = 0;
   virtual void Do(const Coordinator::GoodSteps& said) = 0;
 
@@ -56,7 +62,8 @@ class CheckpointStore {
   // COMMIT says. `term`: of the coordinator whose attempt it is.
   virtual absl::StatusOr<CommitRecord> Publish(const LogEntry& commit, Slot term,
                                                int32_t attempt) = 0;
-  // The record that Coordinator::Note{tag} asked for. An error: there will be none.
+  // The record that Coordinator::Note{tag} asked for. An error: there will be none; NotFound:
+  // because there is nothing to say.
   virtual absl::StatusOr<ControlLog::NoteBody> NoteBody(uint64_t tag) = 0;
 };
 

@@ -94,6 +94,10 @@ class StageStore : public CheckpointStore {
           std::function<void(Coordinator::PartsJoined)> then) override;
   void Do(const Coordinator::ChooseCheckpoint& order,
           std::function<void(Coordinator::CheckpointChosen)> then) override;
+  void Leads() override { ++leads; }
+  void LeadEnds() override { ++ends; }
+  void Do(const Coordinator::AllPresent& said) override { present.push_back(said); }
+  void Do(const Coordinator::SaveOver& said) override { over.push_back(said); }
   void Do(const Coordinator::Noted& said) override { noted.push_back(said.tag); }
   void Do(const Coordinator::GoodSteps& said) override { good.push_back(said.generation); }
   absl::StatusOr<CommitRecord> Publish(const LogEntry& commit, Slot term, int32_t attempt) override;
@@ -105,6 +109,9 @@ class StageStore : public CheckpointStore {
   std::vector<Generation> good;     // With good steps behind a checkpoint.
   std::vector<std::string> joined;  // What the ranks of the last save wrote.
   std::vector<Coordinator::ChooseCheckpoint> asked;
+  int leads = 0, ends = 0;  // How often it was told so.
+  std::vector<Coordinator::AllPresent> present;
+  std::vector<Coordinator::SaveOver> over;
 
  private:
   const std::string run_directory_;
