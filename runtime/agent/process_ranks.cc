@@ -7,6 +7,7 @@
 #include <limits>
 #include <utility>
 
+#include "runtime/agent/start_checkpoint.h"
 #include "runtime/base/status.h"
 #include "runtime/control/snapshot_placement.h"
 
@@ -16,16 +17,9 @@ namespace {
 // Of Resume::checkpoint.
 absl::StatusOr<to_rank::Prepare::Checkpoint> CheckpointOf(const std::string& run_directory,
                                                           const std::string& packed) {
-  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(packed, "the name of the checkpoint to load"));
-  JsonObject object(json, "");
-  std::string name;
-  to_rank::Prepare::Checkpoint checkpoint;
-  object.String("name", &name);
-  if (!IsCheckpointName(name)) object.Fail("name", "is not the name of a checkpoint");
-  object.Hex("manifest", &checkpoint.manifest);
-  RETURN_IF_ERROR(object.Done());
-  checkpoint.path = fmt::format("{}/ckpt/{}", run_directory, name);
-  return checkpoint;
+  ASSIGN_OR_RETURN(const ChosenName chosen, ParseChosen(packed));
+  return to_rank::Prepare::Checkpoint{.path = fmt::format("{}/ckpt/{}", run_directory, chosen.name),
+                                      .manifest = chosen.manifest};
 }
 
 }  // namespace
