@@ -94,8 +94,8 @@ absl::Status CheckPage(const Header& header, const std::string& path) {
   if (header.atoms < 0 || header.atoms > kMost / kIndexBytes) return bad("atoms", header.atoms);
   if (header.elements < header.atoms || header.elements > kMost)
     return bad("elements", header.elements);
-  if (header.run_id.back() != '\0' &&
-      std::find(header.run_id.begin(), header.run_id.end(), '\0') != header.run_id.end())
+  const auto text_end = std::find(header.run_id.begin(), header.run_id.end(), '\0');
+  if (std::any_of(text_end, header.run_id.end(), [](char c) { return c != '\0'; }))
     return bad("run id", "not text");
   return absl::OkStatus();
 }
@@ -166,7 +166,7 @@ std::optional<SnapshotName> ParseSnapshotFileName(std::string_view name) {
       generation.ptr[1] != 'r')
     return std::nullopt;
   const auto rank = std::from_chars(generation.ptr + 2, end, parsed.rank);
-  if (rank.ec != std::errc()) return std::nullopt;
+  if (rank.ec != std::errc() || parsed.rank < 0) return std::nullopt;
   parsed.buffer = std::string_view(rank.ptr, end) == "-b" ? 1 : 0;
   // Whatever else is odd (a sign, leading zeros, another end) is not what we would have written.
   if (SnapshotFileName(parsed.generation, parsed.rank, parsed.buffer) != name) return std::nullopt;
