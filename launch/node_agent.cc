@@ -14,6 +14,7 @@
 #include "launch/config.h"
 #include "launch/job_health.h"
 #include "launch/job_record.h"
+#include "launch/layout_rule.h"
 #include "launch/local_job.h"
 #include "launch/run_data.h"
 #include "launch/run_export.h"
@@ -24,8 +25,8 @@
 #include "runtime/agent/snapshot_shelf.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
-#include "runtime/train/pipeline.h"
-#include "runtime/train/writers.h"
+#include "runtime/train/plan.h"
+#include "runtime/train/schedule_math.h"
 
 namespace perdure {
 namespace {
@@ -34,18 +35,6 @@ using Json = nlohmann::json;
 
 // How often what people read is brought up to date.
 constexpr absl::Duration kTell = absl::Milliseconds(200);
-// For nodes that do not come: then the job ends, and the chain goes on.
-constexpr absl::Duration kWaitForNodes = absl::Minutes(10);
-// Growing costs a new generation: nodes that came must have stayed for so long.
-constexpr absl::Duration kGrowAfter = absl::Seconds(5);
-
-// Of the batch that is due at `step`: more replicas would have nothing to do.
-int32_t LeavesAt(const RunConfig& config, int64_t step) {
-  const StepSchedule schedule(config);
-  const StepInfo info = schedule.At(std::clamp<int64_t>(step, 0, schedule.steps() - 1));
-  return static_cast<int32_t>(LeavesOf(config.numerics, info.batch));
-}
-
 class NodeAgent {
  public:
   NodeAgent(const NodeAgentOptions& options, RunConfig config)
@@ -56,7 +45,7 @@ class NodeAgent {
 
  private:
   absl::Status OpenRecords();
-  absl::Status OpenCheckpoints(const std::string& run_id);
+  absl::Status OpenCheckpoints();
   void OpenRanks(const std::string& run_id);
   AgentOptions OptionsOfAgent(int64_t step) const;
   void Layouts(std::vector<Generation> generations,
@@ -95,7 +84,7 @@ absl::Status NodeAgent::OpenRecords() {
   return absl::OkStatus();
 }
 
-absl::Status NodeAgent::OpenCheckpoints(const std::string& run_id) {
+absl::Status NodeAgent::OpenCheckpoints() {
   ASSIGN_OR_RETURN(
       checkpoints_,
       RunCheckpoints::New(
@@ -157,14 +146,7 @@ void NodeAgent::OpenRanks(const std::string& run_id) {
   ProcessRanksHooks hooks{
       .tell = [this](Member::Event event) { agent_->Tell(std::move(event)); },
       .layouts = [this](std::vector<Generation> generations,
-                        auto then) { Layouts(std::move(generations), std::move(then)); },
-      .checkpoint =
-          [this](const std::string& packed) -> absl::StatusOr<to_rank::Prepare::Checkpoint> {
-        ASSIGN_OR_RETURN(const ChosenName chosen, ParseChosen(packed));
-        return to_rank::Prepare::Checkpoint{
-            .path = fmt::format("{}/ckpt/{}", options_.run_directory, chosen.name),
-            .manifest = chosen.manifest};
-      }};
+                        auto then) { Layouts(std::move(generations), std::move(then)); }};
   hooks.send_snapshot = [this](NodeId to, const SnapshotFrame& frame) {
     return agent_->SendSnapshot(to, frame);
   };
@@ -205,15 +187,7 @@ AgentOptions NodeAgent::OptionsOfAgent(int64_t step) const {
                                    : absl::InfiniteDuration();
   const bool stops = options_.until_step >= 0 && options_.until_step < schedule.steps();
   options.control.done_code = stops ? kExitStopped : kExitComplete;
-  options.rule = {.tensor = static_cast<int32_t>(config_.layout.tensor),
-                  .pipeline = static_cast<int32_t>(config_.layout.pipeline),
-                  .data = static_cast<int32_t>(config_.layout.data),
-                  .leaves = LeavesAt(config_, step),
-                  .spares = static_cast<int32_t>(config_.job.spares),
-                  .nodes_max = static_cast<int32_t>(options_.nodes),
-                  .ranks_per_node = static_cast<int32_t>(options_.ranks_per_node),
-                  .grow_after = kGrowAfter,
-                  .wait_max = kWaitForNodes};
+  options.rule = LayoutRuleOf(config_, step, options_.nodes, options_.ranks_per_node);
   return options;
 }
 
@@ -233,7 +207,7 @@ absl::Status NodeAgent::Begin() {
                                                   .job = options_.job,
                                                   .node = options_.node}));
   }
-  RETURN_IF_ERROR(OpenCheckpoints(run_id));
+  RETURN_IF_ERROR(OpenCheckpoints());
   ASSIGN_OR_RETURN(log_, ControlLog::New(loop_.get(), std::move(log)));
   OpenRanks(run_id);
   ASSIGN_OR_RETURN(
