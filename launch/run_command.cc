@@ -30,6 +30,7 @@ struct RunArguments {
   int64_t until_step = -1;
   bool quiet = false;
   bool retry = false;
+  bool no_agent_restart = false;
 };
 
 int Refuse(const char* command, const absl::Status& status) {
@@ -57,6 +58,7 @@ int Run(const RunArguments& arguments) {
   options.until_step = arguments.until_step;
   options.quiet = arguments.quiet;
   options.retry = arguments.retry;
+  options.restart_agents = !arguments.no_agent_restart;
   options.config = *std::move(config);
   return RunLocalJob(options);
 }
@@ -135,6 +137,8 @@ void AddRunCommand(CLI::App& app, int* exit_code) {
   run->add_flag("--quiet", arguments->quiet, "No progress lines");
   run->add_flag("--retry", arguments->retry,
                 "Load a checkpoint again that was loaded twice without a good step behind it");
+  run->add_flag("--no-agent-restart", arguments->no_agent_restart,
+                "A node whose agent died stays away");
   run->add_flag_callback(
       "--help-config",
       [] {
