@@ -7,6 +7,7 @@
 #include <functional>
 #include <random>
 
+#include "runtime/base/status.h"
 #include "tests/chaos/chaos_job.h"
 #include "tests/launch/perdure_command.h"
 
