@@ -80,8 +80,7 @@ class LineHost final : public RankHost {
   }
   absl::Status AwaitLease(int64_t) override {
     line_->WaitsAtBoundary(false);
-    return line_->AwaitPermission(
-        [this] { return MonotonicNow() < page_->LeaseOf(generation_); });
+    return line_->AwaitPermission([this] { return MonotonicNow() < page_->LeaseOf(generation_); });
   }
   void Progress(int64_t step) override {
     (void)line_->Send(from_rank::Progress{.generation = generation_, .step = step});
@@ -155,7 +154,7 @@ class LineHost final : public RankHost {
   RankLine* const line_;
   RankPage* const page_;
   const Generation generation_;
-  const bool first_;   // This is rank 0.
+  const bool first_;  // This is rank 0.
   const std::thread::id trains_ = std::this_thread::get_id();
   bool went_ = false;  // Go was said.
   std::mutex mutex_;   // Guards chains_, of steps whose state may still be written.
@@ -363,7 +362,7 @@ bool RankMain::Ended(const to_rank::Prepare& prepare, const absl::StatusOr<Outco
   if (!status.ok() && !absl::IsCancelled(status) && !lost_peer) {
     // What came in last is told before the error that it explains.
     if (watch_ != nullptr) watch_->Stop();
-    if (!line_.lost()) (void)line_.Send(Failure(prepare, status));
+    if (!absl::IsUnavailable(line_.lost())) (void)line_.Send(Failure(prepare, status));
     return false;
   }
   if (outcome.ok() && *outcome != Outcome::kLeft)
@@ -375,7 +374,7 @@ bool RankMain::Ended(const to_rank::Prepare& prepare, const absl::StatusOr<Outco
   else if (lost_peer)
     (void)line_.Send(
         from_rank::BrokenOff{.generation = prepare.generation, .reason = Message(status)});
-  return !line_.lost();
+  return line_.lost().ok();
 }
 
 int RankMain::Run() {

@@ -119,21 +119,20 @@ JobNode& JobStage::Start(NodeId id) {
               }});
   AgentOptions agent = options;
   agent.node = id;
-  node->agent =
-      *Agent::New(loop_.get(), log_.get(), agent, node->ranks.get(), node->store.get(),
-                  {.remark =
-                       [this, id](const std::string& text) {
-                         story_.push_back(fmt::format("node {}: {}", id, text));
-                       },
-                   .evidence = [](const Coordinator::Evidence&) {},
-                   .ended =
-                       [node](int code) {
-                         node->exit_code = code;
-                         node->ranks->End([node] {
-                           node->ended = true;
-                           node->shelf->Remove();
-                         });
-                       }});
+  node->agent = *Agent::New(loop_.get(), log_.get(), agent, node->ranks.get(), node->store.get(),
+                            {.remark =
+                                 [this, id](const std::string& text) {
+                                   story_.push_back(fmt::format("node {}: {}", id, text));
+                                 },
+                             .evidence = [](const Coordinator::Evidence&) {},
+                             .ended =
+                                 [node](int code) {
+                                   node->exit_code = code;
+                                   node->ranks->End([node] {
+                                     node->ended = true;
+                                     node->shelf->Remove();
+                                   });
+                                 }});
   return *node;
 }
 

@@ -184,11 +184,9 @@ TEST_F(ProcessRanksTest, StateComesFromOtherNodes) {
   EXPECT_EQ(starts[1].shape.data, 2);
   EXPECT_GE(starts[1].step, 9);
   EXPECT_EQ(stage_->pids[2], (std::vector<pid_t>{stage_->pids[1][0], stage_->pids[1][1]}));
-  std::filesystem::remove_all(stage_->shelves() + "/" +
-                              std::filesystem::directory_iterator(stage_->shelves())
-                                  ->path()
-                                  .filename()
-                                  .string());
+  std::filesystem::remove_all(
+      stage_->shelves() + "/" +
+      std::filesystem::directory_iterator(stage_->shelves())->path().filename().string());
   ExpectTheSame();
 }
 
