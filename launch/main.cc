@@ -15,6 +15,7 @@
 #include "launch/plan_command.h"
 #include "launch/run_command.h"
 #include "launch/version.h"
+#include "runtime/agent/rank_main.h"
 #include "runtime/agent/rank_process.h"
 
 namespace {
@@ -35,6 +36,14 @@ int main(int argc, char** argv) {
     return perdure::RunRank(
         perdure::FrameSocket(perdure::kControlFd), nullptr,
         [](const std::string& toml) { return perdure::ParseConfig(toml, "run.toml", {}); });
+  // Likewise, by an agent.
+  if (argc == 2 && std::strcmp(argv[1], "rank-main") == 0)
+    return perdure::RunRankMain(
+        perdure::FrameSocket(perdure::kRankSocketFd), perdure::kRankPageFd,
+        {.parse_config =
+             [](const std::string& toml) { return perdure::ParseConfig(toml, "run.toml", {}); },
+         .devices = {},
+         .hub = {}});
 
   CLI::App app{
       "Perdure: one training run, one loss curve, bit for bit the same whatever jobs, failures and "

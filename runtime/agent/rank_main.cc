@@ -365,10 +365,11 @@ bool RankMain::Ended(const to_rank::Prepare& prepare, const absl::StatusOr<Outco
     if (!absl::IsUnavailable(line_.lost())) (void)line_.Send(Failure(prepare, status));
     return false;
   }
+  // Before anything is said: the answer may be the next generation.
+  const bool stopped = line_.End();
   if (outcome.ok() && *outcome != Outcome::kLeft)
     (void)line_.Send(from_rank::Done{.generation = prepare.generation,
                                      .complete = *outcome == Outcome::kComplete});
-  const bool stopped = line_.End();
   if (stopped)
     (void)line_.Send(from_rank::Stopped{prepare.generation});
   else if (lost_peer)

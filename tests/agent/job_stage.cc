@@ -14,7 +14,7 @@
 namespace perdure {
 namespace {
 
-std::string Transport() {
+std::string LinkedTransport() {
   for (const std::string& kind : LinkedTransports())
     if (kind != "local") return kind;
   return "";
@@ -55,7 +55,7 @@ JobStage::JobStage(int samples)
   ranks.argv = {PERDURE_BINARY_DIR "/tests/tiny_rank"};
   ranks.environment = {"UCX_HANDLE_ERRORS=none", "OMP_WAIT_POLICY=passive"};
   ranks.log_directory = directory_.path() + "/logs";
-  ranks.config = fmt::format("{} {}", samples, Transport());
+  ranks.config = fmt::format("{} {}", samples, LinkedTransport());
   ranks.data_directory = directory_.path();
   ranks.run_directory = run();
   ranks.run_id = run_id_;
@@ -69,7 +69,7 @@ JobStage::~JobStage() {
     if (node.shelf != nullptr) node.shelf->Remove();
 }
 
-bool JobStage::Possible() { return !Transport().empty(); }
+bool JobStage::Possible() { return !LinkedTransport().empty(); }
 
 JobNode& JobStage::Start(NodeId id) {
   Kill(id);

@@ -328,7 +328,7 @@ TEST(MemberStops, KillsWithoutACoordinatorToo) {
 // An agent that comes back without ranks has what they left in memory, and says so when it is asked.
 TEST(MemberStops, WhatAnAgentFindsInMemoryIsHeld) {
   MemberStory story(3, {}, {.generation = 4, .finished = 50, .frozen = -1, .holdings = kHoldings});
-  story.Follow(0);
+  story.Follow(1);
   EXPECT_EQ(story.newest().stage, Stage::kStopped);
   EXPECT_EQ(story.newest().generation, 4u);
   story.Hear(msg::Stop{.term = 0, .generation = 4});
