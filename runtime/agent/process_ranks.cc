@@ -93,10 +93,9 @@ absl::Status ProcessRanks::StartProcess(int32_t local_rank, Slot& slot) {
   absl::StatusOr<std::unique_ptr<RankLink>> started = RankLink::Start(
       loop_, oom_, link,
       {.frame = [this, local_rank](from_rank::Frame f) { OnFrame(local_rank, std::move(f)); },
-       .ended =
-           [this, local_rank, box](const ProcessEnd& end, const std::string& wrong) {
-             OnEnd(local_rank, *box, end, wrong);
-           },
+       .ended = [this, local_rank, box](
+                    const ProcessEnd& end,
+                    const std::string& wrong) { OnEnd(local_rank, *box, end, wrong); },
        .unkillable =
            [this, local_rank] {
              Fail(local_rank, EvidenceKind::kUnkillable, 0, true,
@@ -251,11 +250,11 @@ void ProcessRanks::Do(const Member::MakeRanks& order) {
       slot.link->Leave(options_.leave_grace);
   std::vector<Generation> generations = {generation_};
   if (!prepare_.resume.from_checkpoint) generations.push_back(prepare_.resume.generation);
-  hooks_.layouts(std::move(generations),
-                 [this, alive = alive_, preparing](
-                     const absl::StatusOr<std::vector<PlacedLayout>>& layouts) {
-                   if (*alive && preparing == preparing_) Prepare(layouts);
-                 });
+  hooks_.layouts(
+      std::move(generations),
+      [this, alive = alive_, preparing](const absl::StatusOr<std::vector<PlacedLayout>>& layouts) {
+        if (*alive && preparing == preparing_) Prepare(layouts);
+      });
 }
 
 std::vector<int32_t> ProcessRanks::PeersOf(const PlacedLayout& layout) const {
@@ -332,9 +331,8 @@ void ProcessRanks::Do(const Member::Connect& order) {
       UnpackAddresses(order.table.packed, order.table.count);
   // What the coordinator has packed; a part that is missing is noticed when the rank loads.
   if (addresses.ok())
-    SendAll(to_rank::Table{.generation = order.table.generation,
-                           .first = order.table.first,
-                           .addresses = *addresses});
+    SendAll(to_rank::Table{
+        .generation = order.table.generation, .first = order.table.first, .addresses = *addresses});
 }
 
 void ProcessRanks::Do(const Member::Load& order) { SendAll(to_rank::Load{order.generation}); }

@@ -42,9 +42,9 @@ struct ProcessRanksOptions {
   int64_t until_step = -1;
   bool peers = true;              // Snapshots go to ranks of other nodes, too.
   std::vector<uint32_t> domains;  // Of failures, by node; those that are missing: one each.
-  size_t queue_bytes_max = size_t{64} << 20;       // To a rank that does not read.
-  absl::Duration broken_max = absl::Seconds(2);    // Without a stop for a rank that broke off.
-  absl::Duration leave_grace = absl::Seconds(2);   // Until SIGTERM, and from there to SIGKILL.
+  size_t queue_bytes_max = size_t{64} << 20;      // To a rank that does not read.
+  absl::Duration broken_max = absl::Seconds(2);   // Without a stop for a rank that broke off.
+  absl::Duration leave_grace = absl::Seconds(2);  // Until SIGTERM, and from there to SIGKILL.
   SnapshotFetch::Options fetch;
 };
 
@@ -197,11 +197,11 @@ class ProcessRanks final : public NodeRanks {
   bool made_ = false, loaded_ = false;
   int64_t finished_ = 0;
   int64_t frozen_ = -1;
-  std::optional<msg::Write> write_;      // The newest order,
-  std::optional<msg::Verify> verify_;    // likewise.
-  std::vector<int32_t> peers_;           // Of this generation's ranks; empty: none.
-  std::optional<PlacedLayout> held_;     // Of the generation that is resumed,
-  std::vector<int32_t> held_peers_;      // and its peers.
+  std::optional<msg::Write> write_;    // The newest order,
+  std::optional<msg::Verify> verify_;  // likewise.
+  std::vector<int32_t> peers_;         // Of this generation's ranks; empty: none.
+  std::optional<PlacedLayout> held_;   // Of the generation that is resumed,
+  std::vector<int32_t> held_peers_;    // and its peers.
   std::optional<to_rank::Prepare::Checkpoint> checkpoint_;
   EventLoop::TimerId broken_timer_;
   std::optional<std::function<void()>> ended_;  // Of End.

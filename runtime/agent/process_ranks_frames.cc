@@ -230,8 +230,7 @@ std::vector<NodeId> ProcessRanks::HoldersOf(int32_t rank) const {
     if (held.rank == rank) add(held.node);
   const auto index = static_cast<size_t>(rank);
   if (index < held_->seats.size()) add(held_->seats[index].node);
-  if (index < held_peers_.size())
-    add(held_->seats[static_cast<size_t>(held_peers_[index])].node);
+  if (index < held_peers_.size()) add(held_->seats[static_cast<size_t>(held_peers_[index])].node);
   return holders;
 }
 

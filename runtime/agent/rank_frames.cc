@@ -388,7 +388,8 @@ void Reader::Needs(const char* key, std::vector<HeldNeed>& value) {
       all.push_back(number.get<int64_t>());
     }
     if (all[0] > kRanksMax) Fail(key, "has a rank that is none");
-    HeldNeed& need = value.emplace_back(HeldNeed{.rank = static_cast<int32_t>(all[0]), .ranges = {}});
+    HeldNeed& need =
+        value.emplace_back(HeldNeed{.rank = static_cast<int32_t>(all[0]), .ranges = {}});
     for (size_t i = 1; i < all.size(); i += 2)
       need.ranges.push_back({.offset = all[i], .bytes = all[i + 1]});
   }

@@ -234,9 +234,9 @@ struct Done {
   friend bool operator==(const Done&, const Done&) = default;
 };
 
-using Frame = std::variant<Health, Present, Certificate, Loaded, Progress, Step, Waiting, Frozen,
-                           Written, Voted, Need, OlderMayGo, Remark, Evidence, Error, BrokenOff,
-                           Stopped, Done>;
+using Frame =
+    std::variant<Health, Present, Certificate, Loaded, Progress, Step, Waiting, Frozen, Written,
+                 Voted, Need, OlderMayGo, Remark, Evidence, Error, BrokenOff, Stopped, Done>;
 
 }  // namespace from_rank
 

@@ -250,9 +250,9 @@ bool RankLine::End() {
   return stopping_ != Stopping::kNo;
 }
 
-bool RankLine::lost() const {
+absl::Status RankLine::lost() const {
   const std::lock_guard lock(mutex_);
-  return !lost_.ok();
+  return lost_;
 }
 
 // ---- saving

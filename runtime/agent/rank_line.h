@@ -59,7 +59,8 @@ class RankLine {
   void DropOrders();
   // Nothing runs any more. True: stop was said, and is not answered yet.
   bool End();
-  bool lost() const;
+  // Unavailable: the agent is gone. Internal: what it said makes no sense.
+  absl::Status lost() const;
 
   // ---- saving: the saver's thread
 

@@ -25,8 +25,8 @@ constexpr size_t kTailBytes = 800;
 
 }  // namespace
 
-RankLink::RankLink(EventLoop* loop, const Options& options, Callbacks callbacks,
-                   FrameSocket socket, std::unique_ptr<RankPage> page)
+RankLink::RankLink(EventLoop* loop, const Options& options, Callbacks callbacks, FrameSocket socket,
+                   std::unique_ptr<RankPage> page)
     : loop_(loop),
       options_(options),
       callbacks_(std::move(callbacks)),
@@ -48,19 +48,20 @@ absl::StatusOr<std::unique_ptr<RankLink>> RankLink::Start(EventLoop* loop, OomKi
   std::error_code none;
   const auto before = std::filesystem::file_size(options.log_path, none);
   l->log_begins_ = none ? 0 : static_cast<int64_t>(before);
-  ASSIGN_OR_RETURN(
-      l->process_,
-      SupervisedProcess::Start(
-          loop, oom,
-          {.argv = options.argv,
-           .environment = options.environment,
-           .descriptors = {{theirs.get(), kRankSocketFd}, {l->page_->fd(), kRankPageFd}},
-           .log_path = options.log_path,
-           .group = options.group},
-          {.ended = [l](const ProcessEnd& end) { l->Ended(end); },
-           .unkillable = [l] {
-             if (l->callbacks_.unkillable) l->callbacks_.unkillable();
-           }}));
+  ASSIGN_OR_RETURN(l->process_,
+                   SupervisedProcess::Start(loop, oom,
+                                            {.argv = options.argv,
+                                             .environment = options.environment,
+                                             .descriptors = {{theirs.get(), kRankSocketFd},
+                                                             {l->page_->fd(), kRankPageFd}},
+                                             .log_path = options.log_path,
+                                             .group = options.group},
+                                            {.ended = [l](const ProcessEnd& end) { l->Ended(end); },
+                                             .unkillable =
+                                                 [l] {
+                                                   if (l->callbacks_.unkillable)
+                                                     l->callbacks_.unkillable();
+                                                 }}));
   l->Watch();
   return link;
 }
@@ -160,8 +161,7 @@ void RankLink::Leave(absl::Duration grace) {
   if (!running()) return;
   Send(to_rank::Leave{});
   loop_->CancelTimer(leave_timer_);
-  leave_timer_ =
-      loop_->AddTimer(MonotonicNow() + grace, [this, grace] { process_->End(grace); });
+  leave_timer_ = loop_->AddTimer(MonotonicNow() + grace, [this, grace] { process_->End(grace); });
 }
 
 void RankLink::Ended(const ProcessEnd& end) {
@@ -175,8 +175,7 @@ std::string RankLink::LogTail() const {
   std::ifstream file(options_.log_path, std::ios::binary);
   if (!file.seekg(0, std::ios::end)) return "";
   const int64_t end = file.tellg();
-  const int64_t begin =
-      std::max(log_begins_, end - static_cast<int64_t>(kTailBytes));
+  const int64_t begin = std::max(log_begins_, end - static_cast<int64_t>(kTailBytes));
   if (begin >= end) return "";
   std::string tail(static_cast<size_t>(end - begin), '\0');
   file.seekg(begin);

@@ -29,8 +29,8 @@ class RankLink {
     std::vector<std::string> argv;
     std::vector<std::string> environment;
     std::string log_path;
-    pid_t group = 0;                               // As ProcessOptions'.
-    size_t queue_bytes_max = size_t{64} << 20;     // Not read by the rank yet.
+    pid_t group = 0;                            // As ProcessOptions'.
+    size_t queue_bytes_max = size_t{64} << 20;  // Not read by the rank yet.
   };
   // Called from the loop; may not destroy the link, which is done later (EventLoop::Defer).
   struct Callbacks {

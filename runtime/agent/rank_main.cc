@@ -80,8 +80,7 @@ class LineHost final : public RankHost {
   }
   absl::Status AwaitLease(int64_t) override {
     line_->WaitsAtBoundary(false);
-    return line_->AwaitPermission(
-        [this] { return MonotonicNow() < page_->LeaseOf(generation_); });
+    return line_->AwaitPermission([this] { return MonotonicNow() < page_->LeaseOf(generation_); });
   }
   void Progress(int64_t step) override {
     (void)line_->Send(from_rank::Progress{.generation = generation_, .step = step});
@@ -155,7 +154,7 @@ class LineHost final : public RankHost {
   RankLine* const line_;
   RankPage* const page_;
   const Generation generation_;
-  const bool first_;   // This is rank 0.
+  const bool first_;  // This is rank 0.
   const std::thread::id trains_ = std::this_thread::get_id();
   bool went_ = false;  // Go was said.
   std::mutex mutex_;   // Guards chains_, of steps whose state may still be written.
@@ -363,19 +362,20 @@ bool RankMain::Ended(const to_rank::Prepare& prepare, const absl::StatusOr<Outco
   if (!status.ok() && !absl::IsCancelled(status) && !lost_peer) {
     // What came in last is told before the error that it explains.
     if (watch_ != nullptr) watch_->Stop();
-    if (!line_.lost()) (void)line_.Send(Failure(prepare, status));
+    if (!absl::IsUnavailable(line_.lost())) (void)line_.Send(Failure(prepare, status));
     return false;
   }
+  // Before anything is said: the answer may be the next generation.
+  const bool stopped = line_.End();
   if (outcome.ok() && *outcome != Outcome::kLeft)
     (void)line_.Send(from_rank::Done{.generation = prepare.generation,
                                      .complete = *outcome == Outcome::kComplete});
-  const bool stopped = line_.End();
   if (stopped)
     (void)line_.Send(from_rank::Stopped{prepare.generation});
   else if (lost_peer)
     (void)line_.Send(
         from_rank::BrokenOff{.generation = prepare.generation, .reason = Message(status)});
-  return !line_.lost();
+  return line_.lost().ok();
 }
 
 int RankMain::Run() {

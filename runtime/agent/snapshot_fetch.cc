@@ -122,9 +122,9 @@ absl::Status SnapshotFetch::Open(Job& job) const {
       return InvalidArgument("{} bytes at {} of the snapshot of rank {}", range.bytes, range.offset,
                              order.rank);
     for (int64_t done = 0; done < range.bytes; done += kPieceBytesMax)
-      job.parts.push_back({.offset = static_cast<uint64_t>(range.offset + done),
-                           .bytes = static_cast<uint32_t>(
-                               std::min<int64_t>(kPieceBytesMax, range.bytes - done))});
+      job.parts.push_back(
+          {.offset = static_cast<uint64_t>(range.offset + done),
+           .bytes = static_cast<uint32_t>(std::min<int64_t>(kPieceBytesMax, range.bytes - done))});
   }
   (void)::unlink(order.path.c_str());
   job.file = UniqueFd(

@@ -57,7 +57,8 @@ absl::StatusOr<UniqueFd> Lock(const std::string& path) {
     return FailedPrecondition("another agent holds {}: this node has one already", name);
   }
   // Whoever had it before may have removed it after we had opened it.
-  struct stat held {}, there {};
+  struct stat held {
+  }, there{};
   if (::fstat(lock.get(), &held) != 0 || ::lstat(name.c_str(), &there) != 0 ||
       held.st_ino != there.st_ino || held.st_dev != there.st_dev)
     return NotFound("{} was removed", name);
@@ -102,9 +103,8 @@ absl::StatusOr<std::unique_ptr<SnapshotShelf>> SnapshotShelf::Open(const Options
   if (options.run_id.size() != 32)
     return InvalidArgument("'{}' is no id of a run: 32 hex digits", options.run_id);
   Sweep(options);
-  const std::string path =
-      fmt::format("{}/{}{}-n{}", options.directory, RunPrefix(options.run_id), options.job,
-                  options.node);
+  const std::string path = fmt::format("{}/{}{}-n{}", options.directory, RunPrefix(options.run_id),
+                                       options.job, options.node);
   for (int i = 0; i < kTries; ++i) {
     if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST)
       return ErrnoStatus(errno, "make " + path + ", for snapshots");
@@ -116,8 +116,7 @@ absl::StatusOr<std::unique_ptr<SnapshotShelf>> SnapshotShelf::Open(const Options
     RETURN_IF_ERROR(lock.status());
     if (::mkdir((path + kFetched).c_str(), 0700) != 0 && errno != EEXIST)
       return ErrnoStatus(errno, "make " + path + kFetched);
-    std::unique_ptr<SnapshotShelf> shelf(
-        new SnapshotShelf(path, options.run_id, *std::move(lock)));
+    std::unique_ptr<SnapshotShelf> shelf(new SnapshotShelf(path, options.run_id, *std::move(lock)));
     shelf->DropFetched();
     return shelf;
   }
@@ -139,8 +138,8 @@ std::vector<Holding> SnapshotShelf::Holdings() const {
 
 absl::StatusOr<std::string> SnapshotShelf::PathOf(const Holding& holding) const {
   for (const int buffer : {0, 1}) {
-    const std::string path = fmt::format(
-        "{}/{}", path_, SnapshotFileName(holding.generation, holding.rank, buffer));
+    const std::string path =
+        fmt::format("{}/{}", path_, SnapshotFileName(holding.generation, holding.rank, buffer));
     const absl::StatusOr<SnapshotStamp> stamp = ReadSnapshotStamp(path);
     if (stamp.ok() && stamp->run_id == run_id_ && stamp->generation == holding.generation &&
         stamp->step == holding.step && stamp->rank == holding.rank)

@@ -160,11 +160,9 @@ TEST_F(RankLinkTest, ItsOwnOutputAloneIsItsLast) {
 }
 
 TEST_F(RankLinkTest, AProgramThatIsNotThere) {
-  const auto link = RankLink::Start(loop_.get(), &oom_,
-                                    {.argv = {"/nowhere/rank"},
-                                     .environment = {},
-                                     .log_path = directory_.path() + "/log"},
-                                    {});
+  const auto link = RankLink::Start(
+      loop_.get(), &oom_,
+      {.argv = {"/nowhere/rank"}, .environment = {}, .log_path = directory_.path() + "/log"}, {});
   EXPECT_THAT(Message(link.status()), HasSubstr("/nowhere/rank"));
 }
 

@@ -31,8 +31,8 @@ class SnapshotShelfTest : public testing::Test {
     return SnapshotShelf::Open(
         {.directory = directory_.path(), .run_id = run, .job = job, .node = node});
   }
-  void Put(const SnapshotShelf& shelf, const Holding& holding, int buffer = 0,
-           bool complete = true, const std::string& run = kRun) const {
+  void Put(const SnapshotShelf& shelf, const Holding& holding, int buffer = 0, bool complete = true,
+           const std::string& run = kRun) const {
     const std::vector<int64_t> atoms = {0, 2};
     const auto file = *SnapshotFile::Create(
         shelf.path() + "/" + SnapshotFileName(holding.generation, holding.rank, buffer), &table_,
@@ -168,10 +168,10 @@ TEST_F(SnapshotShelfTest, WhatIsNotOursAloneIsRefused) {
 
 TEST_F(SnapshotShelfTest, WrongOptions) {
   EXPECT_TRUE(absl::IsInvalidArgument(Open(7, 2, "short").status()));
-  EXPECT_THAT(Message(SnapshotShelf::Open({.directory = directory_.path() + "/nowhere",
-                                           .run_id = kRun})
-                          .status()),
-              HasSubstr("nowhere"));
+  EXPECT_THAT(
+      Message(SnapshotShelf::Open({.directory = directory_.path() + "/nowhere", .run_id = kRun})
+                  .status()),
+      HasSubstr("nowhere"));
 }
 
 // Two agents of a node that both start while the one before is being removed: one has it.
