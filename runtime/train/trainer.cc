@@ -51,7 +51,7 @@ double ClipScale(double clip, double norm) {
 
 struct Trainer::Impl {
   Impl(const TrainerOptions& trainer_options, const StartPoint& start_point,
-       std::unique_ptr<Ops> rank_ops, Transport* rank_transport, RankHost* rank_host)
+       std::shared_ptr<Ops> rank_ops, Transport* rank_transport, RankHost* rank_host)
       : options(trainer_options),
         config(options.config),
         start(start_point),
@@ -127,7 +127,8 @@ struct Trainer::Impl {
   double WaitSeconds() const {
     return tensor_group->wait_seconds() + data_group->wait_seconds() +
            pipeline_group->wait_seconds() + host_tensor_group.wait_seconds() +
-           host_data_group.wait_seconds() + host_pipeline_group.wait_seconds();
+           host_data_group.wait_seconds() + host_pipeline_group.wait_seconds() +
+           snapshot_group.wait_seconds();
   }
 
   TrainerOptions options;
@@ -140,7 +141,7 @@ struct Trainer::Impl {
   MeshPoint at;
   StepSchedule schedule;
   AtomTable table;
-  std::unique_ptr<Ops> ops;
+  std::shared_ptr<Ops> ops;
   // Of device memory, and of the host's: statistics.
   std::unique_ptr<Collectives> tensor_group, data_group, pipeline_group;
   Group host_tensor_group, host_data_group, host_pipeline_group, snapshot_group;
@@ -418,7 +419,7 @@ Trainer::~Trainer() = default;
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& options,
                                                          const StartPoint& start,
-                                                         std::unique_ptr<Ops> ops,
+                                                         std::shared_ptr<Ops> ops,
                                                          Transport* transport, RankHost* host) {
   auto impl = std::make_unique<Impl>(options, start, std::move(ops), transport, host);
   RETURN_IF_ERROR(impl->Prepare());
