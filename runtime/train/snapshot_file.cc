@@ -303,6 +303,11 @@ std::span<std::byte> SnapshotFile::Part(int part) {
   return {memory_ + head_bytes_ + static_cast<size_t>(part) * bytes, bytes};
 }
 
+std::span<std::byte> SnapshotFile::Pages() {
+  const int64_t end = (bytes_ + kPageBytes - 1) / kPageBytes * kPageBytes;
+  return {memory_ + head_bytes_, static_cast<size_t>(end - head_bytes_)};
+}
+
 std::span<Digest> SnapshotFile::digests() {
   return {reinterpret_cast<Digest*>(memory_ + kPageBytes +
                                     static_cast<int64_t>(atoms_.size() * sizeof(int64_t))),

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "runtime/base/check.h"
+#include "runtime/base/status.h"
 #include "runtime/data/indexed_dataset.h"
 #include "tests/train/recovery_world.h"
 
