@@ -379,6 +379,34 @@ TEST_P(CancelTest, MemoryIsGivenBackForGood) {
     });
 }
 
+// Rank 0 gives up a long message that rank 1 has not looked at yet: some libraries would fetch it
+// out of rank 0's memory, whatever lies there now.
+TEST_P(CancelTest, WhatWasGivenUpIsNotTakenForAMessage) {
+  for (const bool cancels : {true, false})
+    RunRanks(wiring(), 2, [=](std::unique_ptr<Transport>& transport) {
+      Pages memory(kRoom);
+      memory.Fill('m');
+      if (transport->rank() == 1) {
+        absl::SleepFor(absl::Milliseconds(200));
+        const RequestPtr receive = transport->Recv(0, 1, memory.data(), kRoom);
+        ExpectGone(transport->Wait(receive), 0);
+        return ExpectGone(transport->Wait(transport->Recv(0, 2, memory.data(), kRoom)), 0);
+      }
+      const RequestPtr sends[] = {transport->Send(1, 1, memory.data(), kRoom),
+                                  transport->Send(1, 2, memory.data(), kRoom)};
+      const absl::Time over = absl::Now() + absl::Milliseconds(50);
+      while (absl::Now() < over) transport->Progress();
+      if (cancels) {
+        transport->Cancel("enough");
+        ExpectCancelled(transport->WaitAll(sends), "enough");
+      } else {
+        transport.reset();
+      }
+      memory.Fill(-1);
+      absl::SleepFor(absl::Milliseconds(400));  // The memory stays what it is.
+    });
+}
+
 // Likewise where no word was said: rank 0 drops its transport with messages under way.
 TEST_P(CancelTest, SoItIsByDestruction) {
   for (int i = 0; i < 6; ++i)
