@@ -11,10 +11,10 @@
 
 namespace perdure {
 
-absl::StatusOr<std::unique_ptr<Cancellation>> Cancellation::New() {
+absl::StatusOr<std::shared_ptr<Cancellation>> Cancellation::New() {
   UniqueFd fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!fd.open()) return ErrnoStatus(errno, "eventfd that wakes a transport");
-  return std::unique_ptr<Cancellation>(new Cancellation(std::move(fd)));
+  return std::shared_ptr<Cancellation>(new Cancellation(std::move(fd)));
 }
 
 void Cancellation::Set(const std::string& reason) {

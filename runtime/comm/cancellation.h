@@ -15,7 +15,8 @@ namespace perdure {
 
 class Cancellation {
  public:
-  static absl::StatusOr<std::unique_ptr<Cancellation>> New();
+  // Shared with whoever is in Set: what that brings about may end the transport before Set returns.
+  static absl::StatusOr<std::shared_ptr<Cancellation>> New();
 
   // The first reason stays.
   void Set(const std::string& reason);

@@ -22,6 +22,9 @@ constexpr absl::Duration kFarewellPatience = absl::Seconds(5);
 constexpr absl::Duration kBrokenPatience = absl::Milliseconds(200);
 constexpr absl::Duration kLeavingPatience = absl::Seconds(5);
 constexpr absl::Duration kDrainPatience = absl::Seconds(2);
+// Of a peer that has gone, for the receives that it was filling: in all, and while nothing comes.
+constexpr absl::Duration kSettlePatience = absl::Milliseconds(200);
+constexpr absl::Duration kSettleIdle = absl::Milliseconds(10);
 constexpr absl::Duration kSleepMax = absl::Milliseconds(100);  // A safety net, not the mechanism.
 constexpr int kDrainRounds = 10000;  // Progress calls in a row that may find something to do.
 constexpr int kIdleRounds = 16;      // Idle rounds before sleeping: less than a system call.
@@ -41,11 +44,16 @@ bool HasLongSends(const OperationLink& operations) {
   return false;
 }
 
+bool AnyHeld(const std::vector<OperationRef>& operations) {
+  return std::any_of(operations.begin(), operations.end(),
+                     [](const OperationRef& each) { return each->held_by_library != nullptr; });
+}
+
 }  // namespace
 
 NetworkTransport::NetworkTransport(std::string kind, const TransportOptions& options,
                                    std::unique_ptr<Fabric> fabric, std::unique_ptr<PeerWatch> watch,
-                                   std::unique_ptr<Cancellation> cancellation)
+                                   std::shared_ptr<Cancellation> cancellation)
     : kind_(std::move(kind)),
       options_(options),
       name_(fabric->name()),
@@ -65,9 +73,9 @@ void NetworkTransport::Leave() {
   for (int r = 0; r < size(); ++r) {
     Peer& peer = PeerOf(r);
     peer.goodbye_out.taken = peer.receives_done;
-    peer.goodbye_out.gives_up = HasLongSends(peer.operations) && fabric_->FetchesFrom(r) ? 1 : 0;
+    const bool gives_up = HasLongSends(peer.operations);
     FinishAll(peer, down, down);
-    if (peer.state != State::kLive) continue;
+    if (peer.state != State::kLive || gives_up) continue;
     farewells.push_back(std::make_shared<Operation>(Operation::Kind::kSend, r, kGoodbyeTag,
                                                     &peer.goodbye_out, sizeof peer.goodbye_out));
     peer.operations.PushBack(*farewells.back());
@@ -75,10 +83,7 @@ void NetworkTransport::Leave() {
   }
   const absl::Time deadline = absl::Now() + (broken_ ? kBrokenPatience : kFarewellPatience);
   for (const OperationRef& farewell : farewells) WaitFor(*farewell, deadline);
-  if (Stopped()) return;
-  for (int r = 0; r < size(); ++r)
-    if (PeerOf(r).goodbye_out.gives_up != 0) watch_->Drop(r, /*lost=*/false);
-  watch_->SayGoodbye();
+  for (const OperationRef& farewell : farewells) watch_->SayGoodbye(farewell->peer);
   fabric_.reset();  // Until here the library may write into peers_.
 }
 
@@ -341,8 +346,7 @@ void NetworkTransport::Gone(int rank_gone, std::string reason) {
   Peer& peer = PeerOf(rank_gone);
   if (peer.state != State::kLive && peer.state != State::kLeaving) return;
   const bool said_goodbye = peer.goodbye->done() && peer.goodbye->status().ok();
-  const bool in_order =
-      said_goodbye ? peer.goodbye_in.gives_up == 0 : peer.state == State::kLeaving;
+  const bool in_order = said_goodbye || peer.state == State::kLeaving;
   if (peer.state == State::kLeaving) --leaving_count_;
   peer.state = State::kGone;
   peer.reason = std::move(reason);
@@ -350,6 +354,7 @@ void NetworkTransport::Gone(int rank_gone, std::string reason) {
   watch_->Drop(rank_gone, /*lost=*/!in_order);
   const absl::Status status = Unavailable("rank {} is gone: {}", rank_gone, peer.reason);
   const bool took_all = said_goodbye && peer.goodbye_in.taken == peer.sends;
+  const std::vector<OperationRef> receives = HeldReceives(peer);
   FinishAll(peer, status, took_all ? absl::OkStatus() : status);
   if (!peer.goodbye->done()) {
     peer.goodbye->Finish(status);
@@ -357,6 +362,24 @@ void NetworkTransport::Gone(int rank_gone, std::string reason) {
     if (peer.goodbye->held_by_library != nullptr) fabric_->Cancel(*peer.goodbye);
   }
   fabric_->DropPeer(rank_gone);
+  // It may have been in the middle of filling one of them. It sends nothing any more, or dropping
+  // it has made the library refuse that, but what has come may still be on its way through here.
+  const absl::Time begin = absl::Now();
+  absl::Time moved = begin;
+  while (AnyHeld(receives) && !cancellation_->set() && absl::Now() < begin + kSettlePatience &&
+         absl::Now() < moved + kSettleIdle)
+    if (fabric_->Progress()) moved = absl::Now();
+}
+
+std::vector<OperationRef> NetworkTransport::HeldReceives(const Peer& peer) {
+  std::vector<OperationRef> receives;
+  for (const OperationLink* link = peer.operations.next; link != &peer.operations;
+       link = link->next) {
+    const OperationRef& operation = static_cast<const Operation*>(link)->held_by_library;
+    if (operation != nullptr && operation->kind == Operation::Kind::kRecv)
+      receives.push_back(operation);
+  }
+  return receives;
 }
 
 // Everything under way with a peer is done, and the library is asked to forget it.
@@ -376,17 +399,11 @@ void NetworkTransport::FailPeer(int rank_lost, const std::string& reason) {
   Peer& peer = PeerOf(rank_lost);
   CheckPeers();
   if (peer.state != State::kLive && peer.state != State::kLeaving) return;
-  std::vector<OperationRef> receives;
-  for (OperationLink* link = peer.operations.next; link != &peer.operations; link = link->next) {
-    const OperationRef& operation = static_cast<Operation*>(link)->held_by_library;
-    if (operation != nullptr && operation->kind == Operation::Kind::kRecv)
-      receives.push_back(operation);
-  }
+  const std::vector<OperationRef> receives = HeldReceives(peer);
   Gone(rank_lost, reason);
   // The peer may be alive and in the middle of filling one of them.
   const absl::Time deadline = absl::Now() + kDrainPatience;
-  const auto being_filled = [](const OperationRef& r) { return r->held_by_library != nullptr; };
-  while (!Stopped() && std::any_of(receives.begin(), receives.end(), being_filled)) {
+  while (!Stopped() && AnyHeld(receives)) {
     if (absl::Now() >= deadline)
       return Stop(Unavailable(
           "this transport has stopped: rank {} was lost in the middle of a message ({})", rank_lost,
@@ -418,7 +435,7 @@ absl::StatusOr<std::unique_ptr<Transport>> NewNetworkTransport(
     absl::StatusOr<std::unique_ptr<Fabric>> fabric) {
   RETURN_IF_ERROR(fabric.status());
   ASSIGN_OR_RETURN(std::unique_ptr<PeerWatch> watch, PeerWatch::Listen(options.rank));
-  ASSIGN_OR_RETURN(std::unique_ptr<Cancellation> cancellation, Cancellation::New());
+  ASSIGN_OR_RETURN(std::shared_ptr<Cancellation> cancellation, Cancellation::New());
   return std::make_unique<NetworkTransport>(kind, options, *std::move(fabric), std::move(watch),
                                             std::move(cancellation));
 }

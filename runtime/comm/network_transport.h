@@ -14,8 +14,9 @@
 //
 // A send that is given up is the other side of that: a library may fetch a long message out of the
 // sender's memory without asking it, while that memory is already used for something else. So who
-// gives up a send breaks its connection of the watch before it gives the memory back, and a
-// receive that may have been fetched so ends well only if that connection still stands after it.
+// gives up a send to a peer breaks its connection of the watch before it gives the memory back, and
+// a receive that may have been fetched so ends well only if that connection still stands after it.
+// It closes the library before that connection: whoever sees it break gets nothing more.
 #pragma once
 
 #include <memory>
@@ -40,7 +41,7 @@ class NetworkTransport final : public Transport {
  public:
   NetworkTransport(std::string kind, const TransportOptions& options,
                    std::unique_ptr<Fabric> fabric, std::unique_ptr<PeerWatch> watch,
-                   std::unique_ptr<Cancellation> cancellation);
+                   std::shared_ptr<Cancellation> cancellation);
   // Says good-bye; waits at most kFarewellPatience for live peers to take it (kBrokenPatience where
   // one was lost: this generation is over), and for nobody else. After Cancel it does neither.
   ~NetworkTransport() override;
@@ -55,7 +56,10 @@ class NetworkTransport final : public Transport {
   void Progress() override;
   absl::Status WaitAll(std::span<const RequestPtr> requests) override;
   void FailPeer(int peer, const std::string& reason) override;
-  void Cancel(const std::string& reason) override { cancellation_->Set(reason); }
+  void Cancel(const std::string& reason) override {
+    const std::shared_ptr<Cancellation> cancellation = cancellation_;
+    cancellation->Set(reason);
+  }
   absl::Status cancelled() const override { return cancellation_->status(); }
 
  private:
@@ -63,7 +67,6 @@ class NetworkTransport final : public Transport {
 
   struct Goodbye {
     uint32_t taken = 0;  // Messages that the sender of this has received from the rank it is for.
-    uint32_t gives_up = 0;  // 1: messages to that rank may still lie in its memory.
   };
   struct Peer {
     State state = State::kUnconnected;
@@ -92,6 +95,7 @@ class NetworkTransport final : public Transport {
   void WaitFor(const Operation& operation, absl::Time deadline);
   void CheckPeers();
   void Gone(int peer, std::string reason);
+  static std::vector<OperationRef> HeldReceives(const Peer& peer);
   void FinishAll(Peer& peer, const absl::Status& receives, const absl::Status& sends);
   void Leave();
   // Whether the library is closed for good. Every entry asks, and every loop: this is where the
@@ -102,7 +106,7 @@ class NetworkTransport final : public Transport {
   const std::string kind_;
   const TransportOptions options_;
   const std::string name_;
-  const std::unique_ptr<Cancellation> cancellation_;
+  const std::shared_ptr<Cancellation> cancellation_;
   std::unique_ptr<Fabric> fabric_;  // Null once stopped_.
   std::unique_ptr<PeerWatch> watch_;
   std::vector<Peer> peers_;

@@ -94,6 +94,11 @@ class HeldOperations {
   void Hold(const OperationRef& operation);
   // The operation may be gone on return.
   void Release(Operation& operation);
+  // Calls what(operation) for each; it must not release any.
+  template <typename What>
+  void ForEach(const What& what) const {
+    for (Operation* each = first_; each != nullptr; each = each->held_next) what(*each);
+  }
 
  private:
   Operation* first_ = nullptr;

@@ -97,13 +97,12 @@ void PeerWatch::Drop(int peer, bool lost) {
   if (lost) lost_[place] = true;
 }
 
-void PeerWatch::SayGoodbye() {
-  for (UniqueFd& socket : sockets_) {
-    if (!socket.open()) continue;
-    // A peer that is gone already needs no good-bye.
-    (void)::send(socket.get(), &kGoodbye, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
-    socket.Close();
-  }
+void PeerWatch::SayGoodbye(int peer) {
+  UniqueFd& socket = sockets_[static_cast<size_t>(peer)];
+  if (!socket.open()) return;
+  // A peer that is gone already needs no good-bye.
+  (void)::send(socket.get(), &kGoodbye, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+  socket.Close();
 }
 
 }  // namespace perdure

@@ -48,8 +48,8 @@ class PeerWatch {
   bool IsLost(int peer) const;
   // Cuts the connection; no event for that peer follows here, and over there this rank looks lost.
   void Drop(int peer, bool lost);
-  // Tells all who are still connected that this rank leaves on purpose, and closes.
-  void SayGoodbye();
+  // Tells a peer, if it is still connected, that this rank leaves on purpose, and closes.
+  void SayGoodbye(int peer);
 
  private:
   PeerWatch(int rank, WatchAddress address, Listener listener, UniqueFd epoll);

@@ -95,7 +95,7 @@ class Transport {
 
   // Thread-safe, unlike the rest: everything under way and everything later finishes with
   // Cancelled(reason), and a WaitAll or Connect that sleeps returns at once. Once; for ever. The
-  // transport must live until it returns.
+  // transport must be alive when it is called, and may be gone when it returns.
   virtual void Cancel(const std::string& reason) = 0;
   // Thread-safe. What Cancel() has said: Cancelled, or OK if nobody has called it.
   virtual absl::Status cancelled() const = 0;

@@ -83,6 +83,19 @@ class LocalHub {
     Of(b).bell.Ring();
   }
 
+  // Ends everything of one rank: told `status`, and the others that it is gone.
+  void Remove(int rank, const absl::Status& status) {
+    const absl::Status elsewhere = Unavailable("rank {} is gone: it was {}", rank, Message(status));
+    for (int peer = 0; peer < size(); ++peer)
+      if (peer != rank) CutBetween(rank, status, peer, elsewhere);
+    {
+      const std::lock_guard lock(Of(rank).mutex);
+      Of(rank).matcher.Fail(rank, status, status);
+    }
+    Of(rank).bell.Ring();
+    arrivals_.Ring();
+  }
+
  private:
   void CutInto(int owner, int peer, Cut cut) {
     Mailbox& mailbox = Of(owner);
@@ -102,7 +115,7 @@ namespace {
 class LocalTransport final : public Transport {
  public:
   LocalTransport(const TransportOptions& options, std::shared_ptr<LocalHub> hub,
-                 std::unique_ptr<Cancellation> cancellation)
+                 std::shared_ptr<Cancellation> cancellation)
       : options_(options), hub_(std::move(hub)), cancellation_(std::move(cancellation)) {}
 
   ~LocalTransport() override {
@@ -128,7 +141,7 @@ class LocalTransport final : public Transport {
   RequestPtr Recv(int peer, Tag tag, void* data, size_t bytes) override {
     return Start(Operation::Kind::kRecv, peer, tag, data, bytes);
   }
-  void Progress() override {}  // Whoever comes second does the work.
+  void Progress() override { (void)Stopped(); }  // Whoever comes second does the work.
   absl::Status WaitAll(std::span<const RequestPtr> requests) override;
   void FailPeer(int peer, const std::string& reason) override {
     PERDURE_CHECK(peer >= 0 && peer < size() && peer != rank());
@@ -146,30 +159,31 @@ class LocalTransport final : public Transport {
                      Unavailable("rank {} is gone: {}", rank(), told_there));
   }
   std::vector<int> Absent() const;
+  bool Stopped();
   RequestPtr Start(Operation::Kind kind, int peer, Tag tag, void* data, size_t bytes);
   bool Meet(const OperationRef& operation);
 
   const TransportOptions options_;
   const std::shared_ptr<LocalHub> hub_;
-  const std::unique_ptr<Cancellation> cancellation_;
+  const std::shared_ptr<Cancellation> cancellation_;
 };
 
-// Here the caller's thread does it all. What Meet() starts is either seen to be cancelled there, or
-// is in a mailbox before this comes to it.
+// The caller's thread wakes the transport's, and both do the same: whoever comes second finds
+// nothing to do. What Meet() starts either is seen to be cancelled there, or is in a mailbox before
+// one of them comes to it. Nothing of the transport is used but what was read before it could hear
+// of this, and be destroyed.
 void LocalTransport::Cancel(const std::string& reason) {
-  cancellation_->Set(reason);
-  for (int peer = 0; peer < size(); ++peer) {
-    const absl::Status there =
-        Unavailable("rank {} is gone: it was {}", rank(), Message(cancelled()));
-    if (peer != rank()) hub_->CutBetween(rank(), cancelled(), peer, there);
-  }
-  Mailbox& own = hub_->Of(rank());
-  {
-    const std::lock_guard lock(own.mutex);
-    own.matcher.Fail(rank(), cancelled(), cancelled());
-  }
-  own.bell.Ring();
-  hub_->arrivals().Ring();
+  const std::shared_ptr<LocalHub> hub = hub_;
+  const std::shared_ptr<Cancellation> cancellation = cancellation_;
+  const int own = rank();
+  cancellation->Set(reason);
+  hub->Remove(own, cancellation->status());
+}
+
+bool LocalTransport::Stopped() {
+  if (!cancellation_->set()) return false;
+  hub_->Remove(rank(), cancelled());
+  return true;
 }
 
 std::vector<int> LocalTransport::Absent() const {
@@ -185,7 +199,7 @@ std::vector<int> LocalTransport::Absent() const {
 absl::Status LocalTransport::Connect(std::span<const std::string> addresses,
                                      absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
-  RETURN_IF_ERROR(cancelled());
+  if (Stopped()) return cancelled();
   if (addresses.size() != static_cast<size_t>(size()))
     return InvalidArgument("{} addresses for {} ranks", addresses.size(), size());
   for (int r = 0; r < size(); ++r)
@@ -194,7 +208,7 @@ absl::Status LocalTransport::Connect(std::span<const std::string> addresses,
                              addresses[static_cast<size_t>(r)], r);
   while (true) {
     const uint64_t seen = hub_->arrivals().Count();
-    RETURN_IF_ERROR(cancelled());
+    if (Stopped()) return cancelled();
     const std::vector<int> absent = Absent();
     if (absent.empty()) return absl::OkStatus();
     if (absl::Now() >= deadline)
@@ -248,7 +262,7 @@ absl::Status LocalTransport::WaitAll(std::span<const RequestPtr> requests) {
       bell.Await(seen, absl::InfiniteFuture());
     }
   }
-  RETURN_IF_ERROR(cancelled());
+  if (Stopped()) return cancelled();
   for (const RequestPtr& request : requests)
     if (request != nullptr) RETURN_IF_ERROR(request->status());
   return absl::OkStatus();
@@ -267,7 +281,7 @@ absl::StatusOr<std::unique_ptr<Transport>> NewLocalTransport(const TransportOpti
     return InvalidArgument("the transport 'local' needs the hub that its threads share");
   if (hub->size() != options.size)
     return InvalidArgument("a hub of {} ranks for a transport of {}", hub->size(), options.size);
-  ASSIGN_OR_RETURN(std::unique_ptr<Cancellation> cancellation, Cancellation::New());
+  ASSIGN_OR_RETURN(std::shared_ptr<Cancellation> cancellation, Cancellation::New());
   {
     Mailbox& mailbox = hub->Of(options.rank);
     const std::lock_guard lock(mailbox.mutex);

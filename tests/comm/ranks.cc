@@ -194,13 +194,10 @@ void RunThreads(const Wiring& wiring, int size, const UnconnectedBody& body) {
 }  // namespace
 
 std::vector<Wiring> AllWirings() {
-  return {{"LocalThreads", "local", "", false},
-          {"UcxProcesses", "ucx", "", true},
-          {"UcxThreads", "ucx", "", false},
-          {"UcxTcpProcesses", "ucx", "tcp", true},
-          {"OfiProcesses", "libfabric", "", true},
-          {"OfiThreads", "libfabric", "", false},
-          {"OfiShmProcesses", "libfabric", "shm", true}};
+  return {{"LocalThreads", "local", "", false},      {"UcxProcesses", "ucx", "", true},
+          {"UcxThreads", "ucx", "", false},          {"UcxTcpProcesses", "ucx", "tcp", true},
+          {"UcxCopyProcesses", "ucx", "^cma", true}, {"OfiProcesses", "libfabric", "", true},
+          {"OfiThreads", "libfabric", "", false},    {"OfiShmProcesses", "libfabric", "shm", true}};
 }
 
 std::ostream& operator<<(std::ostream& out, const Wiring& wiring) { return out << wiring.label; }
@@ -236,6 +233,15 @@ void RunForked(const std::function<void()>& body) {
 
 void RunGenerations(const Wiring& wiring, const GenerationOptions& options,
                     const GenerationBody& body) {
+  if (!wiring.processes) {
+    PERDURE_CHECK(!options.last_is_new);
+    const auto all = [&] {
+      for (int g = 0; g < options.generations && !testing::Test::HasFailure(); ++g)
+        RunThreads(wiring, options.size,
+                   [&](auto& transport, const auto& table) { body(transport, table, g); });
+    };
+    return wiring.kind == "local" ? all() : RunForked(all);
+  }
   const absl::Time deadline = absl::Now() + options.limit;
   const int last = options.size - 1, lasting = options.last_is_new ? last : options.size;
   const auto live = [&](int rank, int fd, int generation) {
