@@ -157,7 +157,10 @@ void Coordinator::Form(Effects& effects) {
   tables_.clear();
   Say(fmt::format("generation {}: {} ranks on {} nodes, from {} at step {}", layout_.generation,
                   layout_.seats.size(), members_.size(),
-                  resume_.from_checkpoint ? "the checkpoint" : "memory", resume_.step),
+                  !resume_.from_checkpoint     ? "memory"
+                  : resume_.checkpoint.empty() ? "the beginning"
+                                               : "a checkpoint",
+                  resume_.step),
       effects);
   if (ending_.has_value()) {
     BeginStop(false, "the job ends", effects);

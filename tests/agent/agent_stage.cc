@@ -79,6 +79,12 @@ void StageRanks::Do(const Member::MakeRanks& order) {
 
 void StageRanks::Do(const Member::Load& order) {
   PERDURE_CHECK(connected_ == prepare_.shape.ranks());
+  if (!bad_checkpoint.empty() && prepare_.resume.checkpoint == bad_checkpoint) {
+    Tell(Member::RankFailed{.generation = order.generation,
+                            .local_rank = prepare_.ranks.front().local_rank,
+                            .kind = EvidenceKind::kBadCheckpoint});
+    return;
+  }
   Tell(Member::RanksLoaded{order.generation});
 }
 

@@ -66,6 +66,7 @@ class StageRanks : public NodeRanks {
 
   std::function<void(Member::Event)> tell;  // To the agent, from the loop.
   bool deaf = false;                        // They do not stop when they are asked to.
+  std::string bad_checkpoint;               // That they cannot load.
   std::vector<msg::Settle> settled;
 
  private:

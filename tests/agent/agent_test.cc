@@ -148,6 +148,65 @@ TEST_F(AgentTest, ACheckpointIsCommittedOnceItsManifestIsMade) {
   EXPECT_EQ(stage_.Count(RecordType::kStart), 1);
 }
 
+TEST_F(AgentTest, NotesOfTheStoreAreInTheLog) {
+  StartAll();
+  StageNode& lead = stage_.at(0);
+  for (uint64_t tag : {7, 8}) ASSERT_TRUE(lead.agent->TellLead(Coordinator::Note{tag}));
+  ASSERT_TRUE(stage_.Until([&] { return lead.store.noted.size() == 2; }));
+  EXPECT_THAT(lead.store.noted, testing::ElementsAre(7, 8));
+  EXPECT_EQ(stage_.Count(RecordType::kAttempt), 2);
+  const Record last = stage_.Records().back();
+  EXPECT_EQ(ParseAttempt(last.body)->name, "s000000008.g1.00000000");
+  EXPECT_EQ(last.generation, 1u);
+  lead.store.notes = Internal("forgot what it was");
+  ASSERT_TRUE(lead.agent->TellLead(Coordinator::Note{9}));
+  ASSERT_TRUE(stage_.Until([&] {
+    return std::any_of(lead.remarks.begin(), lead.remarks.end(), [](const std::string& remark) {
+      return remark.find("forgot what it was") != std::string::npos;
+    });
+  }));
+  EXPECT_EQ(stage_.Count(RecordType::kAttempt), 2);
+  ASSERT_TRUE(stage_.Steps(5)) << "nothing is held up by it";
+}
+
+// Memory is lost with the ranks, and of two checkpoints the newer cannot be loaded.
+TEST_F(AgentTest, ARunGoesOnFromACheckpointThatIsGood) {
+  stage_.options.control.stop_max = absl::Seconds(2);
+  StartAll();
+  StageNode& lead = stage_.at(0);
+  EXPECT_THAT(lead.store.asked, testing::SizeIs(1)) << "the run began";
+  std::vector<CommitRecord> commits;
+  for (size_t save = 1; save <= 2; ++save) {
+    ASSERT_TRUE(lead.agent->TellLead(Coordinator::SaveNow{}));
+    ASSERT_TRUE(stage_.Until([&] { return stage_.Count(RecordType::kCommit) == int(save); }));
+    commits.push_back(*ParseCommit(stage_.Records().back().body));
+    ASSERT_TRUE(stage_.Steps(5));
+  }
+  EXPECT_THAT(lead.store.joined.at(3),
+              testing::StartsWith(fmt::format("step {}:", commits[1].step)));
+  for (NodeId node = 0; node < 4; ++node) {
+    stage_.at(node).ranks.deaf = true;
+    stage_.at(node).ranks.bad_checkpoint = commits[1].checkpoint;
+  }
+  stage_.Kill(3);
+  ASSERT_TRUE(stage_.Until([&] { return lead.store.good.size() == 1; })) << stage_.Story();
+  ASSERT_THAT(lead.store.asked, testing::SizeIs(3));
+  EXPECT_FALSE(lead.store.asked[1].last_is_bad);
+  EXPECT_TRUE(lead.store.asked[2].last_is_bad);
+  EXPECT_EQ(lead.store.asked[2].last, commits[1].checkpoint);
+  std::vector<StartRecord> starts;
+  for (const Record& record : stage_.Records())
+    if (record.type == RecordType::kStart) starts.push_back(*ParseStart(record.body));
+  ASSERT_THAT(starts, testing::SizeIs(3));
+  EXPECT_EQ(starts[1].step, commits[1].step);
+  EXPECT_EQ(starts[1].failure.kind, EvidenceKind::kNodeLost);
+  EXPECT_EQ(starts[1].failure.node, NodeId{3});
+  EXPECT_GE(starts[1].failure.step, commits[1].step + 5);
+  EXPECT_EQ(starts[2].step, commits[0].step);
+  EXPECT_EQ(starts[2].failure.kind, EvidenceKind::kBadCheckpoint);
+  EXPECT_EQ(starts[2].failure.step, commits[1].step);
+}
+
 TEST_F(AgentTest, RanksThatDoNotStopAreKilled) {
   stage_.options.control.stop_max = absl::Seconds(2);
   StartAll();

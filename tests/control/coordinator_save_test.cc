@@ -142,6 +142,40 @@ TEST_F(CoordinatorSaves, WhatRanksFreezeByThemselves) {
   EXPECT_THAT(story_.Sent<msg::Save>(), IsEmpty()) << "one at a time";
 }
 
+// A coordinator before this one told node 0 to let go of it: it is past that step without it.
+TEST_F(CoordinatorSaves, NothingThatOneOfThemHasNotAnyMore) {
+  Says(1, kStep);
+  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = kStep; });
+  EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty()) << "it may freeze it yet";
+  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = kStep + 1; });
+  ASSERT_THAT(story_.Sent<msg::Settle>(), SizeIs(2));
+  EXPECT_EQ(story_.Sent<msg::Settle>().at(1).step, kStep);
+  EXPECT_FALSE(story_.Sent<msg::Settle>().at(1).committed);
+  ASSERT_THAT(story_.Sent<msg::Save>(), SizeIs(1)) << "another at once";
+  EXPECT_EQ(story_.Sent<msg::Save>().at(0).after, kStep);
+  story_.AfterInTouch(Ms(600), {1});
+  EXPECT_THAT(story_.Sent<msg::Settle>(), SizeIs(1)) << "until it has let go";
+  for (NodeId node : {0, 1}) Says(node, kStep + 1);
+  EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), SizeIs(1));
+}
+
+TEST_F(CoordinatorSaves, NothingThatTheOthersArePast) {
+  Says(0, kStep + 1);
+  story_.After(Ms(600));
+  Says(1, kStep);
+  EXPECT_EQ(story_.Sent<msg::Settle>().at(1).step, kStep);
+  Says(1, kStep + 1);
+  EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), SizeIs(1));
+}
+
+TEST_F(CoordinatorSaves, WhatIsPublishedWhoeverHasLetGo) {
+  Publish();
+  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = kStep + 5; });
+  EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty()) << "it may be committed";
+  story_.Win();
+  EXPECT_TRUE(story_.Sent<msg::Settle>().at(1).committed);
+}
+
 TEST_F(CoordinatorSaves, WhatFitsAndBelongsToIt) {
   Freeze();
   story_.Do(Coordinator::Measured{2, kStep, true});
@@ -166,6 +200,59 @@ TEST_F(CoordinatorSaves, PartsWhenEachNodeHasWrittenIts) {
   Wrote(1, 1);
   ASSERT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
   EXPECT_EQ(story_.All<Coordinator::JoinParts>()[0].attempt, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>()[0].packed,
+              ElementsAre("0 wrote 1", "1 wrote 1"));
+}
+
+TEST_F(CoordinatorSaves, WhatWasWrittenForThisSaveAlone) {
+  Write();
+  story_.Wrote(0, kStep - 1, 1);
+  story_.Wrote(0, kStep, 2);
+  story_.Wrote(0, kStep, 0);
+  story_.Wrote(0, kStep, 1, true, 2);
+  story_.Hear(0, msg::Wrote{.term = 5, .generation = 1, .step = kStep, .attempt = 1, .ok = true});
+  Wrote(1, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty());
+  Wrote(0, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
+}
+
+// Its agent was replaced: what it told of its ranks is gone, with who votes.
+TEST_F(CoordinatorSaves, WrittenOrderedAgainWhereAnAgentCameBack) {
+  Verify();
+  story_.After(Ms(600));
+  story_.Report(1, Stage::kRunning, 1, [](msg::Report& r) {
+    r.incarnation = 700;
+    r.frozen = kStep;
+  });
+  ASSERT_THAT(story_.Sent<msg::Write>(), SizeIs(1));
+  EXPECT_THAT(story_.Sent<msg::Verify>(), IsEmpty()) << "it does not know yet what it has written";
+  Wrote(1, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty()) << "they are joined";
+  story_.AfterInTouch(Ms(600), {1});
+  EXPECT_EQ(story_.Sent<msg::Verify>().at(1).packed, "A");
+}
+
+TEST_F(CoordinatorSaves, ASecondTimeWithWhatIsWrittenThen) {
+  WriteAgain();
+  Wrote(0, 2);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty());
+  Wrote(1, 2);
+  ASSERT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>()[0].packed,
+              ElementsAre("0 wrote 2", "1 wrote 2"));
+}
+
+TEST_F(CoordinatorSaves, TheNextWithWhatIsWrittenForIt) {
+  Publish();
+  story_.Win();
+  for (NodeId node : {0, 1}) Says(node, -1);
+  Freeze(kStep + 9);
+  story_.Do(Coordinator::Measured{1, kStep + 9, true});
+  story_.Wrote(0, kStep + 9, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty());
+  story_.Wrote(1, kStep + 9, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
 }
 
 TEST_F(CoordinatorSaves, FilesOfPartsThatBelongToItAndReadersThatItKnows) {
@@ -183,11 +270,27 @@ TEST_F(CoordinatorSaves, FilesOfPartsThatBelongToItAndReadersThatItKnows) {
   EXPECT_EQ(story_.Sent<msg::Write>().at(0).attempt, 2) << "once more";
 }
 
+TEST_F(CoordinatorSaves, FilesOfWhichItIsToldWhatIsInThem) {
+  Write();
+  for (NodeId node : {0, 1}) Wrote(node, 1);
+  story_.Do(Coordinator::PartsJoined{1, kStep, 1, {1, 0}, {"A"}, true});
+  EXPECT_THAT(story_.Sent<msg::Verify>(), IsEmpty());
+  EXPECT_EQ(story_.Sent<msg::Write>().at(0).attempt, 2) << "once more";
+  for (NodeId node : {0, 1}) Wrote(node, 2);
+  Join(2);
+  const auto verify = story_.Sent<msg::Verify>();
+  EXPECT_EQ(verify.at(1).file, 0);
+  EXPECT_EQ(verify.at(1).packed, "A");
+  EXPECT_EQ(verify.at(0).file, 1);
+  EXPECT_EQ(verify.at(0).packed, "B");
+}
+
 TEST_F(CoordinatorSaves, VotesAskedForAgain) {
   Verify();
   story_.AfterInTouch(Ms(1200), {0, 1});
   EXPECT_THAT(story_.WhenSent<msg::Verify>(1, kStart), ElementsAre(Ms(500), Ms(1000)));
   EXPECT_EQ(story_.Sent<msg::Verify>().at(1).file, 0);
+  EXPECT_EQ(story_.Sent<msg::Verify>().at(1).packed, "A");
   Vote(1, 0);
   story_.AfterInTouch(Ms(1200), {0, 1});
   EXPECT_THAT(story_.WhenSent<msg::Verify>(1, kStart), IsEmpty());
@@ -293,6 +396,29 @@ TEST_F(CoordinatorSaves, AndNeverGivesUpWhatMayBeCommitted) {
   EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty());
   story_.Win();
   EXPECT_TRUE(story_.Sent<msg::Settle>().at(0).committed);
+}
+
+// Ranks that wait for the state that they froze to be settled do not hang.
+TEST_F(CoordinatorSaves, WaitedForIsNoStall) {
+  const auto report = [&](bool waits) {
+    for (NodeId node : {0, 1})
+      story_.Report(node, Stage::kRunning, 1, [=](msg::Report& r) {
+        r.frozen = kStep;
+        r.finished = kStep + 1;
+        r.waits = waits && node == 1;
+      });
+  };
+  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = 1; });
+  story_.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.finished = 1; });
+  report(true);
+  story_.AfterInTouch(absl::Minutes(15), {0, 1});
+  EXPECT_EQ(story_.phase(), Phase::kRunning) << story_.said();
+  EXPECT_THAT(story_.Blamed(), IsEmpty());
+  report(false);
+  story_.AfterInTouch(absl::Seconds(9), {0, 1});
+  EXPECT_EQ(story_.phase(), Phase::kRunning) << "the wait for the step begins now";
+  story_.AfterInTouch(absl::Seconds(2), {0, 1});
+  EXPECT_EQ(story_.phase(), Phase::kStopping);
 }
 
 TEST_F(CoordinatorSaves, NothingOfAGenerationThatIsOver) {

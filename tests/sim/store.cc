@@ -15,6 +15,7 @@ std::string PartOf(const std::string& packed) { return "part with " + packed; }
 void World::OnCommit(const LogEntry& commit) {
   Checkpoint checkpoint{
       .step = commit.step,
+      .generation = commit.generation,
       .name = fmt::format("s{}.g{}.{}", commit.step, commit.generation, store_.size())};
   if (!healed_ && scenario_.bad_checkpoints > 0 && shell_.PerMille(scenario_.bad_checkpoints))
     checkpoint.bad =
@@ -78,7 +79,10 @@ void World::AnswerChosen(Index index, uint64_t question) {
 bool World::LoadsCheckpoint(Index index, const Resume& resume) {
   const RankGroup& ranks = Of(index).ranks;
   if (resume.checkpoint.empty()) {
-    if (resume.step != 0 || !store_.empty()) {
+    const bool any = std::any_of(store_.begin(), store_.end(), [&](const Checkpoint& c) {
+      return c.generation < ranks.prepare.generation;
+    });
+    if (resume.step != 0 || any) {
       Violate(fmt::format("the run begins again at step {}", resume.step));
       return false;
     }

@@ -186,6 +186,7 @@ class World {
 
   struct Checkpoint {  // Of the run, by COMMIT.
     StepIndex step = 0;
+    Generation generation = 0;
     std::string name;
     enum class Bad : uint8_t { kNo, kSeenByStore, kSeenByRanks } bad = Bad::kNo;
     bool known = false;  // That it is bad.
