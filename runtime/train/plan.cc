@@ -103,7 +103,9 @@ absl::StatusOr<PhaseForecast> ForecastPhase(const RunConfig& config, const Phase
   forecast.leaf_rounds = DivCeil(forecast.leaves, layout->data);
   forecast.bubble =
       BubbleShare(*layout, ReplicaMicroBatches(numerics, layout->data, plan.batch_final));
-  forecast.memory = EstimateMemory(config, *layout, phase);
+  RunConfig seated = config;
+  seated.job.ranks_per_node = per_node;
+  forecast.memory = EstimateMemory(seated, *layout, phase);
   return forecast;
 }
 

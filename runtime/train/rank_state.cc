@@ -102,18 +102,18 @@ absl::StatusOr<std::unique_ptr<Snapshots>> MakeSnapshots(const RankState& rank, 
   Snapshots::Options snapshot_options{.directory = options.snapshot_directory,
                                       .run_id = options.run_id,
                                       .generation = options.generation,
-                                      .peers = options.snapshot_peers,
                                       .host_threads = options.host_threads};
+  if (config.snapshot.peers) snapshot_options.peers = options.snapshot_peers;
   // Ranks of one data group keep some of each other's state anyway.
   const auto shares = [&](int other) {
     const MeshPoint at = rank.mesh.At(other);
     return at.tensor == rank.at.tensor && at.pipeline == rank.at.pipeline;
   };
   std::vector<Snapshots::Ward> wards;
-  if (!options.snapshot_peers.empty()) {
+  if (!snapshot_options.peers.empty()) {
     const std::vector<std::vector<int64_t>> atoms = AtomsByRank(config, *rank.table);
     for (int r = 0; r < rank.mesh.ranks(); ++r) {
-      if (options.snapshot_peers[static_cast<size_t>(r)] != rank.rank()) continue;
+      if (snapshot_options.peers[static_cast<size_t>(r)] != rank.rank()) continue;
       Snapshots::Ward& ward = wards.emplace_back();
       ward.rank = r;
       if (shares(r)) {
@@ -123,7 +123,7 @@ absl::StatusOr<std::unique_ptr<Snapshots>> MakeSnapshots(const RankState& rank, 
           ward.atoms.push_back({.atom = atom});
       }
     }
-    if (shares(options.snapshot_peers[static_cast<size_t>(rank.rank())]))
+    if (shares(snapshot_options.peers[static_cast<size_t>(rank.rank())]))
       snapshot_options.peer_keeps =
           ShardedState::SharedParts(static_cast<int>(config.layout.zero), DTypeOf(config.numerics));
   }

@@ -75,15 +75,12 @@ absl::Status CheckPage(const Header& header, const std::string& path) {
   const auto bad = [&](const char* field, const auto& what) {
     return DataLoss("snapshot {}: {} is {}; it is not used", path, field, what);
   };
-  if (header.magic != kMagic) {
-    if (IsZero(&header, sizeof header)) return FailedPrecondition("snapshot {} is empty", path);
-    return bad("magic", "not that of a snapshot");
-  }
+  // Also while its other fields are being filled for the first time, in whatever order.
+  if (header.state == kEmpty) return FailedPrecondition("snapshot {} is empty", path);
+  if (header.magic != kMagic) return bad("magic", "not that of a snapshot");
   if (header.version != kVersion)
     return bad("version", fmt::format("{}, this build reads {}", header.version, kVersion));
-  if (header.state == kEmpty || header.state == kWriting)
-    return FailedPrecondition("snapshot {} is {}", path,
-                              header.state == kEmpty ? "empty" : "not complete");
+  if (header.state == kWriting) return FailedPrecondition("snapshot {} is not complete", path);
   if (header.state != kComplete) return bad("state", header.state);
   if (header.digest != PageDigest(header)) return bad("digest of the header", "wrong");
   if (header.step < 0) return bad("step", header.step);
@@ -94,8 +91,8 @@ absl::Status CheckPage(const Header& header, const std::string& path) {
   if (header.atoms < 0 || header.atoms > kMost / kIndexBytes) return bad("atoms", header.atoms);
   if (header.elements < header.atoms || header.elements > kMost)
     return bad("elements", header.elements);
-  if (header.run_id.back() != '\0' &&
-      std::find(header.run_id.begin(), header.run_id.end(), '\0') != header.run_id.end())
+  const auto text_end = std::find(header.run_id.begin(), header.run_id.end(), '\0');
+  if (std::any_of(text_end, header.run_id.end(), [](char c) { return c != '\0'; }))
     return bad("run id", "not text");
   return absl::OkStatus();
 }
@@ -166,7 +163,7 @@ std::optional<SnapshotName> ParseSnapshotFileName(std::string_view name) {
       generation.ptr[1] != 'r')
     return std::nullopt;
   const auto rank = std::from_chars(generation.ptr + 2, end, parsed.rank);
-  if (rank.ec != std::errc()) return std::nullopt;
+  if (rank.ec != std::errc() || parsed.rank < 0) return std::nullopt;
   parsed.buffer = std::string_view(rank.ptr, end) == "-b" ? 1 : 0;
   // Whatever else is odd (a sign, leading zeros, another end) is not what we would have written.
   if (SnapshotFileName(parsed.generation, parsed.rank, parsed.buffer) != name) return std::nullopt;
@@ -301,6 +298,11 @@ void SnapshotFile::Begin(const SnapshotStamp& stamp) {
 std::span<std::byte> SnapshotFile::Part(int part) {
   const size_t bytes = static_cast<size_t>(elements_) * sizeof(float);
   return {memory_ + head_bytes_ + static_cast<size_t>(part) * bytes, bytes};
+}
+
+std::span<std::byte> SnapshotFile::Pages() {
+  const int64_t end = (bytes_ + kPageBytes - 1) / kPageBytes * kPageBytes;
+  return {memory_ + head_bytes_, static_cast<size_t>(end - head_bytes_)};
 }
 
 std::span<Digest> SnapshotFile::digests() {

@@ -90,8 +90,9 @@ class SnapshotFile {
   void Begin(const SnapshotStamp& stamp);
   // The atoms, with pointers into the mapping.
   std::span<const AtomState> atoms() const { return atoms_; }
-  // A part of all atoms, one behind the other.
+  // A part of all atoms, one behind the other; and all parts, to the end of the file's last page.
   std::span<std::byte> Part(int part);
+  std::span<std::byte> Pages();
   // One per atom, in order: filled by the writer before Complete().
   std::span<Digest> digests();
   // All that stands before the parts, as another process needs it to complete its copy: with the

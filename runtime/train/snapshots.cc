@@ -1,5 +1,6 @@
 #include "runtime/train/snapshots.h"
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 
@@ -68,6 +69,12 @@ Snapshots::~Snapshots() {
     changed_.notify_all();
   }
   thread_.join();
+  for (size_t at = 0; at < kBuffers; ++at) {
+    for (Kept& kept : kept_)
+      if (kept.files[at] != nullptr && Downloads(kept.ward.atoms))
+        ops_->UnpinHost(kept.files[at]->Pages().data());
+    if (files_[at] != nullptr && Downloads(own_)) ops_->UnpinHost(files_[at]->Pages().data());
+  }
   // No peer may write into memory that is given back.
   Transport* transport = group_->transport();
   for (int peer = 0; !requests_.empty() && peer < transport->size(); ++peer)
@@ -87,6 +94,13 @@ absl::StatusOr<std::unique_ptr<SnapshotFile>> Snapshots::NewFile(
                               IndicesOf(atoms));
 }
 
+// Whether the device writes such atoms' state into their file.
+bool Snapshots::Downloads(std::span<const AtomState> atoms) const {
+  return !ops_->DeviceIsHost() && !atoms.empty() &&
+         std::any_of(atoms.front().parts.begin(), atoms.front().parts.end(),
+                     [](const float* part) { return part != nullptr; });
+}
+
 absl::Status Snapshots::MakeFiles(int buffer) {
   const auto at = static_cast<size_t>(buffer);
   if (files_[at] != nullptr) return absl::OkStatus();
@@ -94,6 +108,12 @@ absl::Status Snapshots::MakeFiles(int buffer) {
     ASSIGN_OR_RETURN(kept.files[at], NewFile(kept.ward.rank, buffer, kept.ward.atoms));
   }
   ASSIGN_OR_RETURN(files_[at], NewFile(group_->index(), buffer, own_));
+  const auto pin = [this](SnapshotFile& file, std::span<const AtomState> atoms) {
+    const std::span<std::byte> pages = file.Pages();
+    if (Downloads(atoms)) ops_->PinHost(pages.data(), pages.size());
+  };
+  for (Kept& kept : kept_) pin(*kept.files[at], kept.ward.atoms);
+  pin(*files_[at], own_);
   return absl::OkStatus();
 }
 

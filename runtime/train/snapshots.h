@@ -110,6 +110,7 @@ class Snapshots {
   absl::StatusOr<std::unique_ptr<SnapshotFile>> NewFile(int32_t rank, int buffer,
                                                         std::span<const AtomState> atoms) const;
   absl::Status MakeFiles(int buffer);
+  bool Downloads(std::span<const AtomState> atoms) const;
   void Receive(Kept& kept);
   absl::Status CopyWards(bool wait);
   void Send();

@@ -127,7 +127,8 @@ struct Trainer::Impl {
   double WaitSeconds() const {
     return tensor_group->wait_seconds() + data_group->wait_seconds() +
            pipeline_group->wait_seconds() + host_tensor_group.wait_seconds() +
-           host_data_group.wait_seconds() + host_pipeline_group.wait_seconds();
+           host_data_group.wait_seconds() + host_pipeline_group.wait_seconds() +
+           snapshot_group.wait_seconds();
   }
 
   TrainerOptions options;

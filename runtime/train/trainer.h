@@ -61,8 +61,8 @@ enum class Outcome {
 class Trainer {
  public:
   // Allocates and fills the state; Run opens the data, phase by phase. `ops` are of the calling
-  // thread, as NewOps makes them; shared, because a device may serve one trainer after another.
-  // `transport` and `host` must outlive the trainer.
+  // thread; whoever keeps a share can give it to the next trainer. `transport` and `host` must
+  // outlive the trainer.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerOptions& options,
                                                          const StartPoint& start,
                                                          std::shared_ptr<Ops> ops,
