@@ -15,6 +15,7 @@ constexpr size_t kAddressBytes = 16 + 2;
 constexpr size_t kEntryBytes = 4 + kAddressBytes;
 constexpr size_t kNodeBytes = 4;
 constexpr size_t kFetchBytes = 8 + 8 + 8 + 4 + 8 + 4;
+constexpr size_t kPieceHeadBytes = 8 + 8;
 constexpr size_t kRefusedBytes = 8 + 1;
 
 void PutNumber(uint64_t value, int bytes, std::string& to) {
@@ -73,9 +74,10 @@ struct Encoder {
     PutNumber(fetch.bytes, 4, bytes);
   }
   void operator()(const Piece& piece) const {
-    bytes.reserve(1 + 8 + piece.bytes.size());
+    bytes.reserve(1 + kPieceHeadBytes + piece.bytes.size());
     bytes.push_back(kPiece);
     PutNumber(piece.number, 8, bytes);
+    PutNumber(piece.file_bytes, 8, bytes);
     bytes += piece.bytes;
   }
   void operator()(const Refused& refused) const {
@@ -142,10 +144,15 @@ absl::StatusOr<PeerFrame> DecodePeerFrame(std::string_view bytes) {
     case kFetch:
       return TakeFetch(bytes);
     case kPiece: {
-      if (bytes.size() <= 8 || bytes.size() > 8 + kPieceBytesMax)
+      if (bytes.size() <= kPieceHeadBytes || bytes.size() > kPieceHeadBytes + kPieceBytesMax)
         return DataLoss("a piece of {} bytes", bytes.size());
-      const uint64_t number = TakeNumber(bytes, 8);
-      return PeerFrame(Piece{.number = number, .bytes = std::string(bytes)});
+      Piece piece;
+      piece.number = TakeNumber(bytes, 8);
+      piece.file_bytes = TakeNumber(bytes, 8);
+      if (piece.file_bytes > kFetchOffsetMax)
+        return DataLoss("a piece of a file of {} bytes", piece.file_bytes);
+      piece.bytes = bytes;
+      return PeerFrame(std::move(piece));
     }
     case kRefused: {
       if (bytes.size() != kRefusedBytes) return DataLoss("a refusal of {} bytes", bytes.size());

@@ -56,6 +56,7 @@ inline constexpr uint32_t kPieceBytesMax = uint32_t{256} << 10;
 // As many bytes as were asked for.
 struct Piece {
   uint64_t number = 0;
+  uint64_t file_bytes = 0;  // Of the whole file; at most kFetchOffsetMax.
   std::string bytes;
   friend bool operator==(const Piece&, const Piece&) = default;
 };

@@ -1,6 +1,7 @@
 #include "runtime/agent/snapshot_fetch.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -75,8 +76,12 @@ SnapshotFrame SnapshotServer::AnswerOf(const Fetch& fetch) const {
   const absl::StatusOr<std::string> path = path_of_(fetch);
   if (!path.ok()) return refused;
   const UniqueFd fd(::open(path->c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
-  Piece piece{.number = fetch.number, .bytes = std::string(fetch.bytes, '\0')};
-  if (!fd.open() || !ReadWhole(fd.get(), fetch.offset, piece.bytes)) return refused;
+  struct stat facts {};
+  if (!fd.open() || ::fstat(fd.get(), &facts) != 0) return refused;
+  Piece piece{.number = fetch.number,
+              .file_bytes = static_cast<uint64_t>(facts.st_size),
+              .bytes = std::string(fetch.bytes, '\0')};
+  if (!ReadWhole(fd.get(), fetch.offset, piece.bytes)) return refused;
   return piece;
 }
 
@@ -236,10 +241,21 @@ void SnapshotFetch::Finish(uint64_t id, absl::Status status) {
   });
 }
 
+// What is not asked for stays a hole, but the file is as long as the one it is a copy of.
+absl::Status SnapshotFetch::Write(Job& job, const Part& part, const Piece& piece) const {
+  if (job.file_bytes != piece.file_bytes) {
+    job.file_bytes = piece.file_bytes;
+    if (::ftruncate(job.file.get(), static_cast<off_t>(piece.file_bytes)) != 0)
+      return ErrnoStatus(errno, "size " + job.order.path);
+  }
+  return WriteWhole(job.file.get(), part.offset, piece.bytes);
+}
+
 void SnapshotFetch::Take(NodeId from, const Piece& piece) {
   const auto at = questions_.find(piece.number);
   if (at == questions_.end() || at->second.holder != from ||
-      at->second.part.bytes != piece.bytes.size()) {
+      at->second.part.bytes != piece.bytes.size() ||
+      piece.file_bytes < at->second.part.offset + piece.bytes.size()) {
     ++counters_.strange;
     return;
   }
@@ -251,7 +267,7 @@ void SnapshotFetch::Take(NodeId from, const Piece& piece) {
   job.heard = MonotonicNow();
   ++counters_.pieces;
   counters_.bytes += piece.bytes.size();
-  const absl::Status written = WriteWhole(job.file.get(), question.part.offset, piece.bytes);
+  const absl::Status written = Write(job, question.part, piece);
   if (!written.ok() || (job.parts.empty() && job.open == 0)) Finish(question.job, written);
   Pump();
 }

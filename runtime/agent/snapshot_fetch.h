@@ -68,7 +68,8 @@ class SnapshotFetch {
     int32_t rank = 0;
     std::vector<ByteRange> ranges;
     std::vector<NodeId> holders;  // In order of preference.
-    std::string path;             // To write; made anew, holes where nothing was asked for.
+    // To write; made anew, as long as the holder's, with holes where nothing was asked for.
+    std::string path;
   };
   struct Counters {
     uint64_t pieces = 0, bytes = 0, refused = 0, timeouts = 0;
@@ -101,6 +102,7 @@ class SnapshotFetch {
     Order order;
     Then then;
     UniqueFd file;
+    uint64_t file_bytes = 0;
     std::deque<Part> parts;  // That nobody was asked for yet.
     size_t open = 0;         // Questions.
     size_t holder = 0;
@@ -114,6 +116,7 @@ class SnapshotFetch {
   };
 
   absl::Status Open(Job& job) const;
+  absl::Status Write(Job& job, const Part& part, const Piece& piece) const;
   void Pump();
   bool Ask(uint64_t id, Job& job);
   void NextHolder(uint64_t id, Job& job, const std::string& why);

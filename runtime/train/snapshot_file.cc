@@ -75,15 +75,12 @@ absl::Status CheckPage(const Header& header, const std::string& path) {
   const auto bad = [&](const char* field, const auto& what) {
     return DataLoss("snapshot {}: {} is {}; it is not used", path, field, what);
   };
-  if (header.magic != kMagic) {
-    if (IsZero(&header, sizeof header)) return FailedPrecondition("snapshot {} is empty", path);
-    return bad("magic", "not that of a snapshot");
-  }
+  // Also while its other fields are being filled for the first time, in whatever order.
+  if (header.state == kEmpty) return FailedPrecondition("snapshot {} is empty", path);
+  if (header.magic != kMagic) return bad("magic", "not that of a snapshot");
   if (header.version != kVersion)
     return bad("version", fmt::format("{}, this build reads {}", header.version, kVersion));
-  if (header.state == kEmpty || header.state == kWriting)
-    return FailedPrecondition("snapshot {} is {}", path,
-                              header.state == kEmpty ? "empty" : "not complete");
+  if (header.state == kWriting) return FailedPrecondition("snapshot {} is not complete", path);
   if (header.state != kComplete) return bad("state", header.state);
   if (header.digest != PageDigest(header)) return bad("digest of the header", "wrong");
   if (header.step < 0) return bad("step", header.step);

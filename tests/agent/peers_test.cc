@@ -29,7 +29,7 @@ TEST(PeerFrame, ComesBackAsItWas) {
             .rank = 1 << 30,
             .offset = kFetchOffsetMax,
             .bytes = kPieceBytesMax},
-      Piece{.number = 3, .bytes = std::string("\0\xff", 2)},
+      Piece{.number = 3, .file_bytes = kFetchOffsetMax, .bytes = std::string("\0\xff", 2)},
       Piece{.number = 3, .bytes = std::string(kPieceBytesMax, 'x')},
       Refused{.number = 9, .why = Refused::Why::kBusy}};
   for (const PeerFrame& frame : frames) {
@@ -65,6 +65,7 @@ TEST(PeerFrame, HostileBytesAreRefused) {
   }
   fails(Piece{.number = 1, .bytes = ""});
   fails(Piece{.number = 1, .bytes = std::string(kPieceBytesMax + 1, 'x')});
+  fails(Piece{.number = 1, .file_bytes = kFetchOffsetMax + 1, .bytes = "x"});
   fails(Refused{.number = 1, .why = static_cast<Refused::Why>(2)});
   TestRandom random(1);
   for (int i = 0; i < 20000; ++i) {

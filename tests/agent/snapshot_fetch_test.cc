@@ -101,14 +101,14 @@ TEST_F(SnapshotFetchTest, AWholeFileInAWindow) {
 }
 
 TEST_F(SnapshotFetchTest, OnlyWhatIsAskedFor) {
-  EXPECT_OK(Fetched(Order({1}, {{0, 4096}, {1'000'000, 300'000}, {2'999'999, 1}, {5, 0}})));
+  EXPECT_OK(Fetched(Order({1}, {{0, 4096}, {1'000'000, 300'000}, {5, 0}})));
   const std::string result = Result();
   ASSERT_EQ(result.size(), content_.size());
   EXPECT_EQ(result.substr(0, 4096), content_.substr(0, 4096));
   EXPECT_EQ(result.substr(4096, 1000), std::string(1000, '\0'));
   EXPECT_EQ(result.substr(1'000'000, 300'000), content_.substr(1'000'000, 300'000));
-  EXPECT_EQ(result.back(), content_.back());
-  EXPECT_EQ(fetch_->counters().bytes, 304'097u);
+  EXPECT_EQ(result.back(), '\0');
+  EXPECT_EQ(fetch_->counters().bytes, 304'096u);
   // Nothing at all is there at once.
   EXPECT_OK(Fetched(Order({1}, {})));
   EXPECT_EQ(Result(), "");
@@ -155,14 +155,18 @@ TEST_F(SnapshotFetchTest, StrangeAnswersAreNone) {
   silent_ = 1;
   std::optional<absl::Status> status;
   fetch_->Begin(Order({1}, {{0, 10}}), [&](const absl::Status& s) { status = s; });
-  fetch_->Take(1, Piece{.number = 77, .bytes = "0123456789"});  // No question.
-  fetch_->Take(2, Piece{.number = 1, .bytes = "0123456789"});   // Not his.
-  fetch_->Take(1, Piece{.number = 1, .bytes = "012345678"});    // Too short.
+  const auto piece = [](uint64_t number, const std::string& bytes, uint64_t file_bytes = 10) {
+    return Piece{.number = number, .file_bytes = file_bytes, .bytes = bytes};
+  };
+  fetch_->Take(1, piece(77, "0123456789"));    // No question.
+  fetch_->Take(2, piece(1, "0123456789"));     // Not his.
+  fetch_->Take(1, piece(1, "012345678"));      // Too short.
+  fetch_->Take(1, piece(1, "0123456789", 9));  // More than there is.
   fetch_->Take(2, Refused{.number = 1});
   fetch_->Take(1, Refused{.number = 77});
-  EXPECT_EQ(fetch_->counters().strange, 5u);
-  fetch_->Take(1, Piece{.number = 1, .bytes = "0123456789"});
-  fetch_->Take(1, Piece{.number = 1, .bytes = "9876543210"});  // Answered already.
+  EXPECT_EQ(fetch_->counters().strange, 6u);
+  fetch_->Take(1, piece(1, "0123456789"));
+  fetch_->Take(1, piece(1, "9876543210"));  // Answered already.
   ASSERT_TRUE(Until([&] { return status.has_value(); }));
   EXPECT_OK(*status);
   EXPECT_EQ(Result(), "0123456789");

@@ -1,7 +1,9 @@
 // What a snapshot after every step costs: steps of train_bench's model by rank threads, with and
-// without, in turns; wall time and processor time of a step, medians.
+// without, in turns; wall time and processor time of a step, medians. And snapshots alone: without
+// steps beside them, everything sent; their processor time over that of a step is the share that
+// they cost at most, on a machine that has something else to do, too.
 //
-// usage: snapshot_bench [STEPS of each turn, 4] [TURNS, 3]
+// usage: snapshot_bench [STEPS of each turn, 4] [TURNS, 3; 0: snapshots alone]
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -10,12 +12,18 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <tuple>
 #include <vector>
 
+#include "kernels/ops.h"
+#include "model/parameters.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
 #include "runtime/data/indexed_dataset.h"
+#include "runtime/train/snapshots.h"
+#include "runtime/train/writers.h"
 #include "tests/train/recovery_world.h"
+#include "tests/train/transport_threads.h"
 
 namespace perdure {
 namespace {
@@ -94,6 +102,63 @@ void Turn(RecoveryWorld& world, uint64_t generation, const LayoutConfig& layout,
   for (int node = 0; node < layout.ranks(); ++node) world.LoseNode(node);
 }
 
+// Processor and wall seconds of one snapshot of all ranks.
+void Alone(const LayoutConfig& layout) {
+  constexpr int kTimes = 9;
+  const std::string directory = SharedMemory(fmt::format("snapshot_bench.{}", ::getpid()));
+  RunConfig config = BenchConfig("fp32");
+  config.layout = layout;
+  const AtomTable table(ModelTensors(config.model, config.numerics.tensor_shards),
+                        config.numerics.atom_elements);
+  const std::vector<std::vector<int64_t>> owned = AtomsByRank(config, table);
+  std::vector<float> memory(static_cast<size_t>(kStatePartCount * table.parameters()), 0.5F);
+  std::vector<double> wall, processor;
+  RunTransportThreads(static_cast<int>(layout.ranks()), [&](Transport* transport) {
+    const int rank = transport->rank(), ranks = transport->size();
+    std::vector<int> all;
+    Snapshots::Options options{.directory = fmt::format("{}/{}", directory, rank)};
+    std::filesystem::create_directories(options.directory);
+    for (int r = 0; r < ranks; ++r) {
+      all.push_back(r);
+      if (ranks > 1) options.peers.push_back((r + 1) % ranks);
+    }
+    Group group(transport, all, 1);
+    std::vector<AtomState> own;
+    for (const int64_t atom : owned[static_cast<size_t>(rank)]) {
+      AtomState state{.atom = atom};
+      // Any place of its own will do.
+      const size_t place = static_cast<size_t>(atom) * memory.size() / table.atoms().size() / 2;
+      for (size_t part = 0; part < kStatePartCount; ++part)
+        state.parts[part] = memory.data() + place + part * memory.size() / 8;
+      own.push_back(state);
+    }
+    std::vector<Snapshots::Ward> wards;
+    if (ranks > 1) {
+      Snapshots::Ward& ward = wards.emplace_back();
+      ward.rank = (rank + ranks - 1) % ranks;
+      for (const int64_t atom : owned[static_cast<size_t>(ward.rank)])
+        ward.atoms.push_back({.atom = atom});
+    }
+    const std::unique_ptr<Ops> ops = NewCpuOps(1);
+    const auto gathered = [](bool) -> absl::StatusOr<bool> { return true; };
+    auto snapshots = *Snapshots::Create(options, &table, own, wards, gathered, ops.get(), &group);
+    for (int i = 0; i < kTimes + 2; ++i) {
+      PERDURE_CHECK(group.Barrier().ok());
+      const double now = Now(), used = ProcessorSeconds();
+      PERDURE_CHECK(snapshots->Begin(i, {}).ok() && snapshots->Await().ok());
+      PERDURE_CHECK(group.Barrier().ok());
+      if (rank != 0 || i < 2) continue;
+      wall.push_back(Now() - now);
+      processor.push_back(ProcessorSeconds() - used);
+    }
+  });
+  std::printf("%d ranks, one snapshot alone: wall %.3f s, processor %.3f s, %.1f GB of state\n",
+              static_cast<int>(layout.ranks()), Median(wall), Median(processor),
+              12e-9 * static_cast<double>(table.parameters()));
+  std::fflush(stdout);
+  std::filesystem::remove_all(directory);
+}
+
 void Compare(const char* dtype, const LayoutConfig& layout, int64_t steps, int turns) {
   const std::string directory = SharedMemory(fmt::format("snapshot_bench.{}", ::getpid()));
   std::filesystem::create_directories(directory);
@@ -127,14 +192,15 @@ int main(int argc, char** argv) {
   const int64_t steps = argc > 1 ? std::atoll(argv[1]) : 4;
   const int turns = argc > 2 ? std::atoi(argv[2]) : 3;
   perdure::LayoutConfig layout{.transport = "local"};
-  layout.data = 1;
-  perdure::Compare("fp32", layout, steps, turns);
-  layout.data = 2;
-  for (const int64_t zero : {0, 1, 3}) {
-    layout.zero = zero;
-    perdure::Compare("fp32", layout, steps, turns);
+  for (const int data : {1, 2, 4}) {
+    layout.data = data;
+    perdure::Alone(layout);
   }
-  layout.zero = 1;
-  perdure::Compare("bf16", layout, steps, turns);
+  for (const auto& [dtype, data, zero] :
+       {std::tuple{"fp32", 1, 1}, {"fp32", 2, 1}, {"fp32", 2, 0}, {"fp32", 2, 3}, {"bf16", 2, 1}}) {
+    layout.data = data;
+    layout.zero = zero;
+    if (turns > 0) perdure::Compare(dtype, layout, steps, turns);
+  }
   return 0;
 }

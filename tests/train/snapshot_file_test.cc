@@ -206,7 +206,7 @@ TEST_F(SnapshotFileTest, AnyChangedByteIsFound) {
 TEST_F(SnapshotFileTest, AnyOtherLengthIsFound) {
   Fill(*Create(), 4);
   const std::string good = Bytes();
-  for (const size_t length : {size_t{1}, size_t{8}, size_t{4095}, size_t{4096}, size_t{4097},
+  for (const size_t length : {size_t{16}, size_t{100}, size_t{4095}, size_t{4096}, size_t{4097},
                               good.size() - 4, good.size() - 1}) {
     Put(good.substr(0, length));
     EXPECT_TRUE(absl::IsDataLoss(ReadSnapshotStamp(path_).status())) << length;
@@ -218,6 +218,13 @@ TEST_F(SnapshotFileTest, AnyOtherLengthIsFound) {
     Put(std::string(length, '\0'));
     EXPECT_TRUE(absl::IsFailedPrecondition(ReadSnapshotStamp(path_).status())) << length;
   }
+  Put(good.substr(0, 8));
+  EXPECT_TRUE(absl::IsFailedPrecondition(ReadSnapshotStamp(path_).status()));
+  // Its first page is half filled.
+  std::string begun(good.size(), '\0');
+  Set<uint32_t>(begun, 8, 1);
+  Put(begun);
+  EXPECT_TRUE(absl::IsFailedPrecondition(ReadSnapshotStamp(path_).status()));
 }
 
 // With digests that fit, as only malice or another program makes them.
