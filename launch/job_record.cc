@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -72,35 +73,50 @@ void JobRecord::Event(std::string_view event, const Json& fields) {
 }
 
 void JobRecord::Step(uint64_t generation, int64_t ranks, const StepReport& r) {
-  if (generation != generation_) {
-    generation_ = generation;
-    loss_csv_.reset();
-    absl::StatusOr<std::unique_ptr<LossCsv>> csv =
-        LossCsv::Open(run_directory_ + "/metrics/loss.csv", r.step - 1);
-    Warn(csv.status());
-    if (csv.ok()) loss_csv_ = *std::move(csv);
-  }
+  const bool again = r.seconds == 0;
+  // Where the generation begins is known with its first step.
+  constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
+  if (generation != generation_) OpenLosses(generation, again ? kAll : r.step - 1);
+  if (again && r.step <= last_row_) return;
+  if (!again && r.step != last_row_ + 1) OpenLosses(generation, r.step - 1);
+  last_row_ = r.step;
   const std::string& phase = config_.phases[static_cast<size_t>(r.phase)].name;
   if (loss_csv_ != nullptr)
-    Warn(loss_csv_->Append({.step = r.step,
-                            .samples = r.samples,
-                            .tokens = r.tokens,
-                            .loss = r.loss,
-                            .grad_norm = r.grad_norm,
-                            .learning_rate = r.rate,
-                            .batch = r.batch,
-                            .context = r.context,
-                            .step_seconds = r.seconds,
-                            .tokens_per_second = static_cast<double>(r.step_tokens) / r.seconds,
-                            .generation = generation,
-                            .ranks = ranks,
-                            .phase = phase}));
+    Warn(loss_csv_->Append(
+        {.step = r.step,
+         .samples = r.samples,
+         .tokens = r.tokens,
+         .loss = r.loss,
+         .grad_norm = r.grad_norm,
+         .learning_rate = r.rate,
+         .batch = r.batch,
+         .context = r.context,
+         .step_seconds = r.seconds,
+         .tokens_per_second = again ? 0 : static_cast<double>(r.step_tokens) / r.seconds,
+         .generation = generation,
+         .ranks = ranks,
+         .phase = phase}));
+  if (again) {
+    Event("step_told_again", {{"step", r.step}, {"generation", generation}});
+    return;
+  }
   Event("step", {{"step", r.step},
                  {"generation", generation},
                  {"phase", phase},
                  {"samples", {r.first_sample, r.first_sample + r.batch}},
                  {"sample_chain", r.sample_chain.Hex()}});
   ShowProgress(r);
+}
+
+void JobRecord::OpenLosses(uint64_t generation, int64_t resume_step) {
+  const std::string path = run_directory_ + "/metrics/loss.csv";
+  generation_ = generation;
+  loss_csv_.reset();
+  absl::StatusOr<std::unique_ptr<LossCsv>> csv = LossCsv::Open(path, resume_step);
+  Warn(csv.status());
+  if (csv.ok()) loss_csv_ = *std::move(csv);
+  const absl::StatusOr<std::optional<LossRow>> last = LastLossRow(path);
+  last_row_ = last.ok() && last->has_value() ? (*last)->step : 0;
 }
 
 void JobRecord::ShowProgress(const StepReport& r) {

@@ -29,7 +29,8 @@ class JobRecord {
   void Say(const std::string& line);  // On stderr, above the progress line.
   // A failed write of a record is said once and does not stop training.
   void Event(std::string_view event, const nlohmann::json& fields);
-  // A row of loss.csv. The first one of a generation drops those that are behind it.
+  // A row of loss.csv. The first one of a generation drops those that are behind it; one that is
+  // told again is written if it is missing.
   void Step(uint64_t generation, int64_t ranks, const StepReport& report);
   // What the job does: status.json, with what is the same for all of it. Written when it changes.
   void Job(const nlohmann::json& state);
@@ -38,6 +39,7 @@ class JobRecord {
 
  private:
   JobRecord(std::string run_directory, const RunConfig& config, bool quiet);
+  void OpenLosses(uint64_t generation, int64_t resume_step);
   void ShowProgress(const StepReport& report);
   void Replace(const std::string& path, const nlohmann::json& content);
   void Warn(const absl::Status& status);
@@ -50,7 +52,8 @@ class JobRecord {
   bool warned_ = false;
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<LossCsv> loss_csv_;  // While rank 0 is of this node.
-  uint64_t generation_ = 0;            // Of its rows.
+  uint64_t generation_ = 0;            // Of its rows,
+  int64_t last_row_ = 0;               // and the step of the last one.
   nlohmann::json job_, node_;          // As written.
   std::chrono::steady_clock::time_point progress_shown_;
 };

@@ -391,8 +391,8 @@ void ProcessRanks::CheckStopped() {
 void ProcessRanks::Do(const Member::FreezeState& order) {
   for (auto& [_, slot] : slots_)
     if (slot.rank == 0 && slot.prepared && !slot.gone && slot.link != nullptr)
-      slot.link->Send(
-          to_rank::Freeze{.generation = order.save.generation, .after = order.save.after});
+      slot.link->Send(to_rank::Freeze{
+          .generation = order.save.generation, .after = order.save.after, .last = order.save.last});
 }
 
 void ProcessRanks::Do(const Member::WriteState& order) {

@@ -212,6 +212,7 @@ void Fields(auto& io, Is<to_rank::Go> auto& f) { io.Unsigned("generation", f.gen
 void Fields(auto& io, Is<to_rank::Freeze> auto& f) {
   io.Unsigned("generation", f.generation);
   io.Int("after", f.after, -1);
+  io.Bool("last", f.last);
 }
 
 // Of an attempt at writing a step's state.

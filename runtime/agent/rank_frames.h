@@ -75,6 +75,7 @@ struct Go {
 struct Freeze {
   Generation generation = 0;
   int64_t after = 0;
+  bool last = false;  // It is the last one, and done when that is saved.
   friend bool operator==(const Freeze&, const Freeze&) = default;
 };
 struct Write {

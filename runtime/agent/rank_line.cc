@@ -89,6 +89,7 @@ void RankLine::On(const to_rank::Prepare& frame) {
   stopping_ = Stopping::kNo;
   freeze_after_.reset();
   freezes_ = -1;
+  last_ = false;
   save_ = {};
 }
 
@@ -108,6 +109,7 @@ void RankLine::On(const to_rank::Leave&) { leave_ = true; }
 
 // Said again until a state is frozen: once is enough.
 void RankLine::On(const to_rank::Freeze& frame) {
+  if (Current(frame.generation)) last_ |= frame.last;
   if (Current(frame.generation) && frame.after > freezes_)
     freeze_after_ = std::max(freeze_after_.value_or(-1), frame.after);
 }
@@ -234,7 +236,7 @@ Command RankLine::CommandAfter(int64_t step) {
   if (!freeze_after_.has_value() || step + 1 <= *freeze_after_) return Command::kNone;
   freeze_after_.reset();
   freezes_ = step;
-  return Command::kCheckpoint;
+  return last_ ? Command::kStop : Command::kCheckpoint;
 }
 
 void RankLine::DropOrders() {

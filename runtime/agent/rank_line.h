@@ -122,6 +122,7 @@ class RankLine {
   std::function<void()> interrupt_;
   bool interrupted_ = false;
   std::optional<int64_t> freeze_after_;
+  bool last_ = false;  // The state that is frozen next is the last one.
   int64_t freezes_ = -1;  // A state later than this is frozen, or about to be.
   Save save_;
   std::thread receiver_;  // Last: it uses all of the above.

@@ -18,6 +18,7 @@
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
 #include "runtime/train/health.h"
+#include "runtime/train/step_report.h"
 #include "runtime/train/trainer.h"
 #include "runtime/train/writers.h"
 #include "runtime/wire/event_loop.h"
@@ -38,12 +39,31 @@ std::string HostName() {
 class LineHost final : public RankHost {
  public:
   // `start`: where the generation begins; for rank 0, who knows what was consumed.
-  LineHost(RankLine* line, RankPage* page, const to_rank::Prepare& prepare, const StartPoint& start)
-      : line_(line), page_(page), generation_(prepare.generation), first_(prepare.rank == 0) {
+  LineHost(RankLine* line, RankPage* page, const to_rank::Prepare& prepare, const StartPoint& start,
+           const RunConfig& config)
+      : line_(line),
+        page_(page),
+        generation_(prepare.generation),
+        first_(prepare.rank == 0),
+        schedule_(config) {
     if (first_) chains_[start.step] = start.sample_chain;
   }
 
   bool went() const { return went_; }
+
+  // Steps that may not have been heard of: whoever was told then may be gone.
+  void TellAgain(const SnapshotStamp& stamp) {
+    const auto count = static_cast<int64_t>(stamp.history.steps.size());
+    for (int64_t i = 0; i < count; ++i) {
+      const StepNumbers& numbers = stamp.history.steps[static_cast<size_t>(i)];
+      const int64_t step = stamp.step - count + i + 1;
+      StepReport report = PlannedReport(schedule_, step);
+      report.loss = numbers.loss;
+      report.grad_norm = numbers.grad_norm;
+      if (i + 1 == count) report.sample_chain = stamp.history.sample_chain;
+      (void)line_->Send(from_rank::Step{generation_, report});
+    }
+  }
 
   void Remark(const std::string& text) override { (void)line_->Send(from_rank::Remark{text}); }
   void Certificate(const Digest& certificate) override {
@@ -74,7 +94,8 @@ class LineHost final : public RankHost {
       if (needs[i].rank == 0) {
         ASSIGN_OR_RETURN(const SnapshotStamp stamp, ReadSnapshotStamp(paths[i]));
         const std::lock_guard lock(mutex_);
-        chains_[stamp.step] = stamp.sample_chain;
+        chains_[stamp.step] = stamp.history.sample_chain;
+        TellAgain(stamp);
       }
     return paths;
   }
@@ -155,6 +176,7 @@ class LineHost final : public RankHost {
   RankPage* const page_;
   const Generation generation_;
   const bool first_;  // This is rank 0.
+  const StepSchedule schedule_;
   const std::thread::id trains_ = std::this_thread::get_id();
   bool went_ = false;  // Go was said.
   std::mutex mutex_;   // Guards chains_, of steps whose state may still be written.
@@ -286,7 +308,7 @@ absl::Status RankMain::TellHealth(bool check) {
 absl::StatusOr<Outcome> RankMain::Train(const to_rank::Prepare& prepare,
                                         const TrainerOptions& options, const StartPoint& start,
                                         Transport* transport) {
-  LineHost host(&line_, page_, prepare, start);
+  LineHost host(&line_, page_, prepare, start, options.config);
   absl::StatusOr<std::unique_ptr<Trainer>> trainer =
       Trainer::Create(options, start, ops_, transport, &host);
   if (host.went()) at_ = At::kSteps;

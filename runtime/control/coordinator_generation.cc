@@ -264,8 +264,8 @@ void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects
     case Stage::kDone:
       if (phase_ != Phase::kRunning || std::exchange(peer.done, true)) return;
       if (++done_ < members_.size()) return;
+      BeginStop(false, ending_.has_value() ? "the job ends" : "nothing is left to do", effects);
       ending_ = ending_.value_or(options_.done_code);
-      BeginStop(false, "the run is complete", effects);
       return;
     case Stage::kReady:
       if (phase_ == Phase::kForming && !std::exchange(peer.ready, true)) {

@@ -22,7 +22,10 @@ void Coordinator::SaveTimers(Effects& effects) {
     save_due_ = now_ + options_.resend;
     effects.emplace_back(
         Send{At(layout_.seats.front().node),
-             msg::Save{.term = term_, .generation = layout_.generation, .after = Past()}});
+             msg::Save{.term = term_,
+                       .generation = layout_.generation,
+                       .after = Past(),
+                       .last = ending_.has_value()}});
   }
   // Unless its COMMIT may be in the log already.
   if (now_ >= save_give_up_) {

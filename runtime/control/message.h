@@ -185,6 +185,7 @@ struct Save {
   Slot term = 0;
   Generation generation = 0;
   StepIndex after = 0;  // Of a step later than this.
+  bool last = false;    // And take no step beyond it: the job ends.
   friend bool operator==(const Save&, const Save&) = default;
 };
 struct Write {

@@ -49,7 +49,7 @@ void Fields(auto& io, OneOf<msg::Prepare> auto& m) {
 void Fields(auto& io, OneOf<msg::Table> auto& m) {
   io(m.term, m.generation, m.ranks, m.first, m.count, m.packed);
 }
-void Fields(auto& io, OneOf<msg::Save> auto& m) { io(m.term, m.generation, m.after); }
+void Fields(auto& io, OneOf<msg::Save> auto& m) { io(m.term, m.generation, m.after, m.last); }
 void Fields(auto& io, OneOf<msg::Write> auto& m) { io(m.term, m.generation, m.step, m.attempt); }
 void Fields(auto& io, OneOf<msg::Verify> auto& m) {
   io(m.term, m.generation, m.step, m.attempt, m.file, m.packed);

@@ -66,7 +66,7 @@ absl::StatusOr<std::unique_ptr<HeldState>> HeldState::Find(const Options& option
   old.layout.data = start.data;
   if (start.virtual_stages > 0) old.layout.virtual_stages = start.virtual_stages;
   const std::vector<std::vector<int64_t>> owned = AtomsByRank(old, *table);
-  const std::vector<Wanted> by_rank = WantedByRank(owned, *table, wanted, options.chain);
+  const std::vector<Wanted> by_rank = WantedByRank(owned, *table, wanted, options.history);
   std::vector<HeldNeed> needs;
   for (const Wanted& of : by_rank)
     needs.push_back(
@@ -88,7 +88,7 @@ absl::StatusOr<std::unique_ptr<HeldState>> HeldState::Find(const Options& option
                                  .step = start.step,
                                  .rank = by_rank[i].rank};
     RETURN_IF_ERROR(CheckIs(*file, expected, owned[static_cast<size_t>(by_rank[i].rank)]));
-    if (expected.rank == 0) held->sample_chain_ = file->stamp().sample_chain;
+    if (expected.rank == 0) held->history_ = file->stamp().history;
     for (const int64_t atom : by_rank[i].atoms)
       held->file_of_[static_cast<size_t>(atom)] = static_cast<int32_t>(i);
     held->files_.push_back(std::move(file));

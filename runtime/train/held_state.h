@@ -37,7 +37,7 @@ class HeldState {
     RunConfig config;  // What the old generation had, but for its layout.
     std::string run_id;
     int host_threads = 1;
-    bool chain = false;  // The sample chain is wanted: rank 0.
+    bool history = false;  // It is wanted: rank 0.
   };
   // Asks the host for what holds `wanted`, opens it and checks that it is what was asked for.
   // DataLoss names file and field.
@@ -51,7 +51,7 @@ class HeldState {
   // file, rank and atom.
   absl::Status Read(std::span<const AtomState> atoms) const;
   // REQUIRES: it was wanted.
-  const Digest& sample_chain() const { return sample_chain_; }
+  const StepHistory& history() const { return history_; }
 
  private:
   HeldState() = default;
@@ -59,7 +59,7 @@ class HeldState {
   int host_threads_ = 1;
   std::vector<std::unique_ptr<SnapshotReader>> files_;
   std::vector<int32_t> file_of_;  // By atom of the table: index in files_; -1: not wanted.
-  Digest sample_chain_;
+  StepHistory history_;
 };
 
 }  // namespace perdure

@@ -32,7 +32,7 @@ struct StepReport {
   double rate = 0;
   int64_t batch = 0;
   int64_t context = 0;
-  double seconds = 0;
+  double seconds = 0;       // 0: it is told again, by whoever resumed behind it.
   double wait_seconds = 0;  // Of them, inside communication.
   int64_t first_sample =
       0;                // The step's samples are [first_sample, first_sample + batch) of its phase.

@@ -51,19 +51,19 @@ std::vector<AtomState> RankState::Answered(std::vector<AtomState> atoms) const {
   return atoms;
 }
 
-absl::StatusOr<Digest> FillState(const RankState& rank) {
+absl::StatusOr<StepHistory> FillState(const RankState& rank) {
   const StartPoint& start = *rank.start;
-  Digest chain = start.sample_chain;
+  StepHistory history{.sample_chain = start.sample_chain, .steps = {}};
   std::unique_ptr<HeldState> held;
   if (start.held.has_value()) {
     PERDURE_CHECK(start.checkpoint.empty() && start.held->step == start.step);
     const HeldState::Options options{.config = rank.options->config,
                                      .run_id = rank.options->run_id,
                                      .host_threads = rank.options->host_threads,
-                                     .chain = rank.rank() == 0};
+                                     .history = rank.rank() == 0};
     ASSIGN_OR_RETURN(held, HeldState::Find(options, *start.held, rank.table,
                                            rank.state->OwnedAtomIndices(rank.at.data), rank.host));
-    if (options.chain) chain = held->sample_chain();
+    if (options.history) history = held->history();
   }
   RETURN_IF_ERROR(rank.state->FillOwned([&](std::span<AtomState> atoms) {
     if (held != nullptr) return held->Read(atoms);
@@ -72,7 +72,7 @@ absl::StatusOr<Digest> FillState(const RankState& rank) {
     return Initialize(rank, atoms);
   }));
   RETURN_IF_ERROR(rank.state->ShareState());
-  return chain;
+  return history;
 }
 
 absl::Status CertifyState(const RankState& rank, int64_t samples, StatisticsGather* statistics) {

@@ -37,9 +37,9 @@ struct RankState {
   std::vector<AtomState> Answered(std::vector<AtomState> atoms) const;
 };
 
-// Fills and shares the state. Returns the sample chain; rank 0's alone means something where the
+// Fills and shares the state. Returns what was consumed; rank 0's alone means something where the
 // start is from snapshots.
-absl::StatusOr<Digest> FillState(const RankState& rank);
+absl::StatusOr<StepHistory> FillState(const RankState& rank);
 
 // Digests what the device now has, compares the certificate of all ranks' with the checkpoint's,
 // tells the host and waits for its go. `samples`: consumed at the start.

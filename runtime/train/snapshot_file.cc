@@ -38,9 +38,11 @@ struct Header {
   int64_t elements;  // Of each part.
   std::array<char, kSnapshotRunIdBytes> run_id;
   Digest sample_chain;
-  Digest tables;  // Over index and digests.
-  Digest digest;  // Over the page, state and digest taken as zero.
-  std::array<std::byte, 3928> rest;
+  Digest tables;   // Over index and digests.
+  Digest digest;   // Over the page, state and digest taken as zero.
+  uint64_t steps;  // Of `history`.
+  std::array<StepNumbers, kSnapshotStepsMax> history;
+  std::array<std::byte, 1872> rest;
 };
 static_assert(sizeof(Header) == kPageBytes && offsetof(Header, digest) == 152);
 
@@ -94,6 +96,8 @@ absl::Status CheckPage(const Header& header, const std::string& path) {
   const auto text_end = std::find(header.run_id.begin(), header.run_id.end(), '\0');
   if (std::any_of(text_end, header.run_id.end(), [](char c) { return c != '\0'; }))
     return bad("run id", "not text");
+  if (header.steps > kSnapshotStepsMax)
+    return bad("steps", fmt::format("{}, at most {} fit", header.steps, kSnapshotStepsMax));
   return absl::OkStatus();
 }
 
@@ -103,7 +107,9 @@ SnapshotStamp StampOf(const Header& header) {
           .generation = header.generation,
           .step = header.step,
           .rank = header.rank,
-          .sample_chain = header.sample_chain};
+          .history = {.sample_chain = header.sample_chain,
+                      .steps = {header.history.begin(),
+                                header.history.begin() + static_cast<int64_t>(header.steps)}}};
 }
 
 absl::Status ReadBytes(const File& file, int64_t offset, void* data, size_t bytes) {
@@ -147,6 +153,12 @@ Digest TablesDigest(const std::byte* tables, int64_t atoms) {
 }
 
 }  // namespace
+
+void StepHistory::Add(const StepNumbers& step, const Digest& chain) {
+  if (steps.size() == kSnapshotStepsMax) steps.erase(steps.begin());
+  steps.push_back(step);
+  sample_chain = chain;
+}
 
 // ---- names, sizes
 
@@ -292,7 +304,11 @@ void SnapshotFile::Begin(const SnapshotStamp& stamp) {
   header.rank = stamp.rank;
   header.run_id = {};
   std::copy(stamp.run_id.begin(), stamp.run_id.end(), header.run_id.begin());
-  header.sample_chain = stamp.sample_chain;
+  PERDURE_CHECK(stamp.history.steps.size() <= kSnapshotStepsMax);
+  header.sample_chain = stamp.history.sample_chain;
+  header.steps = stamp.history.steps.size();
+  header.history = {};
+  std::copy(stamp.history.steps.begin(), stamp.history.steps.end(), header.history.begin());
 }
 
 std::span<std::byte> SnapshotFile::Part(int part) {
@@ -331,7 +347,7 @@ absl::Status SnapshotFile::TakeHead(std::string_view head) {
     return absl::IsDataLoss(checked) ? checked : DataLoss("{}", Message(checked));
   auto& mine = *reinterpret_cast<Header*>(memory_);
   SnapshotStamp expected = StampOf(mine);
-  expected.sample_chain = got.sample_chain;
+  expected.history = StampOf(got).history;
   if (StampOf(got) != expected)
     return DataLoss("snapshot {} is of generation {}, step {}, rank {}; due was {}, {}, {}", of,
                     got.generation, got.step, got.rank, mine.generation, mine.step, mine.rank);
@@ -343,6 +359,8 @@ absl::Status SnapshotFile::TakeHead(std::string_view head) {
   if (got.tables != TablesDigest(tables, got.atoms))
     return DataLoss("snapshot {}: digest of index and digests is wrong", of);
   mine.sample_chain = got.sample_chain;
+  mine.steps = got.steps;
+  mine.history = got.history;
   std::memcpy(digests().data(), tables + atoms_.size() * sizeof(int64_t),
               atoms_.size() * sizeof(Digest));
   return absl::OkStatus();

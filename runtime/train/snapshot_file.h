@@ -27,13 +27,32 @@
 
 namespace perdure {
 
+// What one step came to.
+struct StepNumbers {
+  double loss = 0;
+  double grad_norm = 0;
+  friend bool operator==(const StepNumbers&, const StepNumbers&) = default;
+};
+
+// What rank 0 alone knows of the steps so far, and would take with it.
+struct StepHistory {
+  Digest sample_chain;
+  // Of the last steps, the newest last: so many that those of a node that was silent for as long as
+  // its lease lasts are among them.
+  std::vector<StepNumbers> steps;
+  // Drops what is more than kSnapshotStepsMax.
+  void Add(const StepNumbers& step, const Digest& chain);
+  friend bool operator==(const StepHistory&, const StepHistory&) = default;
+};
+inline constexpr size_t kSnapshotStepsMax = 128;
+
 // What a snapshot is of.
 struct SnapshotStamp {
   std::string run_id;  // At most kSnapshotRunIdBytes.
   uint64_t generation = 0;
   int64_t step = 0;  // Steps finished.
   int32_t rank = 0;
-  Digest sample_chain;  // Of rank 0's snapshot; others have zeros.
+  StepHistory history;  // Of rank 0's snapshot; others have none.
   friend bool operator==(const SnapshotStamp&, const SnapshotStamp&) = default;
 };
 inline constexpr size_t kSnapshotRunIdBytes = 64;

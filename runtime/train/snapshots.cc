@@ -117,7 +117,7 @@ absl::Status Snapshots::MakeFiles(int buffer) {
   return absl::OkStatus();
 }
 
-absl::Status Snapshots::Begin(int64_t step, const Digest& sample_chain) {
+absl::Status Snapshots::Begin(int64_t step, const StepHistory& history) {
   PERDURE_CHECK(!under_way_);
   // The second ones are made when they are needed: by then those of the generation before may be
   // gone.
@@ -127,9 +127,9 @@ absl::Status Snapshots::Begin(int64_t step, const Digest& sample_chain) {
                       .generation = options_.generation,
                       .step = step,
                       .rank = group_->index()};
-  if (stamp.rank == 0) stamp.sample_chain = sample_chain;
+  if (stamp.rank == 0) stamp.history = history;
   file.Begin(stamp);
-  stamp.sample_chain = {};
+  stamp.history = {};
   for (Kept& kept : kept_) {
     stamp.rank = kept.ward.rank;
     kept.files[static_cast<size_t>(buffer_)]->Begin(stamp);

@@ -87,7 +87,7 @@ class Snapshots {
 
   // Starts the snapshot of the state as it is now. The chain is kept by rank 0 alone. REQUIRES: the
   // one before was awaited. ResourceExhausted: no room for the second files.
-  absl::Status Begin(int64_t step, const Digest& sample_chain);
+  absl::Status Begin(int64_t step, const StepHistory& history);
   // Lets it advance; never blocks. Between pieces of compute.
   absl::Status Advance();
   // Returns when it is whole as far as this rank can know: see above. At once where none was begun.

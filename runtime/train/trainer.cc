@@ -20,6 +20,7 @@
 #include "runtime/train/sharded_state.h"
 #include "runtime/train/snapshots.h"
 #include "runtime/train/statistics.h"
+#include "runtime/train/step_report.h"
 #include "runtime/train/writers.h"
 
 namespace perdure {
@@ -154,8 +155,8 @@ struct Trainer::Impl {
   std::unique_ptr<Pipeline> pipeline;
   int phase = -1;
   Command command = Command::kNone;  // Rank 0: what the host asked for, not yet shared.
-  Digest chain;
-  bool clean = false;  // Nothing is under way any more.
+  StepHistory history;               // Of all ranks the chain; what it is told of, rank 0's alone.
+  bool clean = false;                // Nothing is under way any more.
   bool first_gather = true;
   int64_t step_now = 0;  // That it works on.
   std::atomic<bool> stopping = false;
@@ -205,7 +206,7 @@ absl::Status Trainer::Impl::Prepare() {
       StatisticsGather::Create(mesh, at, static_cast<int64_t>(table.atoms().size()),
                                &host_tensor_group, &host_data_group, &host_pipeline_group, owned));
   const RankState rank_state = StateOfRank();
-  ASSIGN_OR_RETURN(chain, FillState(rank_state));
+  ASSIGN_OR_RETURN(history, FillState(rank_state));
   ASSIGN_OR_RETURN(snapshots, MakeSnapshots(rank_state, &snapshot_group));
   const int64_t samples_before =
       start.manifest.has_value() ? start.manifest->samples : SamplesAt(start.step);
@@ -271,10 +272,7 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
                                       squares, static_cast<int>(command)));
   *shared_command = totals.command;
   if (snapshots != nullptr && std::exchange(first_gather, false)) host->OlderMayGo();
-  StepReport report;
-  report.step = info.step + 1;
-  report.phase = info.phase;
-  report.step_tokens = info.batch * info.context;
+  StepReport report = PlannedReport(schedule, info.step + 1);
   report.loss = totals.loss_sum / static_cast<double>(report.step_tokens);
   report.grad_norm = std::sqrt(totals.square_sum);
   if (!std::isfinite(report.loss) || !std::isfinite(report.grad_norm))
@@ -287,18 +285,9 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
   Doing(Activity::Phase::kUpdate, Activity::Group::kData);
   RETURN_IF_ERROR(
       state->Update(report.step, info.rate, ClipScale(config.optimizer.clip, report.grad_norm)));
-  report.samples = info.first_sample + info.batch;
-  const PhasePlan& plan = schedule.phases()[static_cast<size_t>(info.phase)];
-  for (int p = 0; p < info.phase; ++p)
-    report.tokens += schedule.phases()[static_cast<size_t>(p)].tokens;
-  report.tokens += (info.phase_sample + info.batch) * info.context;
-  PERDURE_CHECK(report.samples == plan.first_sample + info.phase_sample + info.batch);
-  report.rate = info.rate;
-  report.batch = info.batch;
-  report.context = info.context;
-  report.first_sample = info.phase_sample;
-  chain = samples->Chain(chain, info.phase_sample, info.phase_sample + info.batch);
-  report.sample_chain = chain;
+  report.sample_chain =
+      samples->Chain(history.sample_chain, info.phase_sample, info.phase_sample + info.batch);
+  history.Add({.loss = report.loss, .grad_norm = report.grad_norm}, report.sample_chain);
   report.wait_seconds = WaitSeconds() - waited;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   return report;
@@ -311,7 +300,7 @@ absl::Status Trainer::Impl::Checkpoint(int64_t step) {
 }
 
 absl::Status Trainer::Impl::Snapshot(int64_t step) {
-  return snapshots == nullptr ? absl::OkStatus() : snapshots->Begin(step, chain);
+  return snapshots == nullptr ? absl::OkStatus() : snapshots->Begin(step, history);
 }
 
 absl::Status Trainer::Impl::AwaitSnapshot() {

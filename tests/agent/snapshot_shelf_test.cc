@@ -41,7 +41,7 @@ class SnapshotShelfTest : public testing::Test {
                  .generation = holding.generation,
                  .step = holding.step,
                  .rank = holding.rank,
-                 .sample_chain = {}});
+                 .history = {}});
     if (complete) file->Complete();
   }
   std::vector<std::string> Names() const {

@@ -19,6 +19,7 @@ TEST(CoordinatorEnds, AJobAfterASaveAtABoundary) {
   story.RunAll();
   story.Do(Coordinator::EndJob{75});
   ASSERT_THAT(story.Sent<msg::Save>(), SizeIs(1));
+  EXPECT_TRUE(story.Sent<msg::Save>()[0].last);
   EXPECT_EQ(story.phase(), Phase::kRunning) << "until it is saved";
   story.Report(0, Stage::kRunning, 1, Frozen);
   story.Do(Coordinator::Measured{1, 12, true});

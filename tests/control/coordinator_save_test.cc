@@ -92,6 +92,7 @@ TEST_F(CoordinatorSaves, EverySaveEveryAndAsksUntilAStateIsFrozen) {
 TEST_F(CoordinatorSaves, OfAStepBehindTheCheckpoint) {
   story_.Do(Coordinator::SaveNow{});
   EXPECT_EQ(story_.Sent<msg::Save>().at(0).after, -1);
+  EXPECT_FALSE(story_.Sent<msg::Save>().at(0).last);
   Publish();
   story_.Win();
   story_.Do(Coordinator::SaveNow{});

@@ -230,6 +230,7 @@ void World::Complete(Generation generation, StepIndex step) {
   }
   if (books.freeze_after.has_value() && step + 1 > *books.freeze_after) {
     books.freeze_step = step + 1;
+    if (books.freeze_last) books.last_step = step + 1;
     books.freeze_after.reset();
   }
   // By themselves.
@@ -286,7 +287,7 @@ void World::Apply(Index index) {
     ranks.waits = RankGroup::Waits::kToFreeze;
   } else if (freezes) {
     Freeze(index);
-    if (ranks.finished == scenario_.steps_max) ranks.waits = RankGroup::Waits::kForLast;
+    if (Last(ranks)) ranks.waits = RankGroup::Waits::kForLast;
   }
   // It stands at a boundary: a stop finds it there.
   if (ranks.AwaitsSettle()) ranks.contributed = false;
@@ -298,6 +299,12 @@ void World::SayProgress(Index index) {
   const RankGroup& ranks = Of(index).ranks;
   StepMember(index, Member::Progress{ranks.prepare.generation, ranks.finished, false,
                                      ranks.AwaitsSettle()});
+}
+
+// What they have finished is the last step, of the run or because the job ends.
+bool World::Last(const RankGroup& ranks) {
+  return ranks.finished == scenario_.steps_max ||
+         ranks.finished == generations_[ranks.prepare.generation].last_step;
 }
 
 // A bug: whoever has rank 0 cannot take the step.
@@ -346,7 +353,7 @@ void World::SettleState(Index index, const msg::Settle& settle) {
   if (!last) {
     Freeze(index);
     // It was the last step for which they waited.
-    if (ranks.finished == scenario_.steps_max) {
+    if (Last(ranks)) {
       ranks.waits = RankGroup::Waits::kForLast;
       SayProgress(index);
     } else {

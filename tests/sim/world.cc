@@ -480,6 +480,7 @@ void World::Perform(Index index, Member::Effects& effects) {
     } else if (auto* freeze = std::get_if<Member::FreezeState>(&effect)) {
       GenerationBooks& books = generations_[freeze->save.generation];
       const StepIndex after = freeze->save.after;
+      books.freeze_last |= freeze->save.last;
       // One that they hold, or are about to, is what is asked for.
       if (agent.ranks.state == Ranks::kRunning && agent.ranks.frozen <= after &&
           books.freeze_step <= std::max(after, agent.ranks.finished))

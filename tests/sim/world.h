@@ -181,6 +181,8 @@ class World {
     std::vector<NodeId> nodes;
     std::map<StepIndex, StepBooks> steps;
     std::optional<StepIndex> freeze_after;
+    bool freeze_last = false;  // Of what is asked for,
+    StepIndex last_step = -1;  // and when it is known which that is.
     StepIndex freeze_step = -1;
   };
 
@@ -245,6 +247,7 @@ class World {
   bool AnyCut(const std::vector<std::pair<Index, uint64_t>>& agents) const;
   void Apply(Index index);
   void Freeze(Index index);
+  bool Last(const RankGroup& ranks);
   void SettleState(Index index, const msg::Settle& settle);
   void StopRanks(Index index, Generation generation, bool at_boundary);
   void KillRanks(Index index, Generation generation);

@@ -48,7 +48,7 @@ class SnapshotFileTest : public testing::Test {
             .generation = 3,
             .step = step,
             .rank = 5,
-            .sample_chain = DigestOf("chain")};
+            .history = {.sample_chain = DigestOf("chain"), .steps = {{0.5, 2}, {0.25, 3}}}};
   }
   static float Value(int64_t step, int64_t atom, size_t part, int64_t i) {
     return static_cast<float>(step * 1000 + atom * 100 + static_cast<int64_t>(part) * 10 + i % 10);
@@ -320,7 +320,7 @@ TEST_F(SnapshotFileTest, AHeadCompletesACopy) {
   const std::string copy_path = directory_ + "/" + SnapshotFileName(3, 5, 1);
   const auto copy = *SnapshotFile::Create(copy_path, &table_, owned_);
   SnapshotStamp stamp = Stamp(4);
-  stamp.sample_chain = {};
+  stamp.history = {};
   copy->Begin(stamp);
   for (int part = 0; part < kStatePartCount; ++part)
     std::memcpy(copy->Part(part).data(), file->Part(part).data(), copy->Part(part).size());
