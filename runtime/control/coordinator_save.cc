@@ -150,9 +150,9 @@ void Coordinator::On(const PartsJoined& event, Effects& effects) {
   const bool known = std::all_of(event.readers.begin(), event.readers.end(), [&](int reader) {
     return reader >= 0 && static_cast<size_t>(reader) < members_.size();
   });
-  const bool all = event.parts.size() == event.readers.size();
-  parts_ = event.parts;
-  DoCommit(CheckpointCommit::Joined{event.readers, event.ok && known && all}, effects);
+  const bool ok = event.ok && known && event.parts.size() == event.readers.size();
+  if (ok) parts_ = event.parts;
+  DoCommit(CheckpointCommit::Joined{event.readers, ok}, effects);
 }
 
 void Coordinator::OnVoted(NodeId node, const msg::Voted& m, Effects& effects) {

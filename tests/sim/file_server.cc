@@ -51,7 +51,7 @@ void World::ExecuteLog(uint32_t index) {
       if (r.entry.kind == EntryKind::kNote && ++notes_[r.entry.note].in_log > 1)
         Violate(fmt::format("note {} is in the log twice", r.entry.note));
       if (r.entry.kind == EntryKind::kEnd) {
-        looked_ |= r.entry.exit_code == 93;
+        if (r.entry.exit_code == 93) PersonLooks();
         complete_ |= r.entry.exit_code == scenario_.control.done_code;
       }
       if (r.entry.kind == EntryKind::kStart) {

@@ -64,15 +64,22 @@ void World::AnswerChosen(Index index, uint64_t question) {
     break;
   }
   if (!store_.empty() && !chosen.step.has_value()) {
-    // A person will look, and mend the newest.
     chosen.ok = false;
     chosen.words = "no checkpoint can be loaded";
     checker_.OnStoreHasNone();
-    store_.back().known = false;
-    store_.back().bad = Checkpoint::Bad::kNo;
-    checker_.OnStoreSays(store_.size() - 1, false);
   }
   StepLead(index, chosen);
+}
+
+// After 93: what makes ranks fail, and the newest checkpoint where none can be loaded.
+void World::PersonLooks() {
+  looked_ = true;
+  if (store_.empty() ||
+      !std::all_of(store_.begin(), store_.end(), [](const Checkpoint& c) { return c.known; }))
+    return;
+  store_.back().known = false;
+  store_.back().bad = Checkpoint::Bad::kNo;
+  checker_.OnStoreSays(store_.size() - 1, false);
 }
 
 // False: they fail, or something is wrong.

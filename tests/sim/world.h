@@ -268,6 +268,7 @@ class World {
   void AnswerChosen(Index index, uint64_t question);
   void FindBad(Checkpoint& checkpoint);
   bool LoadsCheckpoint(Index index, const Resume& resume);
+  void PersonLooks();
   void Join(Index index, const Coordinator::JoinParts& order);
   void WantNotes(Index index);
   bool NoteHasBody(uint64_t tag, Index index);
