@@ -1,6 +1,7 @@
-// What a generation costs a process that lives on: making a transport, Connect, a message each way,
-// and dropping it, when all leave together, when a peer was killed, and when a peer is stopped; and
-// what is left behind. Eight ranks are processes. One line per number; rank 0 measures.
+// What a generation costs a process that lives on: making a transport, Connect, getting out of a
+// wait, and dropping the transport, when all stop together, when a peer was killed, and when one is
+// stopped by SIGSTOP in the middle of messages; and what is left behind. Eight ranks are processes.
+// One line per number; rank 0 measures.
 //
 //   generation_bench [label-part] [generations]
 #include <dirent.h>
@@ -12,6 +13,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/time/clock.h"
@@ -23,6 +25,7 @@ namespace perdure {
 namespace {
 
 constexpr int kSize = 8;
+constexpr size_t kLong = size_t{4} << 20;
 
 enum class End { kTogether, kKilled, kStopped };
 
@@ -53,8 +56,8 @@ void Report(const Wiring& wiring, const char* what, const std::vector<double>& s
 
 double Since(absl::Time begin) { return absl::ToDoubleSeconds(absl::Now() - begin); }
 
-void Exchange(Transport& transport, End end) {
-  const bool last = transport.rank() == kSize - 1;
+// All with all, once.
+void Exchange(Transport& transport) {
   std::vector<char> out(1 << 20), in(kSize * out.size());
   std::vector<RequestPtr> requests;
   for (int peer = 0; peer < kSize; ++peer) {
@@ -63,14 +66,66 @@ void Exchange(Transport& transport, End end) {
   }
   const absl::Status status = transport.WaitAll(requests);
   EXPECT_TRUE(status.ok()) << status;
-  if (!last || end == End::kTogether) return;
-  const absl::Time over = absl::Now() + absl::Milliseconds(50);
-  while (absl::Now() < over) transport.Progress();  // The others may not have all of it yet.
-  ::raise(end == End::kKilled ? SIGKILL : SIGSTOP);
+}
+
+// Tells the others when, and dies or stops then, in the middle of long messages with all of them.
+void EndAmongMessages(Transport& transport, int signal) {
+  const absl::Time when = absl::Now() + absl::Milliseconds(500);
+  const int64_t nanoseconds = absl::ToUnixNanos(when);
+  std::thread([=] {
+    absl::SleepFor(when - absl::Now());
+    ::raise(signal);
+  }).detach();
+  std::vector<char> out(kLong), in(kSize * kLong);
+  std::vector<RequestPtr> told;
+  for (int peer = 0; peer + 1 < kSize; ++peer)
+    told.push_back(transport.Send(peer, 3, &nanoseconds, sizeof nanoseconds));
+  (void)transport.WaitAll(told);
+  std::vector<RequestPtr> requests(2 * kSize);
+  while (true) {
+    for (int peer = 0; peer + 1 < kSize; ++peer) {
+      RequestPtr& receive = requests[2 * peer];
+      RequestPtr& send = requests[2 * peer + 1];
+      if (receive == nullptr || receive->done())
+        receive = transport.Recv(peer, 2, in.data() + peer * kLong, kLong);
+      if (send == nullptr || send->done()) send = transport.Send(peer, 2, out.data(), kLong);
+    }
+    transport.Progress();
+  }
+}
+
+// Seconds until this rank is out of a wait: since the last rank was killed, or since Cancel was
+// called by another thread, some time after the last rank stopped.
+double Stop(Transport& transport, End end) {
+  std::vector<char> out(kLong), in(kLong);
+  int64_t nanoseconds = 0;
+  if (end == End::kTogether)
+    nanoseconds = absl::ToUnixNanos(absl::Now());
+  else
+    EXPECT_TRUE(
+        transport.Wait(transport.Recv(kSize - 1, 3, &nanoseconds, sizeof nanoseconds)).ok());
+  absl::Time begin = absl::FromUnixNanos(nanoseconds);
+  std::thread cancel([&] {
+    if (end == End::kKilled) return;
+    absl::SleepFor(begin + absl::Milliseconds(100) - absl::Now());
+    begin = absl::Now();
+    transport.Cancel("a new generation");
+  });
+  absl::Status status;
+  while (status.ok()) {
+    const bool alone = end == End::kTogether;  // Nobody answers.
+    const RequestPtr requests[] = {
+        transport.Recv(alone ? transport.rank() : kSize - 1, 2, in.data(), in.size()),
+        alone ? nullptr : transport.Send(kSize - 1, 2, out.data(), out.size())};
+    status = transport.WaitAll(requests);
+  }
+  const absl::Time over = absl::Now();
+  cancel.join();
+  return absl::ToDoubleSeconds(over - begin);
 }
 
 void Measure(const Wiring& wiring, End end, const char* name, int generations) {
-  std::vector<double> make, connect, lose, drop;
+  std::vector<double> make, connect, stop, drop;
   int fds = 0, threads = 0;
   double resident = 0;
   RunGenerations(
@@ -85,15 +140,10 @@ void Measure(const Wiring& wiring, End end, const char* name, int generations) {
         const absl::Status status = transport->Connect(table, absl::Seconds(60));
         ASSERT_TRUE(status.ok()) << status;
         connect.push_back(Since(begin));
-        Exchange(*transport, end);
-        begin = absl::Now();
-        if (end == End::kStopped) {
-          absl::SleepFor(absl::Milliseconds(20));
-          begin = absl::Now();
-        } else if (end == End::kKilled) {
-          EXPECT_FALSE(transport->Wait(transport->Recv(kSize - 1, 2, nullptr, 0)).ok());
-        }
-        lose.push_back(Since(begin));
+        Exchange(*transport);
+        if (rank + 1 == kSize && end != End::kTogether)
+          EndAmongMessages(*transport, end == End::kKilled ? SIGKILL : SIGSTOP);
+        stop.push_back(Stop(*transport, end));
         begin = absl::Now();
         transport.reset();
         drop.push_back(Since(begin));
@@ -111,7 +161,8 @@ void Measure(const Wiring& wiring, End end, const char* name, int generations) {
         if (g + 1 < generations || rank != 0) return;
         Report(wiring, "make, with its address", make);
         Report(wiring, fmt::format("connect ({})", name).c_str(), connect);
-        Report(wiring, fmt::format("notice the loss ({})", name).c_str(), lose);
+        const char* what = end == End::kKilled ? "killed, noticed" : "Cancel, out of WaitAll";
+        Report(wiring, fmt::format("{} ({})", what, name).c_str(), stop);
         Report(wiring, fmt::format("drop ({})", name).c_str(), drop);
         std::printf("%-16s since generation 5: %+d descriptors, %+d threads, %+.1f MiB of %.1f\n",
                     wiring.label.c_str(), Entries("/proc/self/fd") - fds,
@@ -130,7 +181,7 @@ int main(int argc, char** argv) {
     if (!wiring.processes || wiring.label.find(part) == std::string::npos) continue;
     perdure::Measure(wiring, perdure::End::kTogether, "together", generations);
     perdure::Measure(wiring, perdure::End::kKilled, "peer killed", generations);
-    perdure::Measure(wiring, perdure::End::kStopped, "peer stopped", 6);
+    perdure::Measure(wiring, perdure::End::kStopped, "peer stopped", generations);
   }
   return testing::Test::HasFailure() ? 1 : 0;
 }

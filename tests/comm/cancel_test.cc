@@ -304,8 +304,8 @@ TEST_P(CancelProcessTest, WhileConnectingToAStoppedPeer) {
 
 // --- messages under way
 
-constexpr std::array<size_t, 6> kSizes = {8, 3000, 6 * kMiB, 16, 40000, 300000};
-constexpr size_t kRoom = 6 * kMiB;
+constexpr std::array<size_t, 6> kSizes = {8, 3000, 3 * kMiB, 16, 40000, 300000};
+constexpr size_t kRoom = 3 * kMiB;
 
 char ByteOf(int sender, int round) {
   return static_cast<char>(1 + (sender * 31 + round * 7) % 120);
@@ -507,7 +507,7 @@ TEST_P(CancelProcessTest, GenerationsThatLoseARank) {
 
 TEST_P(CancelTest, GenerationsLeaveNothingBehind) {
   std::array<Footprint, 3> footprints;
-  RunGenerations(wiring(), {.size = 3, .generations = 15},
+  RunGenerations(wiring(), {.size = 3, .generations = 8},
                  [&](std::unique_ptr<Transport>& transport, const auto& table, int generation) {
                    const absl::Status connected = transport->Connect(table, kConnectTimeout);
                    ASSERT_TRUE(connected.ok()) << connected;

@@ -219,7 +219,7 @@ bool IsLinked(const Wiring& wiring) {
   return known[wiring.kind] = !(WIFEXITED(status) && WEXITSTATUS(status) == kExitUnimplemented);
 }
 
-void RunForked(const std::function<void()>& body) {
+void RunForked(const std::function<void()>& body, absl::Duration limit) {
   std::fflush(nullptr);
   const pid_t pid = ::fork();
   PERDURE_CHECK(pid >= 0);
@@ -228,7 +228,7 @@ void RunForked(const std::function<void()>& body) {
     body();
     EndChild();
   }
-  ExpectEnd(Reap(pid, absl::Now() + absl::Seconds(60)), /*killed=*/false, "the child");
+  ExpectEnd(Reap(pid, absl::Now() + limit), /*killed=*/false, "the child");
 }
 
 void RunGenerations(const Wiring& wiring, const GenerationOptions& options,
@@ -240,7 +240,7 @@ void RunGenerations(const Wiring& wiring, const GenerationOptions& options,
         RunThreads(wiring, options.size,
                    [&](auto& transport, const auto& table) { body(transport, table, g); });
     };
-    return wiring.kind == "local" ? all() : RunForked(all);
+    return wiring.kind == "local" ? all() : RunForked(all, options.limit);
   }
   const absl::Time deadline = absl::Now() + options.limit;
   const int last = options.size - 1, lasting = options.last_is_new ? last : options.size;

@@ -69,6 +69,6 @@ void RunGenerations(const Wiring& wiring, const GenerationOptions& options,
                     const GenerationBody& body);
 
 // Calls `body` in a forked child and expects that it ends well.
-void RunForked(const std::function<void()>& body);
+void RunForked(const std::function<void()>& body, absl::Duration limit = absl::Seconds(60));
 
 }  // namespace perdure
