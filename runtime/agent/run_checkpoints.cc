@@ -132,10 +132,11 @@ RunCheckpoints::Choice RunCheckpoints::ChooseNow(const Coordinator::ChooseCheckp
   choice.status = log.status();
   if (!choice.status.ok()) return choice;
   if (const auto bad = ParseChosen(order.last); order.last_is_bad && bad.ok()) {
+    const std::filesystem::path run(options_.run_directory);
     std::error_code error;
-    const bool there =
-        std::filesystem::exists(options_.run_directory + "/ckpt/" + bad->name, error);
-    if (error) choice.status = ErrnoStatus(error.value(), "stat ckpt/" + bad->name);
+    const bool aside = std::filesystem::exists(run / "quarantine" / bad->name, error);
+    const bool there = !error && !aside && std::filesystem::exists(run / "ckpt" / bad->name, error);
+    if (error) choice.status = ErrnoStatus(error.value(), "stat checkpoint " + bad->name);
     if (there) {
       tell(fmt::format("checkpoint {} is bad ({}) and goes to quarantine/", bad->name, kBadReason));
       choice.status = QuarantineCheckpoint(options_.run_directory, bad->name, kBadReason);
@@ -226,7 +227,6 @@ void RunCheckpoints::Do(const Coordinator::MeasureRoom& order,
   generation_ = order.generation;
   saving_ = order.step;
   Stage("looking for room");
-  Begin();
   worker_->Post([this, lead = leads_, order, then = std::move(then)]() -> Worker::Then {
     const auto plan = PlanOf(order.generation);
     const absl::Status status =
@@ -239,6 +239,7 @@ void RunCheckpoints::Do(const Coordinator::MeasureRoom& order,
       then({.generation = order.generation, .step = order.step, .ok = status.ok()});
     };
   });
+  Begin();  // Behind it.
 }
 
 Manifest RunCheckpoints::HeadOf(const Plan& plan, StepIndex step,

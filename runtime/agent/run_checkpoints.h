@@ -54,7 +54,7 @@ class RunCheckpoints final : public CheckpointStore {
     std::function<void(const std::string& line)> warn;
     // Tells the agent's coordinator Note{tag}; false: there is none (any more).
     std::function<bool(uint64_t tag)> note;
-    // ---- from here on called by other threads, one at a time
+    // ---- from here on called by other threads, perhaps by several
     // The text of a run.toml.
     std::function<std::string(const RunConfig& config)> print;
     // Checkpoints that are to be exported and are not yet, oldest first; empty: none ever is.

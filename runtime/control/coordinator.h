@@ -168,8 +168,9 @@ class Coordinator {
   struct Finished {  // END is written; members are told.
     int32_t exit_code = 0;
   };
-  using Effect = std::variant<Send, Append, ReadLog, MeasureRoom, JoinParts, ChooseCheckpoint,
-                              AllPresent, SaveOver, Noted, GoodSteps, Evidence, Remark, Resign, Finished>;
+  using Effect =
+      std::variant<Send, Append, ReadLog, MeasureRoom, JoinParts, ChooseCheckpoint, AllPresent,
+                   SaveOver, Noted, GoodSteps, Evidence, Remark, Resign, Finished>;
   using Effects = std::vector<Effect>;
 
   enum class Phase : uint8_t {

@@ -17,6 +17,7 @@ namespace {
 using testing::AllOf;
 using testing::Contains;
 using testing::HasSubstr;
+using testing::Not;
 
 class AgentTest : public testing::Test {
  protected:
@@ -205,6 +206,28 @@ TEST_F(AgentTest, ARunGoesOnFromACheckpointThatIsGood) {
   EXPECT_EQ(starts[2].step, commits[0].step);
   EXPECT_EQ(starts[2].failure.kind, EvidenceKind::kBadCheckpoint);
   EXPECT_EQ(starts[2].failure.step, commits[1].step);
+TEST_F(AgentTest, TheStoreHearsWhetherItsAgentLeads) {
+  stage_.options.control.poll = absl::Milliseconds(200);
+  StartAll();
+  const StageStore& store = stage_.at(0).store;
+  EXPECT_EQ(store.leads, 1);
+  EXPECT_EQ(store.ends, 0);
+  ASSERT_EQ(store.present.size(), 1u);
+  EXPECT_EQ(store.present[0].generation, 1u);
+  EXPECT_EQ(stage_.at(1).store.leads, 0);
+  ASSERT_TRUE(stage_.at(0).agent->TellLead(Coordinator::SaveNow{}));
+  ASSERT_TRUE(stage_.Until([&] { return !store.over.empty(); }));
+  EXPECT_TRUE(store.over[0].committed);
+  EXPECT_EQ(store.over[0].generation, 1u);
+  // A note without anything to say is dropped in silence, another is not.
+  stage_.at(0).store.notes = NotFound("nothing is to be said");
+  ASSERT_TRUE(stage_.at(0).agent->TellLead(Coordinator::Note{.tag = 1}));
+  stage_.For(absl::Milliseconds(300));
+  EXPECT_THAT(stage_.at(0).remarks, Not(Contains(HasSubstr("nothing is to be said"))));
+  RunLog other = *RunLog::Open(directory_.path());
+  ASSERT_OK(other.Append(RecordType::kLead, 1, SerializeLead({.address = "127.0.0.1:9"})));
+  ASSERT_TRUE(stage_.Until([&] { return store.ends == 1; }));
+  EXPECT_EQ(stage_.at(0).agent->lead(), nullptr);
 }
 
 TEST_F(AgentTest, RanksThatDoNotStopAreKilled) {

@@ -3,7 +3,11 @@
 // otherwise.
 #pragma once
 
+#include <gtest/gtest.h>
+
+#include <algorithm>
 #include <deque>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -106,6 +110,33 @@ class CheckpointDesk {
   int32_t data_ = 2;
   uint64_t ids_ = 0, questions_ = 0;
   std::vector<std::pair<std::string, nlohmann::json>> events_;
+};
+
+// A desk on a new run.
+class RunCheckpointsTest : public testing::Test {
+ protected:
+  // A lead and a generation that begins.
+  void Begin() {
+    desk_.Lead();
+    EXPECT_EQ(desk_.Load(), -1);
+  }
+  std::string InQuarantine(StepIndex step) const {
+    return run_ + "/quarantine/" + desk_.Name(step);
+  }
+  void Truncate(StepIndex step) {
+    std::filesystem::resize_file(desk_.PathOf(step) + "/part-00001.h5", 100);
+  }
+  std::vector<StepIndex> There() const {
+    std::vector<StepIndex> steps;
+    for (const auto& entry : std::filesystem::directory_iterator(run_ + "/ckpt"))
+      steps.push_back(std::stol(entry.path().filename().string().substr(1)));
+    std::sort(steps.begin(), steps.end());
+    return steps;
+  }
+
+  TestDirectory directory_{MemoryDirectory()};
+  const std::string run_ = directory_.Make("run");
+  CheckpointDesk desk_{run_};
 };
 
 }  // namespace perdure

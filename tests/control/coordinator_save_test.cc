@@ -326,7 +326,12 @@ TEST_F(CoordinatorSaves, VotesOfThisSaveByItsReaders) {
 
 TEST_F(CoordinatorSaves, AndTellsEachMemberUntilItHasLetGo) {
   Publish();
+  EXPECT_THAT(story_.All<Coordinator::SaveOver>(), IsEmpty());
   story_.Win();
+  ASSERT_THAT(story_.All<Coordinator::SaveOver>(), SizeIs(1));
+  EXPECT_EQ(story_.All<Coordinator::SaveOver>()[0].step, kStep);
+  EXPECT_EQ(story_.All<Coordinator::SaveOver>()[0].generation, 1u);
+  EXPECT_TRUE(story_.All<Coordinator::SaveOver>()[0].committed);
   const auto settles = story_.Sent<msg::Settle>();
   ASSERT_THAT(settles, SizeIs(2));
   EXPECT_EQ(settles.at(1).step, kStep);
@@ -371,6 +376,8 @@ TEST_F(CoordinatorSaves, NotAThirdTime) {
   EXPECT_THAT(story_.Sent<msg::Write>(), IsEmpty());
   ASSERT_THAT(story_.Sent<msg::Settle>(), SizeIs(2));
   EXPECT_FALSE(story_.Sent<msg::Settle>().at(0).committed);
+  ASSERT_THAT(story_.All<Coordinator::SaveOver>(), SizeIs(1));
+  EXPECT_FALSE(story_.All<Coordinator::SaveOver>()[0].committed);
   EXPECT_THAT(story_.said(), HasSubstr("checkpoint of step 12 given up"));
   EXPECT_EQ(story_.phase(), Phase::kRunning);
 }
@@ -383,6 +390,8 @@ TEST_F(CoordinatorSaves, ForSaveMaxAtMost) {
   minutes(29);
   EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty());
   minutes(1);
+  ASSERT_THAT(story_.All<Coordinator::SaveOver>(), SizeIs(1));
+  EXPECT_FALSE(story_.All<Coordinator::SaveOver>()[0].committed);
   EXPECT_FALSE(story_.Sent<msg::Settle>().at(1).committed);
   EXPECT_EQ(story_.WhenSent<msg::Settle>(1, kStart).front(), absl::Minutes(30));
   for (NodeId node : {0, 1}) Says(node, -1);
@@ -425,6 +434,8 @@ TEST_F(CoordinatorSaves, NothingOfAGenerationThatIsOver) {
   Verify();
   story_.Report(0, Stage::kBroken, 1);
   ASSERT_EQ(story_.phase(), Phase::kStopping);
+  ASSERT_THAT(story_.All<Coordinator::SaveOver>(), SizeIs(1));
+  EXPECT_FALSE(story_.All<Coordinator::SaveOver>()[0].committed);
   Vote(1, 0);
   Vote(0, 1);
   EXPECT_FALSE(story_.append().has_value());
