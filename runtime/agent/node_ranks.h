@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "runtime/agent/peer_frame.h"
 #include "runtime/agent/control_log.h"
+#include "runtime/agent/peer_frame.h"
 #include "runtime/agent/records.h"
 #include "runtime/control/coordinator.h"
 #include "runtime/control/member.h"

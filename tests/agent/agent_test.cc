@@ -206,6 +206,8 @@ TEST_F(AgentTest, ARunGoesOnFromACheckpointThatIsGood) {
   EXPECT_EQ(starts[2].step, commits[0].step);
   EXPECT_EQ(starts[2].failure.kind, EvidenceKind::kBadCheckpoint);
   EXPECT_EQ(starts[2].failure.step, commits[1].step);
+}
+
 TEST_F(AgentTest, TheStoreHearsWhetherItsAgentLeads) {
   stage_.options.control.poll = absl::Milliseconds(200);
   StartAll();

@@ -325,7 +325,8 @@ TEST(MemberStops, KillsWithoutACoordinatorToo) {
   EXPECT_THAT(story.All<Member::KillRanks>(), SizeIs(1));
 }
 
-// An agent that comes back without ranks has what they left in memory, and says so when it is asked.
+// An agent that comes back without ranks has what they left in memory, and says so when it is
+// asked.
 TEST(MemberStops, WhatAnAgentFindsInMemoryIsHeld) {
   MemberStory story(3, {}, {.generation = 4, .finished = 50, .frozen = -1, .holdings = kHoldings});
   story.Follow(1);
