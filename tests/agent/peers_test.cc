@@ -18,7 +18,8 @@ WireAddress Loopback(uint16_t port) {
 
 TEST(PeerFrame, ComesBackAsItWas) {
   const std::vector<PeerFrame> frames = {
-      ControlMessage(msg::Go{.term = 3, .generation = 9}), Introduction{Loopback(1)},
+      ControlMessage(msg::Go{.term = 3, .generation = 9}),
+      Introduction{Loopback(1)},
       Directory{{{.node = 7, .address = Loopback(65535)}, {.node = 0xfffffffe, .address = {}}}},
       Directory{},
       Where{{0, 7, 0xfffffffe}},

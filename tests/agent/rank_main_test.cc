@@ -246,8 +246,7 @@ TEST_F(RankMainTest, ARunFromItsBeginningToItsEnd) {
   EXPECT_FALSE(run.atom_digests.empty());
   // What it did is in the page.
   EXPECT_THAT(rank().page().Activities(),
-              ::testing::Contains(
-                  ::testing::Field(&Activity::phase, Activity::Phase::kLeaving)));
+              ::testing::Contains(::testing::Field(&Activity::phase, Activity::Phase::kLeaving)));
   // Done, it still answers.
   rank().Send(to_rank::Stop{.generation = 1});
   rank().Get<from_rank::Stopped>();
