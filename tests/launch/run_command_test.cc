@@ -136,8 +136,8 @@ TEST_F(RunCommand, ACorruptCheckpointIsNotLoaded) {
   const CommandResult resumed = Perdure(Arguments({"--until-step", "5"}));
   EXPECT_EQ(resumed.exit_code, 75);
   EXPECT_NE(resumed.errors.find("block 1 "), std::string::npos) << resumed.errors;
-  EXPECT_NE(resumed.errors.find("in quarantine/"), std::string::npos) << resumed.errors;
-  EXPECT_NE(resumed.errors.find("resuming at step 2"), std::string::npos) << resumed.errors;
+  EXPECT_NE(resumed.errors.find("goes to quarantine/"), std::string::npos) << resumed.errors;
+  EXPECT_NE(resumed.errors.find("from the checkpoint at step 2"), std::string::npos) << resumed.errors;
   EXPECT_EQ(LossColumn(run_, "step"), (std::vector<std::string>{"1", "2", "3", "4", "5"}));
 }
 
