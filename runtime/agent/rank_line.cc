@@ -161,6 +161,7 @@ void RankLine::On(const to_rank::Stop& frame) {
 // there.
 void RankLine::Interrupt() {
   interrupted_ = true;
+  changed_.notify_all();
   if (interrupt_) std::exchange(interrupt_, nullptr)();
 }
 
