@@ -195,10 +195,15 @@ TEST_F(ProcessRanksTest, ANodeThatComesIsTakenInAtABoundary) {
   stage_->options.nodes = 2;
   stage_->options.control.gather = absl::Milliseconds(300);
   stage_->Start(0);
-  bool more = false;
-  At(5, [&] { more = true; });
-  ASSERT_TRUE(stage_->Until([&] { return more; }));
+  // Held back until it is told to leave: alone it would be done before the other comes.
+  pid_t held = 0;
+  At(5, [&] { ::kill(held = stage_->PidOf(0), SIGSTOP); });
+  ASSERT_TRUE(stage_->Until([&] { return held != 0; }));
   stage_->Start(1);
+  ASSERT_TRUE(stage_->Until([&] {
+    return stage_->at(0).agent->lead()->phase() == Coordinator::Phase::kStopping;
+  }));
+  ::kill(held, SIGCONT);
   ASSERT_EQ(stage_->Completed(), 0);
   const std::vector<StartRecord> starts = stage_->Starts();
   ASSERT_EQ(starts.size(), 2u);
