@@ -200,9 +200,8 @@ TEST_F(ProcessRanksTest, ANodeThatComesIsTakenInAtABoundary) {
   At(5, [&] { ::kill(held = stage_->PidOf(0), SIGSTOP); });
   ASSERT_TRUE(stage_->Until([&] { return held != 0; }));
   stage_->Start(1);
-  ASSERT_TRUE(stage_->Until([&] {
-    return stage_->at(0).agent->lead()->phase() == Coordinator::Phase::kStopping;
-  }));
+  ASSERT_TRUE(stage_->Until(
+      [&] { return stage_->at(0).agent->lead()->phase() == Coordinator::Phase::kStopping; }));
   ::kill(held, SIGCONT);
   ASSERT_EQ(stage_->Completed(), 0);
   const std::vector<StartRecord> starts = stage_->Starts();
