@@ -163,6 +163,7 @@ void RankLine::On(const to_rank::Stop& frame) {
 // there.
 void RankLine::Interrupt() {
   interrupted_ = true;
+  changed_.notify_all();
   if (interrupt_) std::exchange(interrupt_, nullptr)();
 }
 
@@ -266,7 +267,6 @@ absl::Status RankLine::BeginSave(int64_t step, const std::string& file) {
     RETURN_IF_ERROR(Ended());
     save_ = {};
     save_.step = step;
-    waits_ = false;
     // A state that was frozen anyway is one that was asked for.
     freezes_ = std::max(freezes_, step - 1);
     if (freeze_after_.has_value() && *freeze_after_ <= freezes_) freeze_after_.reset();

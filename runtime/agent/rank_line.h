@@ -48,7 +48,9 @@ class RankLine {
   absl::StatusOr<std::vector<std::string>> AwaitTable(int64_t ranks);
   absl::Status AwaitGo();
   absl::StatusOr<std::vector<std::string>> AwaitFetched();
-  // The rank runs and waits at a boundary for something that may take long.
+  // The rank runs and waits at a boundary for something that may take long; until it asks for the
+  // permission to begin the next step. (Not until a state is begun to be saved: training may wait
+  // with the next one before the saver has got round to that.)
   void WaitsAtBoundary(bool waits);
   // True: the rank may go on with `may`, which is asked again and again; it ends when that says so,
   // or when it is told to stop. One that is to stop at a boundary does so when it may not go on.
