@@ -2,12 +2,7 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdio>
-#include <filesystem>
-#include <limits>
-#include <utility>
-#include <vector>
 
 #include "runtime/agent/process.h"
 #include "runtime/base/files.h"
@@ -16,43 +11,49 @@
 namespace perdure {
 namespace {
 
-using Json = nlohmann::json;
-
+constexpr auto kStatusEvery = std::chrono::milliseconds(200);
 constexpr auto kProgressEvery = std::chrono::milliseconds(100);
 constexpr auto kPlainProgressEvery = std::chrono::seconds(2);
 
-// Whoever started the agents, and so outlives them.
-Json Supervisor(pid_t pid) {
-  return {{"supervisor_pid", pid}, {"supervisor_start", ProcessStart(pid)}};
-}
-
-Json StatusHead(const RunConfig& config, pid_t supervisor) {
-  Json status = Supervisor(supervisor);
-  status["name"] = config.name;
-  status["steps_total"] = StepSchedule(config).steps();
-  return status;
-}
-
-absl::Status WriteStatus(const std::string& run_directory, Json status) {
-  status["time"] = TimeNow();
-  return ReplaceFileFast(run_directory + "/status.json", status.dump(2) + "\n");
-}
-
 }  // namespace
 
-JobRecord::JobRecord(std::string run_directory, const RunConfig& config, bool quiet)
+JobRecord::JobRecord(std::string run_directory, const RunConfig& config, uint64_t generation,
+                     int64_t nodes, bool quiet)
     : run_directory_(std::move(run_directory)),
       config_(config),
       schedule_(config),
+      generation_(generation),
+      nodes_(nodes),
       quiet_(quiet),
       terminal_(::isatty(STDERR_FILENO) != 0) {}
 
 absl::StatusOr<std::unique_ptr<JobRecord>> JobRecord::Open(const std::string& run_directory,
-                                                           const RunConfig& config, bool quiet) {
-  std::unique_ptr<JobRecord> record(new JobRecord(run_directory, config, quiet));
+                                                           const RunConfig& config,
+                                                           uint64_t generation, int64_t resume_step,
+                                                           int64_t nodes, bool quiet) {
+  std::unique_ptr<JobRecord> record(new JobRecord(run_directory, config, generation, nodes, quiet));
   RETURN_IF_ERROR(MakeDirectories(run_directory + "/metrics"));
-  RETURN_IF_ERROR(MakeDirectories(run_directory + "/ckpt"));
   ASSIGN_OR_RETURN(record->journal_, Journal::Open(run_directory + "/journal.jsonl"));
+  ASSIGN_OR_RETURN(record->loss_csv_,
+                   LossCsv::Open(run_directory + "/metrics/loss.csv", resume_step));
+  const LayoutConfig& layout = config.layout;
+  nlohmann::ordered_json& status = record->status_;
+  status["name"] = config.name;
+  status["state"] = "starting";
+  status["phase"] = nullptr;
+  status["step"] = resume_step;
+  status["steps_total"] = record->schedule_.steps();
+  status["loss"] = nullptr;
+  status["tokens_per_second"] = nullptr;
+  status["generation"] = generation;
+  status["layout"] = {{"tensor", layout.tensor},
+                      {"pipeline", layout.pipeline},
+                      {"data", layout.data},
+                      {"zero", layout.zero}};
+  status["nodes"] = nodes;
+  status["supervisor_pid"] = ::getpid();
+  status["supervisor_start"] = ProcessStart(::getpid());
+  status["members"] = nlohmann::json::array();
   return record;
 }
 
@@ -62,61 +63,44 @@ void JobRecord::Warn(const absl::Status& status) {
   Say(fmt::format("warning: {}; training goes on without that record", Message(status)));
 }
 
-// Another agent may have left its progress line open.
 void JobRecord::Say(const std::string& line) {
+  if (line_open_) std::fputs("\r\033[K", stderr);
   line_open_ = false;
-  std::fprintf(stderr, "%s%s\n", terminal_ ? "\r\033[K" : "", line.c_str());
+  std::fprintf(stderr, "%s\n", line.c_str());
 }
 
-void JobRecord::Event(std::string_view event, const Json& fields) {
+void JobRecord::Event(std::string_view event, const nlohmann::json& fields) {
   Warn(journal_->Append(event, fields));
 }
 
-void JobRecord::Step(uint64_t generation, int64_t ranks, const StepReport& r) {
-  const bool again = r.seconds == 0;
-  // Where the generation begins is known with its first step.
-  constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
-  if (generation != generation_) OpenLosses(generation, again ? kAll : r.step - 1);
-  if (again && r.step <= last_row_) return;
-  if (!again && r.step != last_row_ + 1) OpenLosses(generation, r.step - 1);
-  last_row_ = r.step;
+void JobRecord::Step(const StepReport& r) {
   const std::string& phase = config_.phases[static_cast<size_t>(r.phase)].name;
-  if (loss_csv_ != nullptr)
-    Warn(loss_csv_->Append(
-        {.step = r.step,
-         .samples = r.samples,
-         .tokens = r.tokens,
-         .loss = r.loss,
-         .grad_norm = r.grad_norm,
-         .learning_rate = r.rate,
-         .batch = r.batch,
-         .context = r.context,
-         .step_seconds = r.seconds,
-         .tokens_per_second = again ? 0 : static_cast<double>(r.step_tokens) / r.seconds,
-         .generation = generation,
-         .ranks = ranks,
-         .phase = phase}));
-  if (again) {
-    Event("step_told_again", {{"step", r.step}, {"generation", generation}});
-    return;
-  }
+  const double tokens_per_second = static_cast<double>(r.step_tokens) / r.seconds;
+  Warn(loss_csv_->Append({.step = r.step,
+                          .samples = r.samples,
+                          .tokens = r.tokens,
+                          .loss = r.loss,
+                          .grad_norm = r.grad_norm,
+                          .learning_rate = r.rate,
+                          .batch = r.batch,
+                          .context = r.context,
+                          .step_seconds = r.seconds,
+                          .tokens_per_second = tokens_per_second,
+                          .generation = generation_,
+                          .ranks = config_.layout.ranks(),
+                          .phase = phase}));
   Event("step", {{"step", r.step},
-                 {"generation", generation},
+                 {"generation", generation_},
                  {"phase", phase},
                  {"samples", {r.first_sample, r.first_sample + r.batch}},
                  {"sample_chain", r.sample_chain.Hex()}});
+  status_["state"] = status_["state"] == "starting" ? "running" : status_["state"];
+  status_["phase"] = phase;
+  status_["step"] = r.step;
+  status_["loss"] = r.loss;
+  status_["tokens_per_second"] = tokens_per_second;
+  WriteStatus(false);
   ShowProgress(r);
-}
-
-void JobRecord::OpenLosses(uint64_t generation, int64_t resume_step) {
-  const std::string path = run_directory_ + "/metrics/loss.csv";
-  generation_ = generation;
-  loss_csv_.reset();
-  absl::StatusOr<std::unique_ptr<LossCsv>> csv = LossCsv::Open(path, resume_step);
-  Warn(csv.status());
-  if (csv.ok()) loss_csv_ = *std::move(csv);
-  const absl::StatusOr<std::optional<LossRow>> last = LastLossRow(path);
-  last_row_ = last.ok() && last->has_value() ? (*last)->step : 0;
 }
 
 void JobRecord::ShowProgress(const StepReport& r) {
@@ -139,94 +123,29 @@ void JobRecord::ShowProgress(const StepReport& r) {
   }
 }
 
-void JobRecord::Job(const Json& state) {
-  if (state == job_) return;
-  job_ = state;
-  Json status = StatusHead(config_, ::getppid());
-  status.update(state);
-  Warn(WriteStatus(run_directory_, std::move(status)));
-}
-
-void JobRecord::Node(const std::string& directory, const Json& node) {
-  if (node == node_) return;
-  node_ = node;
-  Warn(ReplaceFileFast(fmt::format("{}/node-{:05}.json", directory, node["node"].get<int64_t>()),
-                       node.dump(2) + "\n"));
-}
-
-absl::Status RecordEnd(const std::string& run_directory, const RunConfig& config,
-                       const std::string& state) {
-  Json status = StatusHead(config, ::getpid());
-  const absl::StatusOr<std::string> text = ReadFile(run_directory + "/status.json");
-  if (text.ok())
-    if (const Json before = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
-        before.is_object())
-      status.update(before);
-  status["state"] = state;
-  status["nodes"] = Json::array();
-  return WriteStatus(run_directory, std::move(status));
-}
-
-// ---- reading
-
-namespace {
-
-// What each of `nodes` runs, by what its agent wrote last.
-Json Members(const std::string& directory, const Json& nodes) {
-  Json members = Json::array();
-  for (const Json& node : nodes) {
-    const absl::StatusOr<std::string> text =
-        ReadFile(fmt::format("{}/node-{:05}.json", directory, node.get<int64_t>()));
-    if (!text.ok()) continue;
-    Json member = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
-    if (member.is_object()) members.push_back(std::move(member));
+void JobRecord::State(const std::string& state, const std::vector<LocalRank>& ranks) {
+  status_["state"] = state;
+  nlohmann::json members = nlohmann::json::array();
+  for (const LocalRank& rank : ranks) {
+    if (members.empty() || members.back()["node"] != rank.node)
+      members.push_back(
+          {{"node", rank.node}, {"agent_pid", ::getpid()}, {"ranks", nlohmann::json::array()}});
+    members.back()["ranks"].push_back({{"rank", rank.rank}, {"pid", rank.pid}});
   }
-  return members;
+  status_["members"] = members;
+  WriteStatus(true);
+  if (line_open_ && state != "running" && state != "starting") {
+    std::fputs("\n", stderr);
+    line_open_ = false;
+  }
 }
 
-}  // namespace
-
-absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directory) {
-  const std::string path = run_directory + "/status.json";
-  const absl::StatusOr<std::string> text = ReadFile(path);
-  if (!text.ok())
-    return NotFound("{} is not there: {} is no run directory, or its first job has not begun", path,
-                    run_directory);
-  const Json read = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (!read.is_object() || !read.contains("state") || !read["state"].is_string())
-    return DataLoss("{} is not a status; the next job writes it anew", path);
-  nlohmann::ordered_json status;
-  const auto copy = [&](const char* key) { status[key] = read.value(key, Json()); };
-  copy("name");
-  copy("state");
-  const std::string state = read["state"];
-  const bool live =
-      state == "starting" || state == "running" || state == "recovering" || state == "stopping";
-  const bool lost = live && !ProcessLives(read.value("supervisor_pid", 0),
-                                          read.value("supervisor_start", uint64_t{0}));
-  if (lost) status["state"] = "lost";  // It ended without being able to say so.
-  const absl::StatusOr<std::optional<LossRow>> last =
-      LastLossRow(run_directory + "/metrics/loss.csv");
-  const bool stepped = last.ok() && last->has_value();
-  status["phase"] = stepped ? Json((*last)->phase) : Json();
-  status["step"] = stepped ? (*last)->step : 0;
-  copy("steps_total");
-  status["loss"] = stepped ? Json((*last)->loss) : Json();
-  status["tokens_per_second"] = stepped ? Json((*last)->tokens_per_second) : Json();
-  copy("generation");
-  copy("layout");
-  const Json nodes = read.value("nodes", Json::array());
-  status["nodes"] = nodes.size();
-  copy("job");
-  copy("coordinator");
-  copy("supervisor_pid");
-  copy("supervisor_start");
-  status["members"] =
-      live && !lost
-          ? Members(fmt::format("{}/jobs/{}", run_directory, read.value("job", uint64_t{0})), nodes)
-          : Json::array();
-  copy("time");
-  return status;
+void JobRecord::WriteStatus(bool force) {
+  const auto now = std::chrono::steady_clock::now();
+  if (!force && now - status_written_ < kStatusEvery) return;
+  status_written_ = now;
+  status_["time"] = TimeNow();
+  Warn(ReplaceFileFast(run_directory_ + "/status.json", status_.dump(2) + "\n"));
 }
 
 }  // namespace perdure

@@ -1,7 +1,10 @@
-// One job on this machine: an agent process for each of its nodes, which are process groups of
-// ranks_per_node ranks. What a job is (its generations, who coordinates, what counts) is the
-// agents' (launch/agent_command); here they are started, started again when they die, told to stop,
-// and outlived: where they could not append END themselves it is done for them.
+// One job on this machine: starts the rank processes, wires them, follows them, commits their
+// checkpoints, and ends them all when one dies, saying which and why. "Nodes" are process groups of
+// ranks_per_node ranks.
+//
+// What a job decides about a run (where it resumes, what a generation is, which checkpoint counts)
+// goes through the run log; what people read (status.json, loss.csv, journal.jsonl, jobs/) is
+// written here too.
 #pragma once
 
 #include <cstdint>
@@ -25,14 +28,10 @@ struct LocalJobOptions {
   std::string data_directory;  // Absolute.
   int64_t nodes = 1;
   int64_t ranks_per_node = 1;
-  int64_t until_step = -1;     // Negative: to the end.
-  bool quiet = false;          // No progress lines.
-  bool retry = false;          // Attempts to load a checkpoint that failed before do not count.
-  bool restart_agents = true;  // Nodes whose agent died come back.
+  int64_t until_step = 0;  // 0: to the end.
+  bool quiet = false;      // No progress lines.
+  bool retry = false;      // Attempts to load a checkpoint that failed before do not count.
 };
-
-// Where agents and ranks find the lock that says that they live (local_lock.h).
-inline constexpr int kLocalLockFd = 4;
 
 // Runs the job to its end and returns its exit code; errors have been printed.
 int RunLocalJob(const LocalJobOptions& options);

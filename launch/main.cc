@@ -12,10 +12,12 @@
 #include "launch/data_command.h"
 #include "launch/doctor_command.h"
 #include "launch/local_job.h"
+#include "launch/local_ranks.h"
 #include "launch/plan_command.h"
 #include "launch/run_command.h"
 #include "launch/version.h"
 #include "runtime/agent/rank_main.h"
+#include "runtime/agent/rank_process.h"
 
 namespace {
 
@@ -30,8 +32,13 @@ void RestoreSignals() {
 
 int main(int argc, char** argv) {
   RestoreSignals();
-  // A rank is started by its agent alone; it is no command for people.
+  // A rank is started by `perdure run` alone; it is no command for people.
   if (argc == 2 && std::strcmp(argv[1], "rank") == 0)
+    return perdure::RunRank(
+        perdure::FrameSocket(perdure::kControlFd), nullptr,
+        [](const std::string& toml) { return perdure::ParseConfig(toml, "run.toml", {}); });
+  // Likewise, by an agent.
+  if (argc == 2 && std::strcmp(argv[1], "rank-main") == 0)
     return perdure::RunRankMain(
         perdure::FrameSocket(perdure::kRankSocketFd), perdure::kRankPageFd,
         {.parse_config =

@@ -11,11 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include "launch/agent_record.h"
+#include "launch/agents_job.h"
 #include "launch/config.h"
 #include "launch/job_health.h"
-#include "launch/job_record.h"
 #include "launch/layout_rule.h"
-#include "launch/local_job.h"
 #include "launch/run_data.h"
 #include "launch/run_export.h"
 #include "runtime/agent/agent.h"
@@ -61,7 +61,7 @@ class NodeAgent {
   OomKills oom_;
   std::string logs_;  // RUN/jobs/<job>.
   std::unique_ptr<EventLoop> loop_;
-  std::unique_ptr<JobRecord> record_;
+  std::unique_ptr<AgentRecord> record_;
   std::unique_ptr<JobHealth> health_;
   std::unique_ptr<SnapshotShelf> shelf_;
   std::unique_ptr<RunCheckpoints> checkpoints_;
@@ -75,7 +75,7 @@ class NodeAgent {
 absl::Status NodeAgent::OpenRecords() {
   logs_ = fmt::format("{}/jobs/{}", options_.run_directory, options_.job);
   RETURN_IF_ERROR(MakeDirectories(logs_));
-  ASSIGN_OR_RETURN(record_, JobRecord::Open(options_.run_directory, config_, options_.quiet));
+  ASSIGN_OR_RETURN(record_, AgentRecord::Open(options_.run_directory, config_, options_.quiet));
   health_ = std::make_unique<JobHealth>(
       static_cast<int>(options_.ranks_per_node),
       JobHealth::Hooks{.event = [this](const std::string& event,
@@ -132,7 +132,7 @@ std::vector<std::string> RankEnvironment(const RunConfig& config) {
 void NodeAgent::OpenRanks(const std::string& run_id) {
   ProcessRanksOptions options{
       .node = options_.node,
-      .argv = {"/proc/self/exe", "rank"},
+      .argv = {"/proc/self/exe", "rank-main"},
       .environment = RankEnvironment(config_),
       .log_directory = logs_,
       .config = PrintConfig(config_),

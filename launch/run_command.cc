@@ -8,8 +8,9 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "launch/agent_record.h"
+#include "launch/agents_job.h"
 #include "launch/config.h"
-#include "launch/job_record.h"
 #include "launch/local_job.h"
 #include "runtime/agent/process.h"
 #include "runtime/base/status.h"
@@ -30,6 +31,7 @@ struct RunArguments {
   int64_t until_step = -1;
   bool quiet = false;
   bool retry = false;
+  bool agents = false;
   bool no_agent_restart = false;
 };
 
@@ -58,8 +60,9 @@ int Run(const RunArguments& arguments) {
   options.until_step = arguments.until_step;
   options.quiet = arguments.quiet;
   options.retry = arguments.retry;
-  options.restart_agents = !arguments.no_agent_restart;
   options.config = *std::move(config);
+  if (arguments.agents)
+    return RunAgentsJob({.job = std::move(options), .restart_agents = !arguments.no_agent_restart});
   return RunLocalJob(options);
 }
 
@@ -137,6 +140,8 @@ void AddRunCommand(CLI::App& app, int* exit_code) {
   run->add_flag("--quiet", arguments->quiet, "No progress lines");
   run->add_flag("--retry", arguments->retry,
                 "Load a checkpoint again that was loaded twice without a good step behind it");
+  run->add_flag("--agents", arguments->agents,
+                "An agent process per node: the job recovers from failures without a restart");
   run->add_flag("--no-agent-restart", arguments->no_agent_restart,
                 "A node whose agent died stays away");
   run->add_flag_callback(

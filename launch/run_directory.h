@@ -8,7 +8,6 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "ckpt/checkpoint.h"
-#include "launch/local_lock.h"
 #include "runtime/agent/records.h"
 #include "runtime/agent/run_log.h"
 #include "runtime/train/run_config.h"
@@ -19,7 +18,6 @@ namespace perdure {
 struct OpenedRun {
   RunConfig config;  // With what the run has frozen ("auto" values) filled in.
   RunLog log;
-  LocalLock lock;                         // Held by nobody else of this host.
   StartPoint start;                       // Where a job continues.
   std::optional<Digest> manifest_digest;  // Of start.checkpoint.
 };

@@ -12,10 +12,16 @@ namespace perdure {
 namespace {
 
 std::vector<std::string> SmallModel(const std::string& run, const std::string& folder) {
-  std::vector<std::string> words = {
-      "run",        NanoToml(), "--run-dir",    run,
-      "--data-dir", folder,     "--until-step", std::to_string(kChaosSteps),
-      "--quiet"};
+  std::vector<std::string> words = {"run",
+                                    "--agents",
+                                    NanoToml(),
+                                    "--run-dir",
+                                    run,
+                                    "--data-dir",
+                                    folder,
+                                    "--until-step",
+                                    std::to_string(kChaosSteps),
+                                    "--quiet"};
   for (const std::string& setting :
        {std::string("model.layers=2"), std::string("model.hidden=64"), std::string("model.heads=4"),
         std::string("model.kv_heads=4"), std::string("model.ffn=192"),
