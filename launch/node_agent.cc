@@ -20,6 +20,7 @@
 #include "launch/run_export.h"
 #include "runtime/agent/agent.h"
 #include "runtime/agent/job_start.h"
+#include "runtime/agent/log_layouts.h"
 #include "runtime/agent/process_ranks.h"
 #include "runtime/agent/run_checkpoints.h"
 #include "runtime/agent/snapshot_shelf.h"
@@ -48,8 +49,6 @@ class NodeAgent {
   absl::Status OpenCheckpoints();
   void OpenRanks(const std::string& run_id);
   AgentOptions OptionsOfAgent(int64_t step) const;
-  void Layouts(std::vector<Generation> generations,
-               std::function<void(absl::StatusOr<std::vector<PlacedLayout>>)> then);
   void OnFailure(const RankFailure& failure);
   void OnStep(Generation generation, const StepReport& report);
   void Tell();
@@ -143,10 +142,12 @@ void NodeAgent::OpenRanks(const std::string& run_id) {
       .cores = static_cast<int64_t>(std::thread::hardware_concurrency()),
       .threads_per_rank = config_.numerics.threads,
       .until_step = options_.until_step};
-  ProcessRanksHooks hooks{
-      .tell = [this](Member::Event event) { agent_->Tell(std::move(event)); },
-      .layouts = [this](std::vector<Generation> generations,
-                        auto then) { Layouts(std::move(generations), std::move(then)); }};
+  ProcessRanksHooks hooks{.tell = [this](Member::Event event) { agent_->Tell(std::move(event)); },
+                          .layouts =
+                              [this](std::vector<Generation> generations, auto then) {
+                                ReadLayouts(loop_.get(), log_.get(), std::move(generations),
+                                            std::move(then));
+                              }};
   hooks.send_snapshot = [this](NodeId to, const SnapshotFrame& frame) {
     return agent_->SendSnapshot(to, frame);
   };
@@ -227,26 +228,6 @@ absl::Status NodeAgent::Begin() {
                   .ended = [this](int exit_code) { End(exit_code); }}));
   Tell();
   return absl::OkStatus();
-}
-
-// The seats of generations, from their START records.
-void NodeAgent::Layouts(std::vector<Generation> generations,
-                        std::function<void(absl::StatusOr<std::vector<PlacedLayout>>)> then) {
-  log_->Read(0, [generations = std::move(generations),
-                 then = std::move(then)](const ControlLog::Entries& reading) {
-    if (!reading.ok()) return then(reading.status());
-    std::vector<PlacedLayout> layouts;
-    for (const Generation generation : generations) {
-      const auto start = std::find_if(
-          reading->entries.begin(), reading->entries.end(), [&](const LogEntry& entry) {
-            return entry.kind == EntryKind::kStart && entry.generation == generation;
-          });
-      if (start == reading->entries.end())
-        return then(NotFound("START of generation {} is not in the run log", generation));
-      layouts.push_back(*start->layout);
-    }
-    then(std::move(layouts));
-  });
 }
 
 void NodeAgent::OnFailure(const RankFailure& failure) {

@@ -351,6 +351,7 @@ class Coordinator {
   uint64_t question_ = 0;
   absl::Time choose_due_ = absl::InfiniteFuture();  // When to ask it again.
   std::optional<CheckpointChosen> chosen_;
+  std::string loads_;                 // The checkpoint of layout_; empty: none, or not known.
   bool last_is_bad_ = false;          // The checkpoint of the last START that needed one.
   std::string last_checkpoint_;       // It,
   std::optional<StepIndex> good_at_;  // and with how many steps it is a good one.

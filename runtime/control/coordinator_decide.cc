@@ -34,9 +34,9 @@ void Coordinator::Learn(NodeId node, const msg::Report& before, Effects& effects
   Blame(r.failure, r.failure_number, node);
   if (r.failure == EvidenceKind::kTrainingFailed) ending_ = ending_.value_or(kExitPersonMustLook);
   if (r.failure == EvidenceKind::kBadCheckpoint && r.generation == layout_.generation &&
-      !resume_.checkpoint.empty()) {
+      !loads_.empty()) {
     last_is_bad_ = true;
-    last_checkpoint_ = resume_.checkpoint;
+    last_checkpoint_ = loads_;
   }
 }
 

@@ -65,6 +65,7 @@ void Coordinator::Runs(StepIndex finished, Effects& effects) {
 // `layout` is what this coordinator answers for from now on.
 void Coordinator::TakeOver(PlacedLayout layout) {
   layout_ = std::move(layout);
+  loads_.clear();
   members_ = NodesOf(layout_);
   for (Peer& peer : peers_) peer.member = peer.addressed = peer.ready = peer.done = false;
   for (NodeId member : members_) peers_[member].member = true;
@@ -143,6 +144,7 @@ void Coordinator::TryStopped(Effects& effects) {
 
 void Coordinator::Form(Effects& effects) {
   TakeOver(*view_.live.back().layout);
+  loads_ = resume_.checkpoint;
   finished_ = resume_.step;
   cause_.reset();
   phase_ = Phase::kForming;

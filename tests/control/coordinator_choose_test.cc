@@ -176,6 +176,25 @@ TEST_F(CoordinatorChooses, AnotherWhoeverFindsItBadAndWhen) {
   EXPECT_EQ(story_.append()->failure.kind, EvidenceKind::kBadCheckpoint) << "the other follows";
 }
 
+// It is heard when the next START is under way, with another checkpoint.
+TEST_F(CoordinatorChooses, NoOtherCheckpointIsBadThanWhatWasLoaded) {
+  Answer(Asked().question, 30);
+  story_.Win();
+  for (NodeId node : {0, 1}) story_.Report(node, Stage::kLoading, 2);
+  Broken(0, EvidenceKind::kBadCheckpoint);
+  StopAll();
+  Answer(Asked().question, 20);
+  ASSERT_TRUE(story_.Appends(EntryKind::kStart));
+  story_.Report(1, Stage::kStopped, 2, [](msg::Report& r) {
+    r.failed_local_rank = 0;
+    r.failure = EvidenceKind::kBadCheckpoint;
+  });
+  story_.Win();
+  Broken(1, EvidenceKind::kNodeLost);
+  StopAll();
+  EXPECT_EQ(Asked().last, "of 30");
+}
+
 TEST_F(CoordinatorChooses, NoCheckpointIsBadWithoutOne) {
   Answer(Asked().question, std::nullopt);
   story_.Win();
