@@ -5,7 +5,7 @@
 // way) or at once gone. A rank's last message to everybody is a good-bye on the fabric too, behind
 // all its others: a peer is gone when that has come, so nothing that was sent is lost by leaving
 // early. When a peer is gone, all that is under way with it finishes with Unavailable; what had
-// already arrived from it can still be received.
+// already arrived from it can still be received, but for long messages of one that was lost.
 //
 // What no library promises: a receive that a peer is in the middle of filling cannot be taken back
 // from a peer that is alive. FailPeer therefore waits up to kDrainPatience for it, and if it is

@@ -94,10 +94,13 @@ class HeldOperations {
   void Hold(const OperationRef& operation);
   // The operation may be gone on return.
   void Release(Operation& operation);
-  // Calls what(operation) for each; it must not release any.
+  // Calls what(operation) for each; it may release that one, and no other.
   template <typename What>
   void ForEach(const What& what) const {
-    for (Operation* each = first_; each != nullptr; each = each->held_next) what(*each);
+    for (Operation *each = first_, *next = nullptr; each != nullptr; each = next) {
+      next = each->held_next;
+      what(*each);
+    }
   }
 
  private:

@@ -481,9 +481,13 @@ TEST_P(CancelProcessTest, GenerationsThatLoseARank) {
           Talk first(transport.get(), 0), second(transport.get(), 1), third(transport.get(), 2);
           const Later die(absl::Milliseconds(15), [=] { ::raise(stops ? SIGSTOP : SIGKILL); });
           while (true) {
+            Talk* const talks[] = {&first, &second, &third};
             std::vector<std::vector<RequestPtr>> all;
-            for (Talk* talk : {&first, &second, &third}) all.push_back(talk->Start());
-            for (const std::vector<RequestPtr>& requests : all) (void)transport->WaitAll(requests);
+            for (Talk* talk : talks) all.push_back(talk->Start());
+            for (size_t i = 0; i < all.size(); ++i) {
+              (void)transport->WaitAll(all[i]);
+              talks[i]->Check(all[i]);
+            }
           }
         }
         Talk talk(transport.get(), 3);
