@@ -54,6 +54,10 @@ class PromptRanks : public NodeRanks {
 
 class NoStore : public CheckpointStore {
  public:
+  void Leads() override {}
+  void LeadEnds() override {}
+  void Do(const Coordinator::AllPresent&) override {}
+  void Do(const Coordinator::SaveOver&) override {}
   void Do(const Coordinator::MeasureRoom&, std::function<void(Coordinator::Measured)>) override {}
   void Do(const Coordinator::JoinParts&, std::function<void(Coordinator::PartsJoined)>) override {}
   void Do(const Coordinator::ChooseCheckpoint& order,

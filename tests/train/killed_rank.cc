@@ -37,6 +37,7 @@ class KilledRank::KilledTransport final : public Transport {
     transport_->FailPeer(peer, reason);
   }
   void Cancel(const std::string& reason) override { transport_->Cancel(reason); }
+  absl::Status cancelled() const override { return transport_->cancelled(); }
 
  private:
   KilledRank* killed_;
