@@ -68,6 +68,7 @@ class Member {
     // They go on only when the state that they froze is settled: another is due, or it is the last.
     bool waits = false;
   };
+  // Told after the Progress of the last step that it finished: failures are counted by step.
   struct RankFailed {
     Generation generation = 0;
     int32_t local_rank = 0;
@@ -79,6 +80,8 @@ class Member {
     Generation generation = 0;
     std::vector<Holding> holdings;
   };
+  // Whether they were asked or not. Told before the Progress of any later step: who is past a step
+  // and does not hold its state will never hold it.
   struct Frozen {
     Generation generation = 0;
     StepIndex step = 0;
