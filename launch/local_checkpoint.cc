@@ -91,7 +91,8 @@ absl::Status LocalCheckpoint::OnFrozen(int rank, const Json& frame) {
 // Training waits: until now what took long cost nothing.
 absl::Status LocalCheckpoint::OnWaiting(const Json& frame) {
   const auto step = frame.at("step").get<int64_t>();
-  if (commit_.idle()) return absl::OkStatus();
+  // At the end the ranks wait for the last one.
+  if (commit_.idle() || step == now_.step) return absl::OkStatus();
   hooks_.event("back_pressure", {{"step", step},
                                  {"generation", options_.generation},
                                  {"unsettled", now_.step},

@@ -159,6 +159,7 @@ void JobStage::OnStep(Generation generation, const StepReport& report) {
         if (rank.rank >= 0) by_rank[rank.rank] = rank.pid;
     for (const auto& [_, pid] : by_rank) pids[generation].push_back(pid);
   }
+  if (report.seconds == 0) return;  // Told again.
   steps.push_back({generation, report});
   if (on_step) on_step(steps.back());
 }
