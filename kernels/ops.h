@@ -41,6 +41,11 @@ class Ops {
   // aligned to 64 bytes, zero-filled.
   virtual void* AllocateHost(size_t bytes) = 0;
   virtual void FreeHost(void* memory) = 0;
+  // Makes host memory that is not of AllocateHost, whole pages of it, as good for copies, as far as
+  // the backend can; else they are slower and hold up who enqueues them. Undone before it is given
+  // back.
+  virtual void PinHost(void* /*memory*/, size_t /*bytes*/) {}
+  virtual void UnpinHost(void* /*memory*/) {}
   // Whether device memory is host memory: then anybody may read and write it after Sync().
   virtual bool DeviceIsHost() const = 0;
   // Enqueued copies between host and device. The host's bytes must stay as they are, or unread,

@@ -78,6 +78,12 @@ struct NotEmpty {
   }
 };
 
+struct AbsolutePath {
+  std::string Check(const std::string& value) const {
+    return value.starts_with('/') ? "" : "must be a path from the root, for example \"/dev/shm\"";
+  }
+};
+
 struct Durations {
   std::string Check(absl::Duration value) const {
     return value > absl::ZeroDuration() && value < absl::InfiniteDuration()
@@ -400,6 +406,18 @@ std::vector<Field<CheckpointConfig>> CheckpointFields() {
   };
 }
 
+std::vector<Field<SnapshotConfig>> SnapshotFields() {
+  using S = SnapshotConfig;
+  return {
+      Make("every", &S::every, Integers{},
+           "Steps between copies of the state in memory of the nodes; 0: none"),
+      Make("directory", &S::directory, AbsolutePath{},
+           "Of a tmpfs on every node: where those copies are kept"),
+      Make("peers", &S::peers, Anything(),
+           "Whether each rank's copy also goes to a rank of another node"),
+  };
+}
+
 std::vector<Field<MonitoringConfig>> MonitoringFields() {
   using M = MonitoringConfig;
   return {
@@ -425,6 +443,7 @@ std::vector<RunField> MakeRunFields() {
   Append(fields, "layout", &R::layout, LayoutFields());
   Append(fields, "job", &R::job, JobFields());
   Append(fields, "checkpoint", &R::checkpoint, CheckpointFields());
+  Append(fields, "snapshot", &R::snapshot, SnapshotFields());
   Append(fields, "monitoring", &R::monitoring, MonitoringFields());
   return fields;
 }

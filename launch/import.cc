@@ -82,14 +82,10 @@ absl::Status Place(const ImportOptions& options, const ForeignProgress& source, 
         "{} is at step {}, but the phases of this run end at step {}: lengthen them, or begin a "
         "new schedule with --step 0",
         options.directory, head.step, schedule.steps());
-  if (head.step > 0) {
-    const StepInfo last = schedule.At(head.step - 1);
-    head.samples = last.first_sample + last.batch;
-    head.phase = last.phase;
-    for (int64_t p = 0; p < head.phase; ++p)
-      head.tokens += schedule.phases()[static_cast<size_t>(p)].tokens;
-    head.tokens += (last.phase_sample + last.batch) * last.context;
-  }
+  const Consumed consumed = schedule.After(head.step);
+  head.samples = consumed.samples;
+  head.tokens = consumed.tokens;
+  head.phase = consumed.phase;
   const bool fresh = options.step == 0;
   if (!fresh && source.samples >= 0 && source.samples != head.samples)
     return InvalidArgument(

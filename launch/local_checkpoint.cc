@@ -7,6 +7,7 @@
 #include "ckpt/room.h"
 #include "ckpt/view.h"
 #include "launch/run_export.h"
+#include "runtime/agent/checkpoint_room.h"
 #include "runtime/agent/kept_files.h"
 #include "runtime/agent/publish.h"
 #include "runtime/base/status.h"
@@ -26,9 +27,6 @@ constexpr absl::Duration kPatience = absl::Minutes(2);
 constexpr int kSupervisor = -1;
 constexpr const char *kFreezing = "copying its state", *kMeasuring = "looking for room",
                      *kPublishing = "publishing it";
-constexpr const char* kRoomAdvice =
-    "delete what is not needed, unpin checkpoints (perdure ckpt unpin), or lower "
-    "checkpoint.keep_last";
 
 }  // namespace
 
@@ -93,7 +91,8 @@ absl::Status LocalCheckpoint::OnFrozen(int rank, const Json& frame) {
 // Training waits: until now what took long cost nothing.
 absl::Status LocalCheckpoint::OnWaiting(const Json& frame) {
   const auto step = frame.at("step").get<int64_t>();
-  if (commit_.idle()) return absl::OkStatus();
+  // At the end the ranks wait for the last one.
+  if (commit_.idle() || step == now_.step) return absl::OkStatus();
   hooks_.event("back_pressure", {{"step", step},
                                  {"generation", options_.generation},
                                  {"unsettled", now_.step},
@@ -189,8 +188,7 @@ int LocalCheckpoint::ReaderOf(size_t file) const {
 void LocalCheckpoint::On(const CheckpointCommit::Measure&) {
   watch_.Begin(Now(), kSupervisor, kMeasuring);
   worker_->Post([this] {
-    return [this, status = CheckSpace(directory_, "a checkpoint", need_, ReadSpace(directory_),
-                                      kRoomAdvice)] {
+    return [this, status = CheckRoomForOne(options_.run_directory, need_)] {
       watch_.End(kSupervisor, kMeasuring);
       now_.status = status;
       Step(CheckpointCommit::Measured{.ok = status.ok()});
@@ -228,17 +226,8 @@ void LocalCheckpoint::TendFiles() {
 
 void LocalCheckpoint::CheckRoom() {
   worker_->Post([this]() -> Worker::Then {
-    const std::vector<CheckpointEntry> entries = ListCheckpoints(*log_, options_.run_directory);
-    const int64_t there = std::count_if(entries.begin(), entries.end(), [](const auto& entry) {
-      return !entry.retired && !entry.quarantined && !entry.gone;
-    });
-    // One more than are kept: the oldest goes when the newest has come.
-    const int64_t keep = std::max<int64_t>(config_->checkpoint.keep_last, 2);
-    const auto more = static_cast<uint64_t>(keep + 1 - std::min(there, keep));
-    const absl::Status status = CheckSpace(
-        directory_, fmt::format("keeping {} checkpoints and writing one ({} more)", keep, more),
-        {.bytes = more * need_.bytes, .files = more * need_.files}, ReadSpace(directory_),
-        kRoomAdvice);
+    const absl::Status status =
+        CheckRoomToKeep(*log_, options_.run_directory, need_, config_->checkpoint.keep_last);
     if (status.ok()) return nullptr;
     return [this, status] {
       hooks_.event("little_room", {{"generation", options_.generation}, {"why", Message(status)}});

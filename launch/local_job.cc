@@ -41,13 +41,6 @@ constexpr auto kGrace = std::chrono::milliseconds(1000);
 // Steps behind a load that prove the checkpoint good.
 constexpr int64_t kGoodSteps = 2;
 
-std::string LayoutWords(const LayoutConfig& layout) {
-  return fmt::format(
-      "tensor {} x pipeline {} x data {}, zero {}{}", layout.tensor, layout.pipeline, layout.data,
-      layout.zero,
-      layout.virtual_stages > 1 ? fmt::format(", {} virtual stages", layout.virtual_stages) : "");
-}
-
 class LocalJob {
  public:
   LocalJob(const LocalJobOptions& options, OpenedRun run)
@@ -376,17 +369,12 @@ Manifest LocalJob::ManifestHead(int64_t step) const {
   Manifest manifest;
   manifest.step = step;
   manifest.sample_chain = run_.start.sample_chain;
-  if (step > 0) {
-    const StepInfo info = schedule_.At(step - 1);
-    manifest.samples = info.first_sample + info.batch;
-    manifest.phase = info.phase;
-  }
-  if (const auto report = reports_.find(step); report != reports_.end()) {
-    manifest.tokens = report->second.tokens;
+  const Consumed consumed = schedule_.After(step);
+  manifest.samples = consumed.samples;
+  manifest.tokens = consumed.tokens;
+  manifest.phase = consumed.phase;
+  if (const auto report = reports_.find(step); report != reports_.end())
     manifest.sample_chain = report->second.sample_chain;
-  } else if (run_.start.manifest.has_value()) {
-    manifest.tokens = run_.start.manifest->tokens;
-  }
   manifest.phase_name = config_.phases[static_cast<size_t>(manifest.phase)].name;
   manifest.generation = generation_;
   manifest.run_id = run_.log.run_id();

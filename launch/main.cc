@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "launch/agent_command.h"
 #include "launch/ckpt_command.h"
 #include "launch/config.h"
 #include "launch/data_command.h"
@@ -15,6 +16,7 @@
 #include "launch/plan_command.h"
 #include "launch/run_command.h"
 #include "launch/version.h"
+#include "runtime/agent/rank_main.h"
 #include "runtime/agent/rank_process.h"
 
 namespace {
@@ -35,6 +37,14 @@ int main(int argc, char** argv) {
     return perdure::RunRank(
         perdure::FrameSocket(perdure::kControlFd), nullptr,
         [](const std::string& toml) { return perdure::ParseConfig(toml, "run.toml", {}); });
+  // Likewise, by an agent.
+  if (argc == 2 && std::strcmp(argv[1], "rank-main") == 0)
+    return perdure::RunRankMain(
+        perdure::FrameSocket(perdure::kRankSocketFd), perdure::kRankPageFd,
+        {.parse_config =
+             [](const std::string& toml) { return perdure::ParseConfig(toml, "run.toml", {}); },
+         .devices = {},
+         .hub = nullptr});
 
   CLI::App app{
       "Perdure: one training run, one loss curve, bit for bit the same whatever jobs, failures and "
@@ -45,6 +55,7 @@ int main(int argc, char** argv) {
                        "The version, and the backends and transports of this build");
   int exit_code = 0;
   perdure::AddRunCommand(app, &exit_code);
+  perdure::AddAgentCommand(app, &exit_code);
   perdure::AddStatusCommand(app, &exit_code);
   perdure::AddStopCommand(app, &exit_code);
   perdure::AddPlanCommand(app, &exit_code);

@@ -76,7 +76,8 @@ Json MemoryJson(const MemoryEstimate& memory) {
   return {{"parameters", memory.parameters}, {"gradients", memory.gradients},
           {"optimizer", memory.optimizer},   {"activations", memory.activations},
           {"buffers", memory.buffers},       {"checkpoint", memory.checkpoint},
-          {"runtime", memory.runtime},       {"total", memory.total()}};
+          {"snapshots", memory.snapshots},   {"runtime", memory.runtime},
+          {"total", memory.total()}};
 }
 
 Json PhaseJson(const PhaseForecast& phase) {
@@ -180,11 +181,11 @@ std::string PrintTable(const RunConfig& config, const RunForecast& run, const Me
                                     {"activations", memory.activations},
                                     {"buffers", memory.buffers},
                                     {"runtime", memory.runtime},
-                                    {memory.on_gpu ? "host" : "checkpoint", memory.checkpoint},
+                                    {"checkpoint", memory.checkpoint},
+                                    {"snapshots", memory.snapshots},
                                     {"total", memory.total()}})
     text += fmt::format("  {:<12} {:>12}\n", name, Bytes(bytes));
-  if (memory.on_gpu)
-    text += "  (host: the frozen state of a checkpoint, pinned; not in the total)\n";
+  if (memory.on_gpu) text += "  (checkpoint and snapshots: memory of the host, not in the total)\n";
   if (limit.bytes > 0)
     text += fmt::format("  {} {} a rank ({})\n",
                         memory.total() <= limit.bytes ? "fits into" : "does NOT fit into",

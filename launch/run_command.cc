@@ -8,10 +8,11 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "launch/agent_record.h"
+#include "launch/agents_job.h"
 #include "launch/config.h"
 #include "launch/local_job.h"
 #include "runtime/agent/process.h"
-#include "runtime/base/files.h"
 #include "runtime/base/status.h"
 #include "runtime/train/plan.h"
 
@@ -30,6 +31,8 @@ struct RunArguments {
   int64_t until_step = -1;
   bool quiet = false;
   bool retry = false;
+  bool agents = false;
+  bool no_agent_restart = false;
 };
 
 int Refuse(const char* command, const absl::Status& status) {
@@ -58,27 +61,9 @@ int Run(const RunArguments& arguments) {
   options.quiet = arguments.quiet;
   options.retry = arguments.retry;
   options.config = *std::move(config);
+  if (arguments.agents)
+    return RunAgentsJob({.job = std::move(options), .restart_agents = !arguments.no_agent_restart});
   return RunLocalJob(options);
-}
-
-// status.json, corrected for a supervisor that is no longer there.
-absl::StatusOr<Json> ReadStatus(const std::string& run_directory) {
-  const std::string path = run_directory + "/status.json";
-  const absl::StatusOr<std::string> text = ReadFile(path);
-  if (!text.ok())
-    return NotFound("{} is not there: {} is no run directory, or its first job has not begun", path,
-                    run_directory);
-  Json status = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (!status.is_object() || !status.contains("state") || !status["state"].is_string())
-    return DataLoss("{} is not a status; the next job writes it anew", path);
-  const std::string state = status["state"];
-  const bool live = state == "starting" || state == "running" || state == "stopping";
-  if (live && !ProcessLives(status.value("supervisor_pid", 0),
-                            status.value("supervisor_start", uint64_t{0}))) {
-    status["state"] = "lost";  // It ended without being able to say so.
-    status["members"] = Json::array();
-  }
-  return status;
 }
 
 int Status(const std::string& run_directory, bool json) {
@@ -113,7 +98,7 @@ int Stop(const std::string& run_directory, bool now) {
   const absl::StatusOr<Json> read = ReadStatus(run_directory);
   if (!read.ok()) return Refuse("stop", read.status());
   const std::string state = (*read)["state"];
-  if (state != "starting" && state != "running" && state != "stopping") {
+  if (state != "starting" && state != "running" && state != "recovering" && state != "stopping") {
     std::printf("no job is running (state %s)\n", state.c_str());
     return kExitComplete;
   }
@@ -155,6 +140,10 @@ void AddRunCommand(CLI::App& app, int* exit_code) {
   run->add_flag("--quiet", arguments->quiet, "No progress lines");
   run->add_flag("--retry", arguments->retry,
                 "Load a checkpoint again that was loaded twice without a good step behind it");
+  run->add_flag("--agents", arguments->agents,
+                "An agent process per node: the job recovers from failures without a restart");
+  run->add_flag("--no-agent-restart", arguments->no_agent_restart,
+                "A node whose agent died stays away");
   run->add_flag_callback(
       "--help-config",
       [] {

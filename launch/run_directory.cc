@@ -35,10 +35,11 @@ absl::Status CheckNotRunning(const std::string& run_directory) {
 
 // Where the run goes on; from the beginning where it has no checkpoint.
 absl::Status FindStart(const std::string& run_directory, bool retry, OpenedRun& run) {
-  ASSIGN_OR_RETURN(std::optional<StartCheckpoint> start,
-                   ChooseStart(run.log, run_directory, retry, [](const std::string& line) {
-                     std::fprintf(stderr, "perdure: %s\n", line.c_str());
-                   }));
+  ASSIGN_OR_RETURN(
+      std::optional<StartCheckpoint> start,
+      ChooseStart(run.log, run_directory, {.retry = retry}, [](const std::string& line) {
+        std::fprintf(stderr, "perdure: %s\n", line.c_str());
+      }));
   if (!start.has_value()) return absl::OkStatus();
   run.start.step = start->manifest.step;
   run.start.sample_chain = start->manifest.sample_chain;

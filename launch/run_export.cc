@@ -5,6 +5,7 @@
 
 #include "ckpt/checkpoint.h"
 #include "launch/export.h"
+#include "runtime/agent/run_key.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
 
@@ -13,7 +14,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The folder is the run's alone, and a run has one job.
+// The folder is the run's alone. A coordinator that was replaced may still be at one of them: then
+// it finds that out, and the one that replaced it makes the export.
 absl::Status DeleteHalfMade(const fs::path& folder, const std::string& name) {
   std::error_code error;
   std::vector<fs::path> half;
@@ -50,13 +52,19 @@ absl::Status ExportFromRun(const std::string& run_directory, const CheckpointEnt
   const std::string name = ExportName(entry.commit.step);
   RETURN_IF_ERROR(MakeDirectories(folder.string()));
   RETURN_IF_ERROR(DeleteHalfMade(folder, name));
-  const std::string partial = (folder / (name + ".partial")).string();
+  // A name of its own, so that no two write into one.
+  const std::string partial =
+      (folder / fmt::format("{}.partial.{:016x}", name, RandomIncarnation())).string();
   ASSIGN_OR_RETURN(const Manifest manifest, ReadManifest(entry.path, &entry.commit.manifest));
   RETURN_IF_ERROR(
       ExportCheckpoint(entry.path, manifest, config,
                        {.format = config.checkpoint.export_format, .directory = partial}));
   std::error_code error;
   fs::rename(partial, folder / name, error);
+  if (error == std::errc::directory_not_empty || error == std::errc::file_exists) {
+    fs::remove_all(partial, error);  // The other one was quicker, and made the same.
+    return absl::OkStatus();
+  }
   if (error)
     return ErrnoStatus(error.value(),
                        fmt::format("rename {} to {}", partial, (folder / name).string()));

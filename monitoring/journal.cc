@@ -1,6 +1,7 @@
 #include "monitoring/journal.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -24,15 +25,33 @@ std::string TimeNow() {
                      milliseconds);
 }
 
+namespace {
+
+// Who looks at the end of the file must not see half of somebody else's line. Best effort: some
+// file systems have no such lock, and only an empty line comes of it.
+class Turn {
+ public:
+  explicit Turn(int fd) : fd_(fd) { (void)::flock(fd_, LOCK_EX); }
+  ~Turn() { (void)::flock(fd_, LOCK_UN); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  const int fd_;
+};
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Journal>> Journal::Open(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
   if (fd < 0) return ErrnoStatus(errno, "open " + path);
   std::unique_ptr<Journal> journal(new Journal(fd, path));
+  const Turn turn(fd);
   // A line that a crash has torn is ended, so that the next one is a line of its own.
   const off_t size = ::lseek(fd, 0, SEEK_END);
   char last = '\n';
   if (size > 0 && ::pread(fd, &last, 1, size - 1) != 1) return ErrnoStatus(errno, "read " + path);
-  if (last != '\n') RETURN_IF_ERROR(journal->Write("\n"));
+  if (last != '\n') RETURN_IF_ERROR(journal->WriteNow("\n"));
   return journal;
 }
 
@@ -47,6 +66,11 @@ absl::Status Journal::Append(std::string_view event, const nlohmann::json& field
 }
 
 absl::Status Journal::Write(std::string_view text) {
+  const Turn turn(fd_);
+  return WriteNow(text);
+}
+
+absl::Status Journal::WriteNow(std::string_view text) {
   const ssize_t written = ::write(fd_, text.data(), text.size());
   if (written != static_cast<ssize_t>(text.size()))
     return ErrnoStatus(written < 0 ? errno : ENOSPC, "append to " + path_);

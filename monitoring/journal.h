@@ -25,6 +25,7 @@ class Journal {
  private:
   explicit Journal(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
   absl::Status Write(std::string_view text);
+  absl::Status WriteNow(std::string_view text);
 
   int fd_;
   std::string path_;

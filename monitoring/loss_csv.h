@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runtime/base/unique_fd.h"
 
 namespace perdure {
 
@@ -30,19 +32,19 @@ struct LossRow {
 class LossCsv {
  public:
   // Opens or creates `path`. Rows of steps behind `resume_step` (they will be taken again) and a
-  // torn last row are dropped. DataLoss: the file is not ours.
+  // torn last row are cut off: only the end of the file is read, which may be that of a run of many
+  // months. DataLoss: the file is not ours.
   static absl::StatusOr<std::unique_ptr<LossCsv>> Open(const std::string& path,
                                                        int64_t resume_step);
-  ~LossCsv();
-  LossCsv(const LossCsv&) = delete;
-  LossCsv& operator=(const LossCsv&) = delete;
-
   absl::Status Append(const LossRow& row);
 
  private:
-  explicit LossCsv(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
-  int fd_;
+  LossCsv(UniqueFd fd, std::string path) : fd_(std::move(fd)), path_(std::move(path)) {}
+  UniqueFd fd_;
   std::string path_;
 };
+
+// The last whole row; none where there is none yet. NotFound: no file. DataLoss: it is not ours.
+absl::StatusOr<std::optional<LossRow>> LastLossRow(const std::string& path);
 
 }  // namespace perdure

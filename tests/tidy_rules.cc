@@ -389,8 +389,12 @@ const std::vector<Ban>& Bans() {
        {"kernels/", "model/", "runtime/base/", "runtime/data/", "runtime/train/", "runtime/agent/",
         "runtime/wire/"},
        // parallel.cc: pieces that do not meet, filled or digested where no step is under way.
-       {"runtime/base/parallel.cc", "runtime/train/checkpoint_saver", "runtime/agent/device_watch",
-        "runtime/agent/rank_process.cc", "runtime/agent/worker", "runtime/wire/event_loop"},
+       // log_reader, run_checkpoints: the agent's loop, its log's thread and workers meet there.
+       // rank_line, rank_main: who trains, who saves and who receives do.
+       {"runtime/base/parallel.cc", "runtime/train/checkpoint_saver", "runtime/train/snapshots",
+        "runtime/agent/device_watch", "runtime/agent/log_reader", "runtime/agent/rank_line",
+        "runtime/agent/rank_main.cc", "runtime/agent/rank_process.cc",
+        "runtime/agent/run_checkpoints", "runtime/agent/worker", "runtime/wire/event_loop"},
        "one thread of a rank computes; others move bytes for it, in files that say so"},
       {{"std::cout", "std::cerr", "std::clog", "printf(", "fprintf(", "fputs(", "puts("},
        {},

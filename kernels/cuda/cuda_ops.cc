@@ -82,6 +82,16 @@ void CudaOps::FreeHost(void* memory) {
   if (memory != nullptr) errors_.Note(cudaFreeHost(memory), "cudaFreeHost");
 }
 
+// A refusal is no error of the device: copies work all the same.
+void CudaOps::PinHost(void* memory, size_t bytes) {
+  if (cudaHostRegister(memory, bytes, cudaHostRegisterDefault) != cudaSuccess)
+    (void)cudaGetLastError();
+}
+
+void CudaOps::UnpinHost(void* memory) {
+  if (cudaHostUnregister(memory) != cudaSuccess) (void)cudaGetLastError();
+}
+
 bool CudaOps::DeviceIsHost() const { return false; }
 
 void CudaOps::Upload(const void* host, size_t bytes, void* device) {

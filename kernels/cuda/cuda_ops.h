@@ -25,6 +25,8 @@ class CudaOps final : public Ops {
   void Free(void* memory) override;
   void* AllocateHost(size_t bytes) override;
   void FreeHost(void* memory) override;
+  void PinHost(void* memory, size_t bytes) override;
+  void UnpinHost(void* memory) override;
   bool DeviceIsHost() const override;
   void Upload(const void* host, size_t bytes, void* device) override;
   void Download(const void* device, size_t bytes, void* host) override;

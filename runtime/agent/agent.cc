@@ -70,6 +70,10 @@ absl::Status Agent::Begin() {
                         Post(Member::Event(Member::Closed{{options_.job, node}}));
                         (void)TellLead(Coordinator::Closed{node});
                       },
+                  .on_snapshot =
+                      [this](NodeId from, SnapshotFrame frame) {
+                        ranks_->Take(from, std::move(frame));
+                      },
                   .key_of_job =
                       [this](uint64_t job) { return OpenJobKey(options_.run_directory, job); }}));
   member_.emplace(options_.control,
@@ -115,6 +119,9 @@ void Agent::Work() {
     if (!lead_.has_value() || for_lead.number != leads_) continue;
     Coordinator::Effects effects;
     lead_->Step(now, for_lead.event, effects);
+    if (lead_->phase() != Coordinator::Phase::kClaiming &&
+        lead_->phase() != Coordinator::Phase::kResigned && !std::exchange(leads_now_, true))
+      checkpoints_->Leads();
     for (const Coordinator::Effect& effect : effects) {
       if (!lead_.has_value()) break;  // It has resigned.
       std::visit([this](const auto& e) { DoLead(e); }, effect);
@@ -181,6 +188,7 @@ void Agent::ReadForMember(const Read& read) {
 }
 
 void Agent::Do(const Member::TakeLead&) {
+  EndLead();
   lead_.emplace(options_.control, options_.rule,
                 Coordinator::Identity{.me = Me(), .nodes = options_.nodes, .number = ++leads_},
                 member_->view(), MonotonicNow());
@@ -189,7 +197,10 @@ void Agent::Do(const Member::TakeLead&) {
   (void)TellLead(Coordinator::Tick{});
 }
 
-void Agent::Do(const Member::DropLead&) { lead_.reset(); }
+void Agent::EndLead() {
+  lead_.reset();
+  if (std::exchange(leads_now_, false)) checkpoints_->LeadEnds();
+}
 
 void Agent::Do(const Member::Exit& effect) {
   if (exit_code_.has_value()) return;
@@ -222,13 +233,14 @@ ControlLog::Body Agent::BodyOf(const Coordinator::Append& append) const {
         return SerializeStart({.shape = entry.layout->shape,
                                .seats = entry.layout->seats,
                                .layout = LayoutText(entry.layout->shape),
-                               .step = entry.step});
+                               .step = entry.step,
+                               .failure = entry.failure});
       };
     }
     case EntryKind::kCommit:
-      return [entry, attempt = append.attempt,
+      return [entry, term = lead_->term(), attempt = append.attempt,
               checkpoints = checkpoints_]() -> absl::StatusOr<std::string> {
-        ASSIGN_OR_RETURN(const CommitRecord commit, checkpoints->Publish(entry, attempt));
+        ASSIGN_OR_RETURN(const CommitRecord commit, checkpoints->Publish(entry, term, attempt));
         return SerializeCommit(commit);
       };
     case EntryKind::kEnd:
@@ -240,22 +252,33 @@ ControlLog::Body Agent::BodyOf(const Coordinator::Append& append) const {
     case EntryKind::kNote:
       break;
   }
-  PERDURE_CHECK(false);  // The coordinator writes none.
+  PERDURE_CHECK(false);  // The store's.
   return {};
 }
 
 void Agent::DoLead(const Coordinator::Append& effect) {
-  log_->Append(effect.entry, BodyOf(effect),
-               [this, alive = alive_, number = leads_](const ControlLog::Filled& filled) {
-                 if (!*alive) return;
-                 if (filled.no_body) {
-                   Remark("the checkpoint's manifest: " + Message(filled.status));
-                   Post(ForLead{number, Coordinator::Unpublished{}});
-                   return;
-                 }
-                 LogTrouble(filled.status);
-                 Post(ForLead{number, Coordinator::Appended{filled.entry}});
-               });
+  const bool is_note = effect.entry.kind == EntryKind::kNote;
+  const auto then = [this, alive = alive_, number = leads_,
+                     is_note](const ControlLog::Filled& filled) {
+    if (!*alive) return;
+    if (filled.no_body) {
+      if (!is_note || !absl::IsNotFound(filled.status))
+        Remark((is_note ? "a note in the run log: " : "the checkpoint's manifest: ") +
+               Message(filled.status));
+      Post(ForLead{number, Coordinator::Unpublished{}});
+      return;
+    }
+    LogTrouble(filled.status);
+    Post(ForLead{number, Coordinator::Appended{filled.entry}});
+  };
+  if (!is_note) {
+    log_->Append(effect.entry, BodyOf(effect), then);
+    return;
+  }
+  log_->AppendNote(
+      effect.entry,
+      [checkpoints = checkpoints_, tag = effect.entry.note] { return checkpoints->NoteBody(tag); },
+      then);
 }
 
 void Agent::DoLead(const Coordinator::ReadLog& effect) {
@@ -291,13 +314,20 @@ void Agent::DoLead(const Coordinator::JoinParts& effect) {
   });
 }
 
+void Agent::DoLead(const Coordinator::ChooseCheckpoint& effect) {
+  checkpoints_->Do(effect,
+                   [this, alive = alive_, number = leads_](Coordinator::CheckpointChosen event) {
+                     if (*alive) Post(ForLead{number, std::move(event)});
+                   });
+}
+
 void Agent::DoLead(const Coordinator::Evidence& effect) {
   if (hooks_.evidence) hooks_.evidence(effect);
 }
 
 void Agent::DoLead(const Coordinator::Resign& effect) {
   Remark("this agent does not lead any more: " + effect.reason);
-  lead_.reset();
+  EndLead();
   Post(Member::Event(Member::LeadLost{}));
 }
 

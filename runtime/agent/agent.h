@@ -64,6 +64,11 @@ class Agent {
   // To this agent's coordinator; false: it has none.
   bool TellLead(Coordinator::Event event);
 
+  // To another node's NodeRanks::Take; see Peers::SendSnapshot.
+  absl::Status SendSnapshot(NodeId to, const SnapshotFrame& frame) {
+    return peers_->SendSnapshot(to, frame);
+  }
+
   const Peers& peers() const { return *peers_; }
   const Member& member() const { return *member_; }
   const Coordinator* lead() const { return lead_.has_value() ? &*lead_ : nullptr; }
@@ -91,7 +96,7 @@ class Agent {
   void Do(const Member::Send& effect) { Send(effect.to, effect.message); }
   void Do(const Member::ReadLog& effect);
   void Do(const Member::TakeLead& effect);
-  void Do(const Member::DropLead& effect);
+  void Do(const Member::DropLead&) { EndLead(); }
   void Do(const Member::Exit& effect);
   void Do(const auto& order) { ranks_->Do(order); }
   void ReadForMember(const Read& read);
@@ -102,10 +107,16 @@ class Agent {
   void DoLead(const Coordinator::ReadLog& effect);
   void DoLead(const Coordinator::MeasureRoom& effect);
   void DoLead(const Coordinator::JoinParts& effect);
+  void DoLead(const Coordinator::ChooseCheckpoint& effect);
+  void DoLead(const Coordinator::AllPresent& effect) { checkpoints_->Do(effect); }
+  void DoLead(const Coordinator::SaveOver& effect) { checkpoints_->Do(effect); }
+  void DoLead(const Coordinator::Noted& effect) { checkpoints_->Do(effect); }
+  void DoLead(const Coordinator::GoodSteps& effect) { checkpoints_->Do(effect); }
   void DoLead(const Coordinator::Evidence& effect);
   void DoLead(const Coordinator::Remark& effect) { Remark(effect.text); }
   void DoLead(const Coordinator::Resign& effect);
   void DoLead(const Coordinator::Finished& effect);
+  void EndLead();
   void ReadForLead(const Read& read, uint32_t number);
   ControlLog::Body BodyOf(const Coordinator::Append& append) const;
 
@@ -124,7 +135,8 @@ class Agent {
   std::unique_ptr<Peers> peers_;
   std::optional<Member> member_;
   std::optional<Coordinator> lead_;
-  uint32_t leads_ = 0;  // How many coordinators this agent has made: the number of the last.
+  bool leads_now_ = false;  // Its LEAD is in the log, and the store knows.
+  uint32_t leads_ = 0;      // How many coordinators this agent has made: the number of the last.
 
   std::deque<Waiting> waiting_;
   bool working_ = false;

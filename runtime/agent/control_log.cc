@@ -39,7 +39,7 @@ RecordType TypeOf(EntryKind kind) {
     case EntryKind::kNote:
       break;
   }
-  PERDURE_CHECK(false);  // The control plane writes none.
+  PERDURE_CHECK(false);  // Its author knows.
   return RecordType::kEnd;
 }
 
@@ -58,6 +58,7 @@ LogEntry EntryOf(const Record& record) {
     entry.step = start.step;
     entry.layout = PlacedLayout{
         .generation = record.generation, .shape = start.shape, .seats = std::move(start.seats)};
+    entry.failure = start.failure;
   } else if (record.type == RecordType::kCommit) {
     entry.step = ParseCommit(record.body)->step;
   } else if (record.type == RecordType::kEnd) {
@@ -106,7 +107,8 @@ void ControlLog::Read(Slot from, std::function<void(Entries)> then) {
   });
 }
 
-ControlLog::Filled ControlLog::Shelf::Put(const LogEntry& entry, const Body& body) {
+ControlLog::Filled ControlLog::Shelf::Put(const LogEntry& entry,
+                                          const std::function<absl::StatusOr<NoteBody>()>& body) {
   const auto failed = [](absl::Status status, bool no_body = false) {
     return Filled{.entry = {}, .status = std::move(status), .no_body = no_body};
   };
@@ -117,11 +119,10 @@ ControlLog::Filled ControlLog::Shelf::Put(const LogEntry& entry, const Body& bod
                            "it: open the log anew",
                            log.next_slot()));
   if (entry.slot == log.next_slot()) {
-    absl::StatusOr<std::string> text = body();
-    if (!text.ok()) return failed(text.status(), true);
+    absl::StatusOr<NoteBody> made = body();
+    if (!made.ok()) return failed(made.status(), true);
     log.WriteAs(entry.author);
-    absl::Status status =
-        log.Append(TypeOf(entry.kind), entry.generation, *std::move(text), entry.id);
+    absl::Status status = log.Append(made->type, entry.generation, std::move(made->body), entry.id);
     if (!status.ok() && !absl::IsAborted(status)) return failed(std::move(status));
     status = Refresh();
     if (!status.ok()) return failed(std::move(status));
@@ -133,6 +134,17 @@ ControlLog::Filled ControlLog::Shelf::Put(const LogEntry& entry, const Body& bod
 }
 
 void ControlLog::Append(const LogEntry& entry, Body body, std::function<void(Filled)> then) {
+  AppendNote(
+      entry,
+      [type = TypeOf(entry.kind), body = std::move(body)]() -> absl::StatusOr<NoteBody> {
+        ASSIGN_OR_RETURN(std::string text, body());
+        return NoteBody{type, std::move(text)};
+      },
+      std::move(then));
+}
+
+void ControlLog::AppendNote(const LogEntry& entry, std::function<absl::StatusOr<NoteBody>()> body,
+                            std::function<void(Filled)> then) {
   worker_->Post(
       [shelf = shelf_, entry, body = std::move(body), then = std::move(then)]() -> Worker::Then {
         return [then, filled = shelf->Put(entry, body)] { then(filled); };

@@ -60,6 +60,15 @@ class ControlLog {
   // Puts `entry` into its slot, unless that is taken.
   void Append(const LogEntry& entry, Body body, std::function<void(Filled)> then);
 
+  // A record that means nothing to the control plane: an ATTEMPT, a VERIFIED, a RETIRE.
+  struct NoteBody {
+    RecordType type = RecordType::kAttempt;
+    std::string body;
+  };
+  // As Append, of an entry that is a note.
+  void AppendNote(const LogEntry& entry, std::function<absl::StatusOr<NoteBody>()> note,
+                  std::function<void(Filled)> then);
+
  private:
   // Lives on the worker's thread.
   struct Shelf {
@@ -67,7 +76,7 @@ class ControlLog {
     std::vector<LogEntry> entries;  // Of log.records().
     std::optional<Leader> leader;
     absl::Status Refresh();
-    Filled Put(const LogEntry& entry, const Body& body);
+    Filled Put(const LogEntry& entry, const std::function<absl::StatusOr<NoteBody>()>& body);
   };
 
   ControlLog(EventLoop* loop, std::unique_ptr<Worker> worker, RunLog log);

@@ -20,7 +20,7 @@ FrameSocket::FrameSocket(FrameSocket&& other) noexcept
 
 void FrameSocket::ShutdownRead() { ::shutdown(fd_, SHUT_RD); }
 
-absl::Status FrameSocket::Send(const nlohmann::json& frame) {
+absl::StatusOr<std::string> FrameBytes(const nlohmann::json& frame) {
   // Messages of errors may hold bytes that are not UTF-8.
   const std::string body = frame.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   if (body.size() > kFrameBytesMax)
@@ -29,6 +29,11 @@ absl::Status FrameSocket::Send(const nlohmann::json& frame) {
   std::string bytes(sizeof length, '\0');
   std::memcpy(bytes.data(), &length, sizeof length);
   bytes += body;
+  return bytes;
+}
+
+absl::Status FrameSocket::Send(const nlohmann::json& frame) {
+  ASSIGN_OR_RETURN(const std::string bytes, FrameBytes(frame));
   size_t sent = 0;
   while (sent < bytes.size()) {
     const ssize_t count = ::send(fd_, bytes.data() + sent, bytes.size() - sent, MSG_NOSIGNAL);

@@ -41,4 +41,8 @@ class FrameSocket {
 
 inline constexpr size_t kFrameBytesMax = size_t{256} << 20;
 
+// A frame as it is sent: for who sends by himself, without blocking. ResourceExhausted: it is too
+// large.
+absl::StatusOr<std::string> FrameBytes(const nlohmann::json& frame);
+
 }  // namespace perdure

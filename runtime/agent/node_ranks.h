@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/agent/control_log.h"
+#include "runtime/agent/peer_frame.h"
 #include "runtime/agent/records.h"
 #include "runtime/control/coordinator.h"
 #include "runtime/control/member.h"
@@ -29,19 +31,40 @@ class NodeRanks {
   virtual void Do(const Member::WriteState& order) = 0;
   virtual void Do(const Member::VerifyFile& order) = 0;
   virtual void Do(const Member::SettleState& order) = 0;
+  // A question of another node of the job after a snapshot of this one, or an answer to one.
+  virtual void Take(NodeId /*from*/, SnapshotFrame /*frame*/) {}
 };
 
 class CheckpointStore {
  public:
   virtual ~CheckpointStore() = default;
+  // This agent's coordinator has the lead from now on; has it no more. What was asked for under
+  // another lead is void: nobody waits for its answers.
+  virtual void Leads() = 0;
+  virtual void LeadEnds() = 0;
   // Coordinator's effects; answered by `then`.
   virtual void Do(const Coordinator::MeasureRoom& order,
                   std::function<void(Coordinator::Measured)> then) = 0;
   virtual void Do(const Coordinator::JoinParts& order,
                   std::function<void(Coordinator::PartsJoined)> then) = 0;
+  // The same question may come again before it is answered: one answer to it is enough.
+  virtual void Do(const Coordinator::ChooseCheckpoint& order,
+                  std::function<void(Coordinator::CheckpointChosen)> then) = 0;
+  // Not answered.
+  virtual void Do(const Coordinator::AllPresent& said) = 0;
+  virtual void Do(const Coordinator::SaveOver& said) = 0;
+  virtual void Do(const Coordinator::Noted& said) = 0;
+  virtual void Do(const Coordinator::GoodSteps& said) = 0;
+
+  // The following are called on the run log's thread, with the record's slot free so far; perhaps
+  // again for the same record.
   // Makes the manifest of a checkpoint whose parts are written and read back, and says what its
-  // COMMIT says. On the run log's thread, with the slot of the COMMIT free so far.
-  virtual absl::StatusOr<CommitRecord> Publish(const LogEntry& commit, int32_t attempt) = 0;
+  // COMMIT says. `term`: of the coordinator whose attempt it is.
+  virtual absl::StatusOr<CommitRecord> Publish(const LogEntry& commit, Slot term,
+                                               int32_t attempt) = 0;
+  // The record that Coordinator::Note{tag} asked for. An error: there will be none; NotFound:
+  // because there is nothing to say.
+  virtual absl::StatusOr<ControlLog::NoteBody> NoteBody(uint64_t tag) = 0;
 };
 
 }  // namespace perdure

@@ -9,9 +9,14 @@
 namespace perdure {
 namespace {
 
-constexpr char kMessage = 0, kIntroduction = 1, kDirectory = 2;
+constexpr char kMessage = 0, kIntroduction = 1, kDirectory = 2, kWhere = 3, kFetch = 4, kPiece = 5,
+               kRefused = 6;
 constexpr size_t kAddressBytes = 16 + 2;
 constexpr size_t kEntryBytes = 4 + kAddressBytes;
+constexpr size_t kNodeBytes = 4;
+constexpr size_t kFetchBytes = 8 + 8 + 8 + 4 + 8 + 4;
+constexpr size_t kPieceHeadBytes = 8 + 8;
+constexpr size_t kRefusedBytes = 8 + 1;
 
 void PutNumber(uint64_t value, int bytes, std::string& to) {
   for (int i = 0; i < bytes; ++i) to.push_back(static_cast<char>(value >> (8 * i)));
@@ -55,7 +60,48 @@ struct Encoder {
       PutAddress(entry.address, bytes);
     }
   }
+  void operator()(const Where& where) const {
+    bytes.push_back(kWhere);
+    for (const NodeId node : where.nodes) PutNumber(node, 4, bytes);
+  }
+  void operator()(const Fetch& fetch) const {
+    bytes.push_back(kFetch);
+    PutNumber(fetch.number, 8, bytes);
+    PutNumber(fetch.generation, 8, bytes);
+    PutNumber(static_cast<uint64_t>(fetch.step), 8, bytes);
+    PutNumber(static_cast<uint32_t>(fetch.rank), 4, bytes);
+    PutNumber(fetch.offset, 8, bytes);
+    PutNumber(fetch.bytes, 4, bytes);
+  }
+  void operator()(const Piece& piece) const {
+    bytes.reserve(1 + kPieceHeadBytes + piece.bytes.size());
+    bytes.push_back(kPiece);
+    PutNumber(piece.number, 8, bytes);
+    PutNumber(piece.file_bytes, 8, bytes);
+    bytes += piece.bytes;
+  }
+  void operator()(const Refused& refused) const {
+    bytes.push_back(kRefused);
+    PutNumber(refused.number, 8, bytes);
+    bytes.push_back(static_cast<char>(refused.why));
+  }
 };
+
+absl::StatusOr<PeerFrame> TakeFetch(std::string_view bytes) {
+  if (bytes.size() != kFetchBytes) return DataLoss("a fetch of {} bytes", bytes.size());
+  Fetch fetch;
+  fetch.number = TakeNumber(bytes, 8);
+  fetch.generation = TakeNumber(bytes, 8);
+  fetch.step = static_cast<StepIndex>(TakeNumber(bytes, 8));
+  fetch.rank = static_cast<int32_t>(TakeNumber(bytes, 4));
+  fetch.offset = TakeNumber(bytes, 8);
+  fetch.bytes = static_cast<uint32_t>(TakeNumber(bytes, 4));
+  if (fetch.step < 0 || fetch.rank < 0 || fetch.offset > kFetchOffsetMax || fetch.bytes == 0 ||
+      fetch.bytes > kPieceBytesMax)
+    return DataLoss("a fetch of {} bytes at {} of rank {} at step {}", fetch.bytes, fetch.offset,
+                    fetch.rank, fetch.step);
+  return PeerFrame(fetch);
+}
 
 }  // namespace
 
@@ -87,6 +133,34 @@ absl::StatusOr<PeerFrame> DecodePeerFrame(std::string_view bytes) {
         directory.entries.push_back({.node = node, .address = TakeAddress(bytes)});
       }
       return PeerFrame(std::move(directory));
+    }
+    case kWhere: {
+      if (bytes.size() % kNodeBytes != 0 || bytes.size() > kNodeBytes * kWhereNodesMax)
+        return DataLoss("a question of {} bytes", bytes.size());
+      Where where;
+      while (!bytes.empty()) where.nodes.push_back(static_cast<NodeId>(TakeNumber(bytes, 4)));
+      return PeerFrame(std::move(where));
+    }
+    case kFetch:
+      return TakeFetch(bytes);
+    case kPiece: {
+      if (bytes.size() <= kPieceHeadBytes || bytes.size() > kPieceHeadBytes + kPieceBytesMax)
+        return DataLoss("a piece of {} bytes", bytes.size());
+      Piece piece;
+      piece.number = TakeNumber(bytes, 8);
+      piece.file_bytes = TakeNumber(bytes, 8);
+      if (piece.file_bytes > kFetchOffsetMax)
+        return DataLoss("a piece of a file of {} bytes", piece.file_bytes);
+      piece.bytes = bytes;
+      return PeerFrame(std::move(piece));
+    }
+    case kRefused: {
+      if (bytes.size() != kRefusedBytes) return DataLoss("a refusal of {} bytes", bytes.size());
+      const uint64_t number = TakeNumber(bytes, 8);
+      const auto why = static_cast<uint8_t>(bytes.front());
+      if (why > static_cast<uint8_t>(Refused::Why::kBusy))
+        return DataLoss("a refusal for reason {}", why);
+      return PeerFrame(Refused{.number = number, .why = static_cast<Refused::Why>(why)});
     }
     default:
       return DataLoss("a frame of kind {}", static_cast<uint8_t>(kind));

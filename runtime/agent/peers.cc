@@ -13,6 +13,13 @@ namespace {
 // The job of endpoints that stand for guests. No scheduler gives that number.
 constexpr uint64_t kGuestJob = std::numeric_limits<uint64_t>::max();
 
+// REQUIRES: it is one.
+SnapshotFrame TakeSnapshotFrame(PeerFrame frame) {
+  if (auto* fetch = std::get_if<Fetch>(&frame)) return *fetch;
+  if (auto* piece = std::get_if<Piece>(&frame)) return std::move(*piece);
+  return std::get<Refused>(frame);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Peers>> Peers::New(EventLoop* loop, JobKey key,
@@ -40,6 +47,7 @@ void Peers::LearnLeader(const Author& author, const LeadRecord& record) {
     other_leader_ = OtherLeader{author, record};
     return;
   }
+  leader_ = author.at.node;
   if (author.at.node == options_.wire.self.node) return;
   if (absl::StatusOr<WireAddress> address = ParseWireAddressText(record.address); address.ok())
     peers_[author.at.node].address = *address;
@@ -50,7 +58,7 @@ void Peers::LearnLeader(const Author& author, const LeadRecord& record) {
 void Peers::Send(const Endpoint& to, const ControlMessage& message) {
   std::string frame = EncodePeerFrame(message);
   if (to.job == options_.wire.job)
-    SendFrame(to.node, std::move(frame));
+    (void)SendFrame(to.node, std::move(frame));
   else if (to.job == kGuestJob)
     SendGuest(to.node, frame);
   else
@@ -62,25 +70,37 @@ void Peers::SendDirectory(NodeId to, const std::vector<NodeId>& nodes) {
   for (const NodeId node : nodes)
     if (const auto peer = peers_.find(node); peer != peers_.end() && peer->second.address)
       directory.entries.push_back({.node = node, .address = *peer->second.address});
-  if (!directory.entries.empty()) SendFrame(to, EncodePeerFrame(directory));
+  if (!directory.entries.empty()) (void)SendFrame(to, EncodePeerFrame(directory));
 }
 
-void Peers::SendFrame(NodeId to, std::string frame) {
+absl::Status Peers::SendSnapshot(NodeId to, const SnapshotFrame& frame) {
+  PERDURE_CHECK(to != options_.wire.self.node);
+  const auto known = peers_.find(to);
+  if (known == peers_.end() || (known->second.open.empty() && !known->second.address.has_value())) {
+    if (leader_.has_value() && *leader_ != options_.wire.self.node && *leader_ != to)
+      (void)SendFrame(*leader_, EncodePeerFrame(Where{{to}}));
+    return Unavailable("it is not known where node {} listens", to);
+  }
+  return SendFrame(to, std::visit([](const auto& f) { return EncodePeerFrame(f); }, frame));
+}
+
+absl::Status Peers::SendFrame(NodeId to, std::string frame) {
   Peer& peer = peers_[to];
   if (!peer.open.empty()) {
-    const absl::Status sent = wire_->Send(peer.open.back(), frame);
+    absl::Status sent = wire_->Send(peer.open.back(), frame);
     sent.ok() ? ++counters_.sent : ++counters_.dropped;
-    return;
+    return sent;
   }
   if (!peer.address.has_value() || peer.waiting.size() >= options_.waiting_frames_max ||
       peer.waiting_bytes + frame.size() > options_.waiting_bytes_max) {
     ++counters_.dropped;
-    return;
+    return ResourceExhausted("node {} cannot be told so much before it is reached", to);
   }
   peer.waiting_bytes += frame.size();
   peer.waiting.push_back(std::move(frame));
   if (peer.connecting == 0)
     peer.connecting = wire_->Connect(*peer.address, to, 0, MonotonicNow() + options_.connect_time);
+  return absl::OkStatus();
 }
 
 void Peers::SendGuest(NodeId guest, const std::string& frame) {
@@ -138,10 +158,14 @@ void Peers::Handle(NodeId node, PeerFrame frame) {
     callbacks_.on_message({.job = options_.wire.job, .node = node}, std::move(*message));
   } else if (const auto* introduction = std::get_if<Introduction>(&frame)) {
     peers_[node].address = introduction->address;
-  } else {
-    for (const Directory::Entry& entry : std::get<Directory>(frame).entries)
+  } else if (const auto* directory = std::get_if<Directory>(&frame)) {
+    for (const Directory::Entry& entry : directory->entries)
       if (entry.node < options_.wire.nodes && entry.node != options_.wire.self.node)
         peers_[entry.node].address = entry.address;
+  } else if (const auto* where = std::get_if<Where>(&frame)) {
+    SendDirectory(node, where->nodes);
+  } else if (callbacks_.on_snapshot) {
+    callbacks_.on_snapshot(node, TakeSnapshotFrame(std::move(frame)));
   }
 }
 

@@ -34,6 +34,8 @@ struct PeersCallbacks {
   std::function<void(const Endpoint& from, ControlMessage message)> on_message;
   // No connection to that node of the own job is left; there was one.
   std::function<void(NodeId node)> on_closed;
+  // A question after a snapshot, or an answer to one, of a node of the own job. May be empty.
+  std::function<void(NodeId from, SnapshotFrame frame)> on_snapshot = {};
   // The key of another job of this run, to ask its coordinator whether it lives.
   std::function<absl::StatusOr<JobKey>(uint64_t job)> key_of_job;
 };
@@ -63,6 +65,10 @@ class Peers {
   void Send(const Endpoint& to, const ControlMessage& message);
   // Tells `to` where those `nodes` listen that this agent knows of.
   void SendDirectory(NodeId to, const std::vector<NodeId>& nodes);
+  // To another node of the own job. Unlike control messages this is not said again by itself:
+  // ResourceExhausted: too much waits for that node already. Unavailable: where it listens is not
+  // known; whoever leads has been asked.
+  absl::Status SendSnapshot(NodeId to, const SnapshotFrame& frame);
 
  private:
   struct Peer {
@@ -92,7 +98,7 @@ class Peers {
   void OnClose(ConnectionId connection);
   void Handle(NodeId node, PeerFrame frame);
   void HandleGuest(ConnectionId connection, const PeerFrame& frame);
-  void SendFrame(NodeId to, std::string frame);
+  absl::Status SendFrame(NodeId to, std::string frame);
   void SendGuest(NodeId guest, const std::string& frame);
   void Lost(ConnectionId connection, NodeId node);
   void VisitOther(const Endpoint& to, std::string frame);
@@ -110,6 +116,7 @@ class Peers {
   std::map<ConnectionId, NodeId> guest_numbers_;
   NodeId next_guest_ = 0;
   std::optional<OtherLeader> other_leader_;
+  std::optional<NodeId> leader_;  // Of the own job, by the run log.
   Visit visit_;
   PeersCounters counters_;
 };

@@ -3,7 +3,6 @@
 #include <filesystem>
 #include <set>
 
-#include "runtime/agent/records.h"
 #include "runtime/agent/retention.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
@@ -47,52 +46,78 @@ absl::StatusOr<std::set<std::string>> NamesIn(const std::filesystem::path& folde
 
 }  // namespace
 
+absl::StatusOr<CommitRecord> WriteCheckpointManifest(const std::string& run_directory,
+                                                     const std::string& name,
+                                                     const AtomTable& table, Manifest manifest) {
+  const std::filesystem::path folder = std::filesystem::path(run_directory) / "ckpt" / name;
+  CommitRecord commit{.checkpoint = name, .step = manifest.step, .samples = manifest.samples};
+  ASSIGN_OR_RETURN(commit.manifest, WriteManifest(folder.string(), table, manifest));
+  // The manifest's writer makes names up to that of the checkpoint durable; RUN/ckpt may be new.
+  RETURN_IF_ERROR(SyncDirectory(run_directory));
+  commit.certificate = manifest.certificate;
+  for (const PartReport& part : manifest.parts) commit.bytes += part.bytes;
+  commit.files = std::ssize(manifest.parts);
+  return commit;
+}
+
 Publication PublishCheckpoint(const std::string& run_directory, const std::string& name,
                               const AtomTable& table, Manifest manifest, RunLog& log) {
   Publication result;
-  CommitRecord commit{.checkpoint = name, .step = manifest.step, .samples = manifest.samples};
-  const std::filesystem::path folder = std::filesystem::path(run_directory) / "ckpt" / name;
-  const absl::StatusOr<Digest> digest = WriteManifest(folder.string(), table, manifest);
-  result.status = digest.status();
-  // The manifest's writer makes names up to that of the checkpoint durable; RUN/ckpt may be new.
-  if (result.status.ok()) result.status = SyncDirectory(run_directory);
-  if (!result.status.ok()) return result;
-  commit.manifest = *digest;
-  commit.certificate = result.certificate = manifest.certificate;
-  for (const PartReport& part : manifest.parts) commit.bytes += part.bytes;
-  commit.files = static_cast<int64_t>(manifest.parts.size());
-  result.bytes = commit.bytes;
-  const Appended committed = AppendRecord(log, RecordType::kCommit, manifest.generation,
-                                          SerializeCommit(commit), run_directory);
+  const uint64_t generation = manifest.generation;
+  const absl::StatusOr<CommitRecord> commit =
+      WriteCheckpointManifest(run_directory, name, table, std::move(manifest));
+  result.status = commit.status();
+  if (!commit.ok()) return result;
+  result.certificate = commit->certificate;
+  result.bytes = commit->bytes;
+  const Appended committed =
+      AppendRecord(log, RecordType::kCommit, generation, SerializeCommit(*commit), run_directory);
   result.status = committed.status;
   result.lost = committed.lost;
   if (!result.status.ok()) return result;
   // Every byte was read back by another rank before.
   const Appended verified =
-      AppendRecord(log, RecordType::kVerified, manifest.generation,
+      AppendRecord(log, RecordType::kVerified, generation,
                    SerializeVerified({.name = name, .kind = "read"}), run_directory);
   result.lost = verified.lost;
   (verified.lost ? result.status : result.warning) = verified.status;
   return result;
 }
 
-Retirement RetireCheckpoints(const std::string& run_directory, uint64_t generation,
-                             const KeepRule& rule, RunLog& log) {
-  Retirement result;
-  const auto there = NamesIn(std::filesystem::path(run_directory) / "ckpt");
-  result.status = there.status();
-  if (!there.ok()) return result;
+absl::StatusOr<RetirementPlan> PlanRetirement(const std::string& run_directory,
+                                              const KeepRule& rule, const RunLog& log) {
+  ASSIGN_OR_RETURN(const std::set<std::string> there,
+                   NamesIn(std::filesystem::path(run_directory) / "ckpt"));
   // What is gone, whoever took it away, must not count as kept.
   std::vector<CheckpointEntry> entries = ListCheckpoints(log, run_directory);
   std::erase_if(entries, [&](const CheckpointEntry& entry) {
-    return !there->contains(entry.commit.checkpoint);
+    return !there.contains(entry.commit.checkpoint);
   });
-  absl::StatusOr<std::vector<std::string>> pinned = PinnedCheckpoints(run_directory);
-  result.status = pinned.status();
-  if (!pinned.ok()) return result;  // What may be pinned stays.
-  pinned->insert(pinned->end(), rule.in_use.begin(), rule.in_use.end());
-  std::vector<std::string> names =
-      ChooseRetired(entries, rule.keep_last, rule.keep_every_steps, rule.phase_end_steps, *pinned);
+  // What may be pinned stays.
+  ASSIGN_OR_RETURN(std::vector<std::string> pinned, PinnedCheckpoints(run_directory));
+  pinned.insert(pinned.end(), rule.in_use.begin(), rule.in_use.end());
+  RetirementPlan plan;
+  plan.names =
+      ChooseRetired(entries, rule.keep_last, rule.keep_every_steps, rule.phase_end_steps, pinned);
+  for (const CheckpointEntry& entry : entries)
+    if (entry.retired) plan.left.push_back(entry.commit.checkpoint);
+  return plan;
+}
+
+Deletions DeleteRetired(const std::string& run_directory, const std::vector<std::string>& names) {
+  Deletions deleted;
+  for (const std::string& name : names)
+    deleted.emplace_back(name, DeleteCheckpoint(run_directory, name));
+  return deleted;
+}
+
+Retirement RetireCheckpoints(const std::string& run_directory, uint64_t generation,
+                             const KeepRule& rule, RunLog& log) {
+  Retirement result;
+  const absl::StatusOr<RetirementPlan> plan = PlanRetirement(run_directory, rule, log);
+  result.status = plan.status();
+  if (!plan.ok()) return result;
+  std::vector<std::string> names = plan->names;
   if (!names.empty()) {
     const Appended logged = AppendRecord(log, RecordType::kRetire, generation,
                                          SerializeRetire({.names = names}), run_directory);
@@ -100,10 +125,8 @@ Retirement RetireCheckpoints(const std::string& run_directory, uint64_t generati
     result.lost = logged.lost;
     if (!result.status.ok()) return result;
   }
-  for (const CheckpointEntry& entry : entries)
-    if (entry.retired) names.push_back(entry.commit.checkpoint);
-  for (const std::string& name : names)
-    result.deleted.emplace_back(name, DeleteCheckpoint(run_directory, name));
+  names.insert(names.end(), plan->left.begin(), plan->left.end());
+  result.deleted = DeleteRetired(run_directory, names);
   return result;
 }
 

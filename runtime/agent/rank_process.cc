@@ -294,9 +294,9 @@ absl::Status Serve(FrameSocket& socket, const std::shared_ptr<LocalHub>& hub,
     (*watch)->Start([&host](const Json& evidence) { host.Evidence(evidence); });
   ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer,
                    Trainer::Create(options, start, std::move(device.ops), transport.get(), &host));
-  ASSIGN_OR_RETURN(const bool complete, trainer->Run());
+  ASSIGN_OR_RETURN(const Outcome outcome, trainer->Run());
   if (watch.ok()) watch->reset();  // Nobody else sends from here on.
-  return socket.Send({{"type", "done"}, {"complete", complete}});
+  return socket.Send({{"type", "done"}, {"complete", outcome == Outcome::kComplete}});
 }
 
 }  // namespace

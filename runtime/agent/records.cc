@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <optional>
 #include <set>
 
 #include "ckpt/json_object.h"
@@ -74,9 +75,7 @@ absl::StatusOr<std::vector<Seat>> SeatsOf(const std::vector<int64_t>& runs, int6
 
 }  // namespace
 
-std::string SerializeLead(const LeadRecord& record) {
-  return Dump({{"address", record.address}});
-}
+std::string SerializeLead(const LeadRecord& record) { return Dump({{"address", record.address}}); }
 
 absl::StatusOr<LeadRecord> ParseLead(std::string_view body) {
   ASSIGN_OR_RETURN(const Json json, ParseJsonObject(body, "body"));
@@ -88,13 +87,35 @@ absl::StatusOr<LeadRecord> ParseLead(std::string_view body) {
 }
 
 std::string SerializeStart(const StartRecord& record) {
+  const Failure& failure = record.failure;
   return Dump({{"tensor", record.shape.tensor},
                {"pipeline", record.shape.pipeline},
                {"data", record.shape.data},
                {"seats", SeatRuns(record.seats)},
                {"layout", record.layout},
-               {"step", record.step}});
+               {"step", record.step},
+               {"failure", failure.kind.has_value() ? NameOf(*failure.kind) : ""},
+               {"failure_number", failure.number},
+               {"failure_step", failure.step},
+               {"failure_node", failure.node.has_value() ? int64_t{*failure.node} : -1}});
 }
+
+namespace {
+
+void ReadFailure(JsonObject& object, Failure* failure) {
+  std::string kind;
+  int64_t node = -1;
+  object.String("failure", &kind);
+  object.Int("failure_number", &failure->number, std::numeric_limits<int64_t>::min());
+  object.Int("failure_step", &failure->step);
+  object.Int("failure_node", &node, -1, std::numeric_limits<NodeId>::max());
+  failure->kind = KindOf(kind);
+  if (!kind.empty() && !failure->kind.has_value())
+    object.Fail("failure", fmt::format("is '{}', which is no kind of evidence", kind));
+  if (node >= 0) failure->node = static_cast<NodeId>(node);
+}
+
+}  // namespace
 
 absl::StatusOr<StartRecord> ParseStart(std::string_view body) {
   ASSIGN_OR_RETURN(const Json json, ParseJsonObject(body, "body"));
@@ -108,6 +129,7 @@ absl::StatusOr<StartRecord> ParseStart(std::string_view body) {
   object.Ints("seats", &runs);
   object.String("layout", &record.layout);
   object.Int("step", &record.step);
+  ReadFailure(object, &record.failure);
   if (tensor * pipeline * data > kRanksMax)
     object.Fail("data",
                 fmt::format("makes {} ranks; {} are allowed", tensor * pipeline * data, kRanksMax));
@@ -235,9 +257,13 @@ namespace {
 
 // What the records behind the COMMITs say, by checkpoint.
 struct Sayings {
+  struct Attempt {
+    uint64_t generation = 0, job = 0;
+  };
   std::set<std::string> verified, retired;
-  std::map<std::string, std::vector<uint64_t>> attempts;  // Generations.
-  std::set<uint64_t> clean;                               // Generations that ended as they should.
+  std::map<std::string, std::vector<Attempt>> attempts;
+  std::optional<Attempt> newest;
+  std::set<uint64_t> clean;  // Generations that came to what they should.
 };
 
 // RunLog holds records with good bodies only.
@@ -258,10 +284,16 @@ Sayings Gather(const RunLog& log) {
       const RetireRecord body = Body(ParseRetire(record.body));
       said.retired.insert(body.names.begin(), body.names.end());
     } else if (record.type == RecordType::kAttempt) {
-      said.attempts[Body(ParseAttempt(record.body)).name].push_back(record.generation);
+      said.newest = Sayings::Attempt{record.generation, record.author.at.job};
+      said.attempts[Body(ParseAttempt(record.body)).name].push_back(*said.newest);
     } else if (record.type == RecordType::kEnd) {
       const EndRecord body = Body(ParseEnd(record.body));
-      if (body.exit_code == 0 || body.exit_code == 75) said.clean.insert(record.generation);
+      if (body.exit_code != 0 && body.exit_code != 75) continue;
+      said.clean.insert(record.generation);
+      // Generations of one job that followed went on from memory. Jobs without agents (0) have one.
+      const uint64_t job = record.author.at.job;
+      if (job != 0 && said.newest.has_value() && said.newest->job == job)
+        said.clean.insert(said.newest->generation);
     }
   }
   return said;
@@ -287,9 +319,9 @@ std::vector<CheckpointEntry> ListCheckpoints(const RunLog& log, const std::strin
     entry.gone = !entry.retired && !entry.quarantined &&
                  !std::filesystem::exists(entry.path, ignored) && !ignored;
     if (const auto attempts = said.attempts.find(name); attempts != said.attempts.end())
-      entry.failed_attempts =
-          std::count_if(attempts->second.begin(), attempts->second.end(),
-                        [&](uint64_t generation) { return !said.clean.contains(generation); });
+      for (const Sayings::Attempt& attempt : attempts->second)
+        if (!said.clean.contains(attempt.generation)) entry.failed_jobs.push_back(attempt.job);
+    entry.failed_attempts = std::ssize(entry.failed_jobs);
     entries.push_back(std::move(entry));
   }
   std::reverse(entries.begin(), entries.end());

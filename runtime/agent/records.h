@@ -16,6 +16,7 @@
 #include "runtime/agent/run_log.h"
 #include "runtime/base/digest.h"
 #include "runtime/control/layout.h"
+#include "runtime/control/no_progress.h"
 
 namespace perdure {
 
@@ -30,7 +31,9 @@ struct StartRecord {
   LayoutShape shape;        // data 0: nobody steps (an import).
   std::vector<Seat> seats;  // By rank, all distinct; shape.ranks() of them.
   std::string layout;       // In words.
-  int64_t step = 0;         // Where it resumes. After that of the newest COMMIT: from memory.
+  int64_t step = 0;         // Where it resumes. After that of the newest COMMIT: from memory;
+                            // before it: those COMMITs name bad checkpoints.
+  Failure failure = {};     // Why the generation before it ended, in the same job.
   friend bool operator==(const StartRecord&, const StartRecord&) = default;
 };
 
@@ -103,13 +106,15 @@ inline constexpr int64_t kLoadAttemptsMax = 2;
 struct CheckpointEntry {
   CommitRecord commit;
   uint64_t generation = 0;
-  bool verified = false;        // A VERIFIED of kind "read".
-  bool retired = false;         // Named by a RETIRE.
-  bool quarantined = false;     // Its directory is in RUN/quarantine.
-  bool gone = false;            // Its directory is nowhere, and it was not retired.
-  int64_t failed_attempts = 0;  // ATTEMPTs since the last VERIFIED of kind "ran" whose generation
-                                // did not end cleanly (END with exit code 0 or 75).
-  std::string path;             // RUN/ckpt/<name>.
+  bool verified = false;     // A VERIFIED of kind "read".
+  bool retired = false;      // Named by a RETIRE.
+  bool quarantined = false;  // Its directory is in RUN/quarantine.
+  bool gone = false;         // Its directory is nowhere, and it was not retired.
+  // ATTEMPTs since the last VERIFIED of kind "ran" behind which no clean END (exit code 0 or 75)
+  // stands: of its generation, or of its job with no other ATTEMPT in between.
+  int64_t failed_attempts = 0;
+  std::vector<uint64_t> failed_jobs;  // Those who made them.
+  std::string path;                   // RUN/ckpt/<name>.
 };
 
 // Newest first.

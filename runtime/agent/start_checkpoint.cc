@@ -1,8 +1,10 @@
 #include "runtime/agent/start_checkpoint.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 
+#include "ckpt/json_object.h"
 #include "runtime/agent/records.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
@@ -41,10 +43,18 @@ absl::Status SetAside(const std::string& run_directory, const CheckpointEntry& e
   return QuarantineCheckpoint(run_directory, entry.commit.checkpoint, why);
 }
 
+int64_t FailedBy(const CheckpointEntry& entry, const LoadRule& rule) {
+  if (!rule.retry) return entry.failed_attempts;
+  if (rule.job == 0) return 0;
+  return std::count(entry.failed_jobs.begin(), entry.failed_jobs.end(), rule.job);
+}
+
+constexpr size_t kChosenBytesMax = 1024;
+
 }  // namespace
 
 absl::StatusOr<std::optional<StartCheckpoint>> ChooseStart(
-    const RunLog& log, const std::string& run_directory, bool retry,
+    const RunLog& log, const std::string& run_directory, const LoadRule& rule,
     const std::function<void(const std::string& line)>& tell) {
   int bad = 0, tried = 0;
   for (const CheckpointEntry& entry : ListCheckpoints(log, run_directory)) {
@@ -52,11 +62,11 @@ absl::StatusOr<std::optional<StartCheckpoint>> ChooseStart(
       bad += entry.quarantined ? 1 : 0;
       continue;
     }
-    if (entry.failed_attempts >= kLoadAttemptsMax && !retry) {
+    if (const int64_t failed = FailedBy(entry, rule); failed >= kLoadAttemptsMax) {
       tell(
           fmt::format("checkpoint {} was loaded {} times without a good step behind it; trying "
                       "the one before (--retry loads it again)",
-                      entry.path, entry.failed_attempts));
+                      entry.path, failed));
       ++tried;
       continue;
     }
@@ -76,6 +86,38 @@ absl::StatusOr<std::optional<StartCheckpoint>> ChooseStart(
         "run directory",
         run_directory, bad, tried, kLoadAttemptsMax);
   return std::nullopt;
+}
+
+std::string PackChosen(const StartCheckpoint& start) {
+  const OrderedJson json = {{"name", std::filesystem::path(start.path).filename().string()},
+                            {"manifest", start.digest.Hex()}};
+  return json.dump();
+}
+
+absl::StatusOr<ChosenName> ParseChosen(std::string_view packed) {
+  if (packed.size() > kChosenBytesMax)
+    return DataLoss("the checkpoint to load is named by {} bytes; {} are the most", packed.size(),
+                    kChosenBytesMax);
+  ASSIGN_OR_RETURN(const Json json, ParseJsonObject(packed, "the name of the checkpoint to load"));
+  JsonObject object(json, "");
+  ChosenName chosen;
+  object.String("name", &chosen.name);
+  if (!IsCheckpointName(chosen.name))
+    object.Fail("name", "is not the name of a checkpoint (s000000120.g3.9f3c21aa)");
+  object.Hex("manifest", &chosen.manifest);
+  RETURN_IF_ERROR(object.Done());
+  return chosen;
+}
+
+absl::StatusOr<StartCheckpoint> OpenChosen(const std::string& run_directory,
+                                           std::string_view packed) {
+  ASSIGN_OR_RETURN(const ChosenName chosen, ParseChosen(packed));
+  StartCheckpoint start{
+      .path = (std::filesystem::path(run_directory) / "ckpt" / chosen.name).string(),
+      .manifest = {},
+      .digest = chosen.manifest};
+  ASSIGN_OR_RETURN(start.manifest, ReadManifest(start.path, &start.digest));
+  return start;
 }
 
 absl::Status QuarantineCheckpoint(const std::string& run_directory, const std::string& name,

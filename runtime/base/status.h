@@ -2,8 +2,9 @@
 //
 // The code is chosen by what the caller will do: InvalidArgument (the user changes a file or a
 // flag; exit 2), NotFound, DataLoss (a digest or a length is wrong), Unavailable (a peer or a
-// device is gone), Aborted (somebody else won), FailedPrecondition, ResourceExhausted, Internal.
-// The message names the object, the value, what to try next.
+// device is gone), Aborted (somebody else won), Cancelled (it was told to stop),
+// FailedPrecondition, ResourceExhausted, Internal. The message names the object, the value, what
+// to try next.
 #pragma once
 
 #include <fmt/format.h>
@@ -34,6 +35,7 @@ PERDURE_DEFINE_ERROR(AlreadyExists)
 PERDURE_DEFINE_ERROR(DataLoss)
 PERDURE_DEFINE_ERROR(Unavailable)
 PERDURE_DEFINE_ERROR(Aborted)
+PERDURE_DEFINE_ERROR(Cancelled)
 PERDURE_DEFINE_ERROR(FailedPrecondition)
 PERDURE_DEFINE_ERROR(ResourceExhausted)
 PERDURE_DEFINE_ERROR(Unimplemented)

@@ -8,7 +8,8 @@
 // implementation: the bits are the same.
 //
 // Every member calls the same collectives in the same order with the same sizes. Errors: the first
-// one wins; after an error the object must not be used again.
+// one wins; after an error the object must not be used again. Transport::Cancel is such an error
+// for every call and Watch(): whatever it waits for, another member or the device, it returns.
 #pragma once
 
 #include <cstddef>
@@ -72,9 +73,9 @@ class Collectives {
                                         std::span<const Transfer> transfers) = 0;
   virtual absl::Status WaitAll(std::span<const RequestPtr> requests) = 0;
 
-  // What is known to be wrong, without waiting: Unavailable if a member is lost or a library has
-  // failed. OK where every call tells that itself.
-  virtual absl::Status Watch() { return absl::OkStatus(); }
+  // What is known to be wrong, without waiting: Cancelled if the transport is, Unavailable if a
+  // member is lost or a library has failed (OK where every call tells that itself).
+  virtual absl::Status Watch() = 0;
   // Ends what is under way on the device, as far as that can be done from here: a process that
   // cannot go on is to be killed all the same. Afterwards the object can only be destroyed.
   virtual void Abort() {}

@@ -56,6 +56,9 @@ class Fabric {
   // Advances everything once; true if something moved, so that another call may be worth it.
   virtual bool Progress() = 0;
   virtual std::vector<LinkFailure> TakeLinkFailures() = 0;
+  // Whether messages from `peer` may be fetched out of its memory without its help, and without
+  // anything that would fail once it has closed its Fabric.
+  virtual bool FetchesFrom(int /*peer*/) const { return false; }
   // Only asked of what PiecewiseFabric is built on.
   virtual std::vector<Truncation> TakeTruncations() { return {}; }
   // Nothing more is sent to `peer`. What it has already sent can still be received.

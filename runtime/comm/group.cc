@@ -74,6 +74,7 @@ Group::Group(Transport* transport, std::vector<int> members, uint32_t channel)
 int Group::size() const { return static_cast<int>(members_.size()); }
 int Group::index() const { return index_; }
 Transport* Group::transport() const { return transport_; }
+absl::Status Group::Watch() { return transport_->cancelled(); }
 double Group::wait_seconds() const { return wait_seconds_; }
 
 absl::Status Group::WaitAll(std::span<const RequestPtr> requests) {

@@ -48,6 +48,7 @@ class Group final : public Collectives {
   RequestPtr Recv(int member, uint32_t operation, void* data, size_t bytes);
   absl::Status WaitAll(std::span<const RequestPtr> requests) override;
 
+  absl::Status Watch() override;
   double wait_seconds() const override;
 
  private:

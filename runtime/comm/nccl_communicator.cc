@@ -67,6 +67,7 @@ LostPeers::LostPeers(Group* group) : group_(group) {
 }
 
 absl::Status LostPeers::Check() {
+  RETURN_IF_ERROR(group_->Watch());
   for (int i = 0; i < kProgressCalls; ++i) group_->transport()->Progress();
   for (const RequestPtr& request : endless_)
     if (request->done()) RETURN_IF_ERROR(request->status());
@@ -96,6 +97,7 @@ absl::Status Patience::Wait(const char* what) {
   if (now < check_ || !fault_.ok()) return absl::OkStatus();
   check_ = now + kCheckEvery;
   fault_ = lost_->Check();
+  if (absl::IsCancelled(fault_)) return fault_;
   if (!fault_.ok()) give_up_ = now + kLostPatience;
   return absl::OkStatus();
 }

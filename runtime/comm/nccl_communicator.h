@@ -30,7 +30,7 @@ class LostPeers {
   // `group` is used for nothing else from now on.
   explicit LostPeers(Group* group);
 
-  // Without waiting. Unavailable names a member that is gone.
+  // Without waiting. Unavailable names a member that is gone; Cancelled: the transport is.
   absl::Status Check();
 
  private:
@@ -39,7 +39,8 @@ class LostPeers {
 };
 
 // Says when a wait is over: some time after a member was lost (what it had sent before it left may
-// still arrive), or at a bound. Sleeps between the looks, hardly at first.
+// still arrive), at once when the transport is cancelled, or at a bound. Sleeps between the looks,
+// hardly at first.
 class Patience {
  public:
   explicit Patience(LostPeers* lost);

@@ -172,6 +172,8 @@ class NcclGroup final : public Collectives {
 
   // Remembers the first error: nothing is asked of NCCL after it.
   absl::Status Note(absl::Status status);
+  // What Note remembers; looks whether the transport is cancelled first.
+  absl::Status Failed();
   absl::Status CheckAsync();
   template <typename What>
   void ForCommunicators(const What& what) {
@@ -315,6 +317,7 @@ absl::Status NcclGroup::WarmUp(Lane& lane, std::span<const Transfer> transfers) 
 }
 
 NcclGroup::~NcclGroup() {
+  (void)Failed();
   // What was issued is given time to end, everywhere: see NcclCommunicator::Retire.
   const absl::Time deadline = absl::Now() + kDrain;
   const auto busy = [&] {
@@ -344,12 +347,17 @@ absl::Status NcclGroup::Note(absl::Status status) {
   const absl::Status lost = lost_ == nullptr ? absl::OkStatus() : lost_->Check();
   failed_ = lost.ok() || Message(lost) == Message(status)
                 ? status
-                : Unavailable("{} ({})", Message(lost), Message(status));
+                : ErrorStatus(lost.code(), "{} ({})", Message(lost), Message(status));
+  return failed_;
+}
+
+absl::Status NcclGroup::Failed() {
+  failed_.Update(transport()->cancelled());
   return failed_;
 }
 
 absl::Status NcclGroup::CheckAsync() {
-  absl::Status first;
+  absl::Status first = transport()->cancelled();
   ForCommunicators([&](NcclCommunicator& communicator) { first.Update(communicator.Check()); });
   (void)Note(first);
   return failed_;
@@ -357,7 +365,7 @@ absl::Status NcclGroup::CheckAsync() {
 
 absl::Status NcclGroup::Watch() {
   // A lost member is the better explanation of what NCCL has noticed.
-  absl::Status status = lost_ == nullptr ? absl::OkStatus() : lost_->Check();
+  absl::Status status = lost_ == nullptr ? host_.Watch() : lost_->Check();
   status.Update(CheckAsync());
   return status;
 }
@@ -382,7 +390,7 @@ double NcclGroup::wait_seconds() const {
 // --- collectives, on the ops' stream
 
 absl::Status NcclGroup::AllGather(const void* in, size_t bytes, void* out) {
-  RETURN_IF_ERROR(failed_);
+  RETURN_IF_ERROR(Failed());
   if (bytes == 0) return absl::OkStatus();
   if (size() == 1) {
     CopyBytes(ops_, in, bytes, out);
@@ -393,7 +401,7 @@ absl::Status NcclGroup::AllGather(const void* in, size_t bytes, void* out) {
 }
 
 absl::Status NcclGroup::AllGatherV(void* buffer, std::span<const Extent> extents) {
-  RETURN_IF_ERROR(failed_);
+  RETURN_IF_ERROR(Failed());
   PERDURE_CHECK(extents.size() == static_cast<size_t>(size()));
   if (size() == 1) return absl::OkStatus();
   return Note(Gather(buffer, extents));
@@ -430,7 +438,7 @@ absl::Status NcclGroup::Gather(void* buffer, std::span<const Extent> extents) {
 }
 
 absl::Status NcclGroup::ReduceScatterTree(const float* partial, int64_t count, float* out) {
-  RETURN_IF_ERROR(failed_);
+  RETURN_IF_ERROR(Failed());
   PERDURE_CHECK(std::has_single_bit(static_cast<unsigned>(size())));
   if (count == 0) return absl::OkStatus();
   if (size() == 1) {
@@ -443,7 +451,7 @@ absl::Status NcclGroup::ReduceScatterTree(const float* partial, int64_t count, f
 }
 
 absl::Status NcclGroup::AllReduceTree(const float* partial, int64_t count, float* out) {
-  RETURN_IF_ERROR(failed_);
+  RETURN_IF_ERROR(Failed());
   if (count == 0) return absl::OkStatus();
   if (size() == 1) {
     CopyBytes(ops_, partial, FloatBytes(count), out);
@@ -567,7 +575,8 @@ absl::Status NcclGroup::Launch(Lane& lane, std::span<const Transfer> transfers,
 
 std::vector<RequestPtr> NcclGroup::Start(uint32_t operation, std::span<const Transfer> transfers) {
   auto exchange = std::make_unique<Exchange>(events_);
-  exchange->error = failed_.ok() ? Note(Post(operation, transfers, *exchange)) : failed_;
+  exchange->error = Failed();
+  if (exchange->error.ok()) exchange->error = Note(Post(operation, transfers, *exchange));
   std::vector<RequestPtr> requests;
   requests.push_back(std::move(exchange));
   return requests;

@@ -19,8 +19,12 @@ constexpr uint64_t kHelloTag = kOwnTag | 1;
 constexpr uint64_t kGoodbyeTag = kOwnTag | 2;
 
 constexpr absl::Duration kFarewellPatience = absl::Seconds(5);
+constexpr absl::Duration kBrokenPatience = absl::Milliseconds(200);
 constexpr absl::Duration kLeavingPatience = absl::Seconds(5);
 constexpr absl::Duration kDrainPatience = absl::Seconds(2);
+// Of a peer that has gone, for the receives that it was filling: in all, and while nothing comes.
+constexpr absl::Duration kSettlePatience = absl::Milliseconds(200);
+constexpr absl::Duration kSettleIdle = absl::Milliseconds(10);
 constexpr absl::Duration kSleepMax = absl::Milliseconds(100);  // A safety net, not the mechanism.
 constexpr int kDrainRounds = 10000;  // Progress calls in a row that may find something to do.
 constexpr int kIdleRounds = 16;      // Idle rounds before sleeping: less than a system call.
@@ -28,36 +32,58 @@ constexpr int kIdleRoundsSpinning =
     5000;  // With TransportOptions::spin: some hundred microseconds.
 constexpr uint32_t kProgressPerCheck = 64;
 
+// What no library leaves in the sender's memory until the receiver fetches it: the copy is cheaper.
+constexpr size_t kNeverFetchedBytes = 1024;
+
+bool HasLongSends(const OperationLink& operations) {
+  for (const OperationLink* link = operations.next; link != &operations; link = link->next) {
+    const auto& operation = *static_cast<const Operation*>(link);
+    if (operation.kind == Operation::Kind::kSend && operation.bytes > kNeverFetchedBytes)
+      return true;
+  }
+  return false;
+}
+
+bool AnyHeld(const std::vector<OperationRef>& operations) {
+  return std::any_of(operations.begin(), operations.end(),
+                     [](const OperationRef& each) { return each->held_by_library != nullptr; });
+}
+
 }  // namespace
 
 NetworkTransport::NetworkTransport(std::string kind, const TransportOptions& options,
-                                   std::unique_ptr<Fabric> fabric, std::unique_ptr<PeerWatch> watch)
+                                   std::unique_ptr<Fabric> fabric, std::unique_ptr<PeerWatch> watch,
+                                   std::shared_ptr<Cancellation> cancellation)
     : kind_(std::move(kind)),
       options_(options),
+      name_(fabric->name()),
+      cancellation_(std::move(cancellation)),
       fabric_(std::move(fabric)),
       watch_(std::move(watch)),
       peers_(static_cast<size_t>(options.size)) {}
 
 NetworkTransport::~NetworkTransport() {
+  if (!Stopped()) Leave();
+}
+
+void NetworkTransport::Leave() {
   const absl::Status down = Unavailable("rank {} has shut its transport down", rank());
   self_.FailAll(down);
   std::vector<OperationRef> farewells;
   for (int r = 0; r < size(); ++r) {
     Peer& peer = PeerOf(r);
     peer.goodbye_out.taken = peer.receives_done;
+    const bool gives_up = HasLongSends(peer.operations);
     FinishAll(peer, down, down);
-    if (peer.state != State::kLive || !stopped_.empty()) continue;
+    if (peer.state != State::kLive || gives_up) continue;
     farewells.push_back(std::make_shared<Operation>(Operation::Kind::kSend, r, kGoodbyeTag,
                                                     &peer.goodbye_out, sizeof peer.goodbye_out));
     peer.operations.PushBack(*farewells.back());
     fabric_->PostLast(farewells.back());
   }
-  const absl::Time deadline = absl::Now() + kFarewellPatience;
+  const absl::Time deadline = absl::Now() + (broken_ ? kBrokenPatience : kFarewellPatience);
   for (const OperationRef& farewell : farewells) WaitFor(*farewell, deadline);
-  watch_->SayGoodbye();
-  // One that must not be driven must not be closed either: closing drives it. It stays until the
-  // process ends.
-  if (!stopped_.empty()) (void)fabric_.release();
+  for (const OperationRef& farewell : farewells) watch_->SayGoodbye(farewell->peer);
   fabric_.reset();  // Until here the library may write into peers_.
 }
 
@@ -67,6 +93,7 @@ NetworkTransport::Peer& NetworkTransport::PeerOf(int rank) {
 }
 
 absl::StatusOr<std::string> NetworkTransport::LocalAddress() {
+  if (Stopped()) return stopped_;
   RankAddress address;
   address.kind = kind_;
   address.network = options_.network;
@@ -103,11 +130,14 @@ absl::StatusOr<std::vector<RankAddress>> NetworkTransport::ParseTable(
 absl::Status NetworkTransport::Connect(std::span<const std::string> addresses,
                                        absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
+  if (Stopped()) return stopped_;
   ASSIGN_OR_RETURN(const std::vector<RankAddress> table, ParseTable(addresses));
   std::vector<WatchAddress> watched;
   watched.reserve(table.size());
   for (const RankAddress& address : table) watched.push_back(address.watch);
-  RETURN_IF_ERROR(watch_->Connect(watched, deadline));
+  const absl::Status met = watch_->Connect(watched, deadline, cancellation_.get());
+  if (Stopped()) return stopped_;
+  RETURN_IF_ERROR(met);
   const std::string& own_host = watch_->address().host;
   for (int r = 0; r < size(); ++r) {
     if (r == rank()) continue;
@@ -120,7 +150,8 @@ absl::Status NetworkTransport::Connect(std::span<const std::string> addresses,
     peer.goodbye->finished_counter = &goodbyes_;
     fabric_->Post(peer.goodbye);
   }
-  return Greet(deadline);
+  const absl::Status greeted = Greet(deadline);
+  return Stopped() ? stopped_ : greeted;
 }
 
 // An empty message each way: afterwards no send has to wait for a connection to come about.
@@ -154,8 +185,8 @@ OperationRef NetworkTransport::SendHello(int rank_greeted) {
   auto hello =
       std::make_shared<Operation>(Operation::Kind::kSend, rank_greeted, kHelloTag, nullptr, 0);
   Peer& peer = PeerOf(rank_greeted);
-  if (peer.state != State::kLive) {
-    hello->Finish(Unavailable("rank {} is gone: {}", rank_greeted, peer.reason));
+  if (Stopped() || peer.state != State::kLive) {
+    hello->Finish(WhyGone(rank_greeted));
     return hello;
   }
   peer.operations.PushBack(*hello);
@@ -167,7 +198,9 @@ OperationRef NetworkTransport::Start(Operation::Kind kind, int peer_rank, uint64
                                      size_t bytes) {
   auto operation = std::make_shared<Operation>(kind, peer_rank, tag, data, bytes);
   Peer& peer = PeerOf(peer_rank);
-  if (peer_rank == rank()) {
+  if (Stopped()) {
+    operation->Finish(WhyGone(peer_rank));
+  } else if (peer_rank == rank()) {
     if (kind == Operation::Kind::kSend)
       self_.Send(peer_rank, operation);
     else
@@ -175,7 +208,7 @@ OperationRef NetworkTransport::Start(Operation::Kind kind, int peer_rank, uint64
   } else if (peer.state == State::kUnconnected) {
     operation->Finish(FailedPrecondition("rank {}: no message to or from rank {} before Connect",
                                          rank(), peer_rank));
-  } else if (peer.state == State::kGone || !stopped_.empty()) {
+  } else if (peer.state == State::kGone) {
     StartWithGone(operation);
   } else {
     if (kind == Operation::Kind::kSend)
@@ -183,22 +216,34 @@ OperationRef NetworkTransport::Start(Operation::Kind kind, int peer_rank, uint64
     else if (tag < kOwnTag)
       operation->finished_counter = &peer.receives_done;
     peer.operations.PushBack(*operation);
-    fabric_->Post(operation);
+    Post(operation);
   }
   return operation;
 }
 
+void NetworkTransport::Post(const OperationRef& operation) {
+  if (operation->kind == Operation::Kind::kRecv && operation->bytes > kNeverFetchedBytes &&
+      fabric_->FetchesFrom(operation->peer))
+    operation->sender = watch_.get();
+  fabric_->Post(operation);
+}
+
 // Only what has already arrived can still be had.
 void NetworkTransport::StartWithGone(const OperationRef& operation) {
-  Peer& peer = PeerOf(operation->peer);
-  if (operation->kind == Operation::Kind::kRecv && stopped_.empty()) {
-    fabric_->Post(operation);
+  if (operation->kind == Operation::Kind::kRecv) {
+    Post(operation);
     Drain();
   }
   if (operation->done()) return;
-  operation->Finish(Unavailable("rank {} is gone: {}", operation->peer,
-                                stopped_.empty() ? peer.reason : stopped_));
+  operation->Finish(WhyGone(operation->peer));
   if (operation->held_by_library != nullptr) fabric_->Cancel(*operation);
+}
+
+absl::Status NetworkTransport::WhyGone(int peer) const {
+  const Peer& gone = peers_[static_cast<size_t>(peer)];
+  if (cancellation_->set()) return cancelled();
+  if (gone.state != State::kGone) return stopped_;
+  return Unavailable("rank {} is gone: {}", peer, gone.reason);
 }
 
 RequestPtr NetworkTransport::Send(int peer, Tag tag, const void* data, size_t bytes) {
@@ -212,7 +257,7 @@ RequestPtr NetworkTransport::Recv(int peer, Tag tag, void* data, size_t bytes) {
 }
 
 bool NetworkTransport::Advance() {
-  if (!stopped_.empty()) return false;
+  if (Stopped()) return false;
   const bool moved = fabric_->Progress();
   for (const Fabric::LinkFailure& failure : fabric_->TakeLinkFailures()) {
     CheckPeers();  // The watch may know more about it: a clean leave breaks links too.
@@ -223,7 +268,7 @@ bool NetworkTransport::Advance() {
 }
 
 void NetworkTransport::Drain() {
-  for (int round = 0; round < kDrainRounds && stopped_.empty(); ++round)
+  for (int round = 0; round < kDrainRounds && !cancellation_->set(); ++round)
     if (!fabric_->Progress()) return;
 }
 
@@ -234,10 +279,12 @@ void NetworkTransport::Progress() {
 }
 
 void NetworkTransport::Sleep(absl::Time until) {
+  if (Stopped()) return;
   absl::Duration nap = std::min(kSleepMax, until - absl::Now());
   nap = std::min(nap, fabric_->Arm());
   if (nap <= absl::ZeroDuration()) return;
-  std::array<pollfd, 2> fds{pollfd{watch_->fd(), POLLIN, 0}, pollfd{fabric_->fd(), POLLIN, 0}};
+  std::array<pollfd, 3> fds{pollfd{watch_->fd(), POLLIN, 0}, pollfd{fabric_->fd(), POLLIN, 0},
+                            pollfd{cancellation_->fd(), POLLIN, 0}};
   const timespec patience = absl::ToTimespec(nap);
   // poll ignores a negative descriptor; an interrupted call is a short nap.
   const int ready = ::ppoll(fds.data(), fds.size(), &patience, nullptr);
@@ -247,7 +294,7 @@ void NetworkTransport::Sleep(absl::Time until) {
 void NetworkTransport::WaitFor(const Operation& operation, absl::Time deadline) {
   const int idle_rounds_max = options_.spin ? kIdleRoundsSpinning : kIdleRounds;
   int idle_rounds = 0;
-  for (uint32_t round = 1; !operation.done(); ++round) {
+  for (uint32_t round = 1; !operation.done() && !Stopped(); ++round) {
     if (round % kDrainRounds == 0) CheckPeers();  // A busy fabric must not hide a death.
     if (Advance()) {
       idle_rounds = 0;
@@ -261,12 +308,14 @@ void NetworkTransport::WaitFor(const Operation& operation, absl::Time deadline) 
 absl::Status NetworkTransport::WaitAll(std::span<const RequestPtr> requests) {
   for (const RequestPtr& request : requests)
     if (request != nullptr) WaitFor(OperationOf(*request), absl::InfiniteFuture());
+  if (Stopped()) RETURN_IF_ERROR(cancelled());
   for (const RequestPtr& request : requests)
     if (request != nullptr) RETURN_IF_ERROR(request->status());
   return absl::OkStatus();
 }
 
 void NetworkTransport::CheckPeers() {
+  if (Stopped()) return;
   for (const PeerWatch::Event& event : watch_->Poll()) {
     Peer& peer = PeerOf(event.peer);
     if (peer.state != State::kLive) continue;
@@ -293,15 +342,19 @@ void NetworkTransport::CheckPeers() {
 }
 
 void NetworkTransport::Gone(int rank_gone, std::string reason) {
+  if (Stopped()) return;
   Peer& peer = PeerOf(rank_gone);
   if (peer.state != State::kLive && peer.state != State::kLeaving) return;
+  const bool said_goodbye = peer.goodbye->done() && peer.goodbye->status().ok();
+  const bool in_order = said_goodbye || peer.state == State::kLeaving;
   if (peer.state == State::kLeaving) --leaving_count_;
   peer.state = State::kGone;
   peer.reason = std::move(reason);
-  watch_->Drop(rank_gone);
+  broken_ |= !in_order;
+  watch_->Drop(rank_gone, /*lost=*/!in_order);
   const absl::Status status = Unavailable("rank {} is gone: {}", rank_gone, peer.reason);
-  const bool took_all =
-      peer.goodbye->done() && peer.goodbye->status().ok() && peer.goodbye_in.taken == peer.sends;
+  const bool took_all = said_goodbye && peer.goodbye_in.taken == peer.sends;
+  const std::vector<OperationRef> receives = HeldReceives(peer);
   FinishAll(peer, status, took_all ? absl::OkStatus() : status);
   if (!peer.goodbye->done()) {
     peer.goodbye->Finish(status);
@@ -309,6 +362,24 @@ void NetworkTransport::Gone(int rank_gone, std::string reason) {
     if (peer.goodbye->held_by_library != nullptr) fabric_->Cancel(*peer.goodbye);
   }
   fabric_->DropPeer(rank_gone);
+  // It may have been in the middle of filling one of them. It sends nothing any more, or dropping
+  // it has made the library refuse that, but what has come may still be on its way through here.
+  const absl::Time begin = absl::Now();
+  absl::Time moved = begin;
+  while (AnyHeld(receives) && !cancellation_->set() && absl::Now() < begin + kSettlePatience &&
+         absl::Now() < moved + kSettleIdle)
+    if (fabric_->Progress()) moved = absl::Now();
+}
+
+std::vector<OperationRef> NetworkTransport::HeldReceives(const Peer& peer) {
+  std::vector<OperationRef> receives;
+  for (const OperationLink* link = peer.operations.next; link != &peer.operations;
+       link = link->next) {
+    const OperationRef& operation = static_cast<const Operation*>(link)->held_by_library;
+    if (operation != nullptr && operation->kind == Operation::Kind::kRecv)
+      receives.push_back(operation);
+  }
+  return receives;
 }
 
 // Everything under way with a peer is done, and the library is asked to forget it.
@@ -328,31 +399,35 @@ void NetworkTransport::FailPeer(int rank_lost, const std::string& reason) {
   Peer& peer = PeerOf(rank_lost);
   CheckPeers();
   if (peer.state != State::kLive && peer.state != State::kLeaving) return;
-  std::vector<OperationRef> receives;
-  for (OperationLink* link = peer.operations.next; link != &peer.operations; link = link->next) {
-    const OperationRef& operation = static_cast<Operation*>(link)->held_by_library;
-    if (operation != nullptr && operation->kind == Operation::Kind::kRecv)
-      receives.push_back(operation);
-  }
+  const std::vector<OperationRef> receives = HeldReceives(peer);
   Gone(rank_lost, reason);
   // The peer may be alive and in the middle of filling one of them.
   const absl::Time deadline = absl::Now() + kDrainPatience;
-  const auto being_filled = [](const OperationRef& r) { return r->held_by_library != nullptr; };
-  while (stopped_.empty() && std::any_of(receives.begin(), receives.end(), being_filled)) {
+  while (!Stopped() && AnyHeld(receives)) {
     if (absl::Now() >= deadline)
-      return StopDriving(fmt::format("it was lost in the middle of a message ({})", reason));
+      return Stop(Unavailable(
+          "this transport has stopped: rank {} was lost in the middle of a message ({})", rank_lost,
+          reason));
     if (!Advance()) absl::SleepFor(absl::Microseconds(100));
   }
 }
 
-void NetworkTransport::StopDriving(const std::string& reason) {
-  stopped_ = reason;
-  for (int r = 0; r < size(); ++r) {
-    Peer& peer = PeerOf(r);
-    while (peer.operations.linked())
-      static_cast<Operation*>(peer.operations.next)
-          ->Finish(Unavailable("this transport has stopped: {}", reason));
+bool NetworkTransport::Stopped() {
+  if (stopped_.ok() && cancellation_->set()) Stop(cancelled());
+  return !stopped_.ok();
+}
+
+// In this order: nothing more comes in or goes out; the peers know that what they are fetching is
+// not to be trusted; and only then memory is given back.
+void NetworkTransport::Stop(const absl::Status& why) {
+  stopped_ = why;
+  fabric_.reset();
+  for (int r = 0; r < size(); ++r) watch_->Drop(r, /*lost=*/true);
+  for (Peer& peer : peers_) {
+    FinishAll(peer, stopped_, stopped_);
+    if (peer.goodbye != nullptr) peer.goodbye->Finish(stopped_);
   }
+  self_.FailAll(stopped_);
 }
 
 absl::StatusOr<std::unique_ptr<Transport>> NewNetworkTransport(
@@ -360,7 +435,9 @@ absl::StatusOr<std::unique_ptr<Transport>> NewNetworkTransport(
     absl::StatusOr<std::unique_ptr<Fabric>> fabric) {
   RETURN_IF_ERROR(fabric.status());
   ASSIGN_OR_RETURN(std::unique_ptr<PeerWatch> watch, PeerWatch::Listen(options.rank));
-  return std::make_unique<NetworkTransport>(kind, options, *std::move(fabric), std::move(watch));
+  ASSIGN_OR_RETURN(std::shared_ptr<Cancellation> cancellation, Cancellation::New());
+  return std::make_unique<NetworkTransport>(kind, options, *std::move(fabric), std::move(watch),
+                                            std::move(cancellation));
 }
 
 }  // namespace perdure

@@ -4,6 +4,7 @@
 
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
+#include "runtime/comm/peer_watch.h"
 
 namespace perdure {
 namespace {
@@ -56,7 +57,12 @@ void Operation::Finish(absl::Status status) {
 }
 
 void Operation::FinishReceive(size_t received) {
-  if (received == bytes) return Finish(absl::OkStatus());
+  if (received == bytes) {
+    if (sender == nullptr || !sender->IsLost(peer)) return Finish(absl::OkStatus());
+    return Finish(Unavailable(
+        "rank {} is gone: its process ended or dropped this rank during a message of {} bytes",
+        peer, bytes));
+  }
   Finish(DataLoss(
       "rank {} sent {} bytes where {} were expected (tag {:#x}); the two sides disagree on the "
       "plan: check that both run the same binary and configuration",

@@ -18,6 +18,8 @@
 
 namespace perdure {
 
+class PeerWatch;
+
 // A node of a circular list; a list is a node that belongs to no operation.
 struct OperationLink {
   OperationLink* previous = this;
@@ -48,7 +50,8 @@ struct Operation : OperationLink {
   const absl::Status& status() const { return status_; }
   // Done, with this result; later calls change nothing.
   void Finish(absl::Status status);
-  // Done because `received` bytes came: DataLoss unless that is what was asked for.
+  // Done because `received` bytes came: DataLoss unless that is what was asked for, Unavailable if
+  // `sender` says that they may be something else.
   void FinishReceive(size_t received);
 
   const Kind kind;
@@ -63,6 +66,9 @@ struct Operation : OperationLink {
       held_by_library;  // Itself, while a library may still touch it: see HeldOperations.
   Operation* held_previous = nullptr;
   Operation* held_next = nullptr;
+  // Of a receive that the library may fetch out of the sender's memory by itself: a sender that was
+  // lost meanwhile, but lives, may have put something else there.
+  const PeerWatch* sender = nullptr;
   bool last = false;  // A send that must have left this process when it is done.
   void* library_owner = nullptr;
   void* library_handle = nullptr;
@@ -88,6 +94,14 @@ class HeldOperations {
   void Hold(const OperationRef& operation);
   // The operation may be gone on return.
   void Release(Operation& operation);
+  // Calls what(operation) for each; it may release that one, and no other.
+  template <typename What>
+  void ForEach(const What& what) const {
+    for (Operation *each = first_, *next = nullptr; each != nullptr; each = next) {
+      next = each->held_next;
+      what(*each);
+    }
+  }
 
  private:
   Operation* first_ = nullptr;

@@ -61,17 +61,20 @@ struct Incoming {
 
 class Mesh {
  public:
-  Mesh(int rank, int listener, std::span<const WatchAddress> addresses, absl::Time deadline)
+  Mesh(int rank, int listener, std::span<const WatchAddress> addresses, absl::Time deadline,
+       const Cancellation* cancellation)
       : rank_(rank),
         listener_(listener),
         addresses_(addresses),
         deadline_(deadline),
+        cancellation_(cancellation),
         sockets_(addresses.size()),
         missing_(addresses.size() - 1) {}
 
   absl::StatusOr<std::vector<UniqueFd>> Run() {
     for (int peer = 0; peer < rank_; ++peer) dials_.push_back(NewDial(peer));
     while (missing_ > 0) {
+      if (cancellation_ != nullptr) RETURN_IF_ERROR(cancellation_->status());
       if (absl::Now() >= deadline_) return Late();
       for (Dial& dial : dials_) RETURN_IF_ERROR(Redial(dial));
       RETURN_IF_ERROR(Sleep());
@@ -228,6 +231,7 @@ class Mesh {
 
   absl::Status Sleep() {
     polled_.clear();
+    if (cancellation_ != nullptr) polled_.push_back({cancellation_->fd(), POLLIN, 0});
     if (strangers_.size() < kStrangersMax) polled_.push_back({listener_, POLLIN, 0});
     absl::Time until = std::min(deadline_, absl::Now() + kAttemptPatience);
     for (const Dial& dial : dials_) {
@@ -258,6 +262,7 @@ class Mesh {
   const int listener_;
   const std::span<const WatchAddress> addresses_;
   const absl::Time deadline_;
+  const Cancellation* const cancellation_;
   std::vector<UniqueFd> sockets_;
   size_t missing_;
   std::vector<Dial> dials_;
@@ -269,8 +274,9 @@ class Mesh {
 
 absl::StatusOr<std::vector<UniqueFd>> ConnectMesh(int rank, int listener,
                                                   std::span<const WatchAddress> addresses,
-                                                  absl::Time deadline) {
-  return Mesh(rank, listener, addresses, deadline).Run();
+                                                  absl::Time deadline,
+                                                  const Cancellation* cancellation) {
+  return Mesh(rank, listener, addresses, deadline, cancellation).Run();
 }
 
 }  // namespace perdure

@@ -39,8 +39,11 @@ absl::StatusOr<std::unique_ptr<PeerWatch>> PeerWatch::Listen(int rank) {
       new PeerWatch(rank, std::move(address), std::move(listener), std::move(epoll)));
 }
 
-absl::Status PeerWatch::Connect(std::span<const WatchAddress> addresses, absl::Time deadline) {
-  ASSIGN_OR_RETURN(sockets_, ConnectMesh(rank_, listener_.get(), addresses, deadline));
+absl::Status PeerWatch::Connect(std::span<const WatchAddress> addresses, absl::Time deadline,
+                                const Cancellation* cancellation) {
+  ASSIGN_OR_RETURN(sockets_,
+                   ConnectMesh(rank_, listener_.get(), addresses, deadline, cancellation));
+  lost_.resize(sockets_.size());
   listener_.Close();
   for (size_t peer = 0; peer < sockets_.size(); ++peer) {
     if (!sockets_[peer].open()) continue;
@@ -73,22 +76,33 @@ std::vector<PeerWatch::Event> PeerWatch::Poll() {
       event.reason = "its process ended or dropped this rank";
     }
     socket.Close();
+    lost_[static_cast<size_t>(event.peer)] = !event.clean;
     result.push_back(std::move(event));
   }
   return result;
 }
 
-void PeerWatch::Drop(int peer) {
-  if (!sockets_.empty()) sockets_[static_cast<size_t>(peer)].Close();
+bool PeerWatch::IsLost(int peer) const {
+  const auto place = static_cast<size_t>(peer);
+  if (!sockets_[place].open()) return lost_[place];
+  char said = 0;
+  const ssize_t got = ::recv(sockets_[place].get(), &said, 1, MSG_DONTWAIT | MSG_PEEK);
+  return got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR);
 }
 
-void PeerWatch::SayGoodbye() {
-  for (UniqueFd& socket : sockets_) {
-    if (!socket.open()) continue;
-    // A peer that is gone already needs no good-bye.
-    (void)::send(socket.get(), &kGoodbye, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
-    socket.Close();
-  }
+void PeerWatch::Drop(int peer, bool lost) {
+  if (sockets_.empty()) return;
+  const auto place = static_cast<size_t>(peer);
+  sockets_[place].Close();
+  if (lost) lost_[place] = true;
+}
+
+void PeerWatch::SayGoodbye(int peer) {
+  UniqueFd& socket = sockets_[static_cast<size_t>(peer)];
+  if (!socket.open()) return;
+  // A peer that is gone already needs no good-bye.
+  (void)::send(socket.get(), &kGoodbye, 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+  socket.Close();
 }
 
 }  // namespace perdure

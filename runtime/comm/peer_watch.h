@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "runtime/comm/address.h"
+#include "runtime/comm/cancellation.h"
 #include "runtime/comm/sockets.h"
 
 namespace perdure {
@@ -34,17 +35,21 @@ class PeerWatch {
 
   const WatchAddress& address() const { return address_; }
   // addresses[r] is rank r's; the caller's own is among them. Unavailable or DeadlineExceeded names
-  // who is missing.
-  absl::Status Connect(std::span<const WatchAddress> addresses, absl::Time deadline);
+  // who is missing; what `cancellation` says, if it is set.
+  absl::Status Connect(std::span<const WatchAddress> addresses, absl::Time deadline,
+                       const Cancellation* cancellation = nullptr);
 
   // Readable when Poll has something to tell.
   int fd() const { return epoll_.get(); }
   // What happened since the last call; at most one event per peer, ever.
   std::vector<Event> Poll();
+  // Whether a peer has gone without a good-bye, be it already told by Poll or not, or was dropped
+  // as lost.
+  bool IsLost(int peer) const;
   // Cuts the connection; no event for that peer follows here, and over there this rank looks lost.
-  void Drop(int peer);
-  // Tells all who are still connected that this rank leaves on purpose, and closes.
-  void SayGoodbye();
+  void Drop(int peer, bool lost);
+  // Tells a peer, if it is still connected, that this rank leaves on purpose, and closes.
+  void SayGoodbye(int peer);
 
  private:
   PeerWatch(int rank, WatchAddress address, Listener listener, UniqueFd epoll);
@@ -54,6 +59,7 @@ class PeerWatch {
   UniqueFd listener_;  // Closed once everybody is connected.
   UniqueFd epoll_;
   std::vector<UniqueFd> sockets_;  // [rank]; closed: oneself, and who has left.
+  std::vector<bool> lost_;         // [rank].
 };
 
 }  // namespace perdure

@@ -46,6 +46,7 @@ class PiecewiseFabric final : public Fabric {
   void Cancel(Operation& receive) override;
   bool Progress() override;
   std::vector<LinkFailure> TakeLinkFailures() override { return fabric_->TakeLinkFailures(); }
+  bool FetchesFrom(int peer) const override { return fabric_->FetchesFrom(peer); }
   void DropPeer(int peer) override;
   absl::Duration Arm() override;
   int fd() const override { return fabric_->fd(); }

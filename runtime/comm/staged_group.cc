@@ -5,6 +5,7 @@
 
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
+#include "runtime/comm/sync_watching.h"
 
 namespace perdure {
 namespace {
@@ -63,7 +64,11 @@ StagedGroup::StagedGroup(Transport* transport, std::vector<int> members, uint32_
     : ops_(ops),
       group_(transport, std::move(members), channel),
       why_(std::move(why)),
-      staging_(StagingPool::New(ops)),
+      staging_(StagingPool::New(ops,
+                                [this] {
+                                  Collectives* const self[] = {this};
+                                  return SyncWatching(ops_, self);
+                                })),
       self_(ops) {}
 
 absl::Status StagedGroup::AllGather(const void* in, size_t bytes, void* out) {

@@ -4,7 +4,8 @@
 //
 // What is sent is downloaded, the device is waited for once, the Group moves and sums on the host
 // (the same trees, hence the same bits), what was received is uploaded. A group of one only copies
-// on the device and waits for nothing.
+// on the device and waits for nothing. A device that is still busy when the transport is cancelled
+// is left to itself: nobody but the device touches the memory of such a call any more.
 //
 // Requests own their staging memory: it goes back to the pool when WaitAll has enqueued the upload,
 // and is used again when a later Sync has shown that the upload is done (StagingPool). A request is
@@ -48,6 +49,7 @@ class StagedGroup final : public Collectives {
   std::vector<RequestPtr> Start(uint32_t operation, std::span<const Transfer> transfers) override;
   absl::Status WaitAll(std::span<const RequestPtr> requests) override;
 
+  absl::Status Watch() override { return group_.Watch(); }
   double wait_seconds() const override { return group_.wait_seconds(); }
 
   size_t staging_bytes() const { return staging_->bytes_allocated(); }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "runtime/base/status.h"
 
@@ -20,8 +21,8 @@ size_t ClassOf(size_t bytes) {
 
 }  // namespace
 
-std::shared_ptr<StagingPool> StagingPool::New(Ops* ops) {
-  return std::shared_ptr<StagingPool>(new StagingPool(ops));
+std::shared_ptr<StagingPool> StagingPool::New(Ops* ops, SyncCall sync) {
+  return std::shared_ptr<StagingPool>(new StagingPool(ops, std::move(sync)));
 }
 
 StagingPool::~StagingPool() {
@@ -49,7 +50,7 @@ absl::StatusOr<StagingPool::Block> StagingPool::Take(size_t bytes) {
 }
 
 absl::Status StagingPool::Sync() {
-  RETURN_IF_ERROR(ops_->Sync());
+  RETURN_IF_ERROR(sync_());
   for (auto& [bytes, places] : resting_) {
     std::vector<std::byte*>& free = free_[bytes];
     free.insert(free.end(), places.begin(), places.end());

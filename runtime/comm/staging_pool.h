@@ -16,14 +16,16 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/ops.h"
+#include "runtime/comm/sync_watching.h"
 
 namespace perdure {
 
 class StagingPool : public std::enable_shared_from_this<StagingPool> {
  public:
-  // `ops` outlives the pool and every block.
-  static std::shared_ptr<StagingPool> New(Ops* ops);
-  // Waits for the device, then gives the memory back, but for what was abandoned.
+  // `ops` outlives the pool and every block; `sync` waits for it, and is called by Take and Sync
+  // alone.
+  static std::shared_ptr<StagingPool> New(Ops* ops, SyncCall sync);
+  // Waits for the device (Ops::Sync), then gives the memory back, but for what was abandoned.
   ~StagingPool();
   StagingPool(const StagingPool&) = delete;
   StagingPool& operator=(const StagingPool&) = delete;
@@ -55,7 +57,7 @@ class StagingPool : public std::enable_shared_from_this<StagingPool> {
 
   // At least `bytes`, aligned to 64. Fails only if it had to wait for the device, with its error.
   absl::StatusOr<Block> Take(size_t bytes);
-  // Ops::Sync; what rested before is free then.
+  // Waits for the device; what rested before is free then.
   absl::Status Sync();
 
   size_t bytes_allocated() const { return bytes_allocated_; }
@@ -64,9 +66,10 @@ class StagingPool : public std::enable_shared_from_this<StagingPool> {
   static constexpr size_t kRestingMax = 2;
   using Blocks = std::map<size_t, std::vector<std::byte*>>;  // By size class.
 
-  explicit StagingPool(Ops* ops) : ops_(ops) {}
+  StagingPool(Ops* ops, SyncCall sync) : ops_(ops), sync_(std::move(sync)) {}
 
   Ops* ops_;
+  const SyncCall sync_;
   Blocks free_, resting_;
   size_t bytes_allocated_ = 0;
 };

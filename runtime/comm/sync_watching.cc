@@ -30,6 +30,7 @@ absl::Status SyncWatching(Ops* ops, std::span<Collectives* const> groups, absl::
       if (group != nullptr) found.Update(group->Watch());
     if (!found.ok()) fault = found;
     if (!fault.ok()) deadline = std::min(deadline, now + patience);
+    if (absl::IsCancelled(fault)) deadline = now;
     if (now < deadline) continue;
     for (Collectives* group : groups)
       if (group != nullptr) group->Abort();

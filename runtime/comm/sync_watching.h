@@ -20,8 +20,9 @@ inline constexpr absl::Duration kDrainPatience = absl::Seconds(5);
 using SyncCall = std::function<absl::Status()>;
 
 // As ops->Sync(), but bounded: when a group's Watch() finds fault and the device does not become
-// idle within `patience`, all groups are aborted and the fault is returned. For the waits of a step
-// whose device work includes messages; null groups are skipped.
+// idle within `patience`, all groups are aborted and the fault is returned. When the fault is
+// Cancelled, that is done at once. For the waits of a step whose device work includes messages;
+// null groups are skipped.
 absl::Status SyncWatching(Ops* ops, std::span<Collectives* const> groups,
                           absl::Duration patience = kDrainPatience);
 

@@ -4,13 +4,21 @@
 //
 // Life: construct, hand LocalAddress() to everybody out of band (the launcher's bootstrap socket),
 // Connect() with the table of all addresses, then Send/Recv. A Transport lives for one generation
-// and is dropped, never repaired. It belongs to one thread. Waiting does not spin: ranks outnumber
-// cores (wakeup descriptors, wait objects, condition variables); a short spin is allowed only where
-// TransportOptions::spin says that cores are enough.
+// and is dropped, never repaired. It belongs to one thread, but for Cancel() and cancelled().
+// Waiting does not spin: ranks outnumber cores (wakeup descriptors, wait objects, condition
+// variables); a short spin is allowed only where TransportOptions::spin says that cores are enough.
 //
 // Failure: a peer that dies, resets or cannot be reached makes every request that needs it finish
 // with Unavailable, naming the rank; requests with other peers go on. Nothing aborts and nothing
 // waits for ever on a dead peer.
+//
+// Stopping: Cancel(), from any thread, makes everything finish with Cancelled. The transport's own
+// thread does the work, at its next call or where it sleeps: what connects this rank to others is
+// closed first, waiting for nobody, and the requests are done after that. So a request that is done
+// gives its memory back for good: whatever a live peer still sends lands nowhere, and no peer takes
+// for a message what lies in memory that has been given back. To peers this rank is lost: their
+// requests with it finish with Unavailable. Destruction then waits for nobody. A rank whose peer is
+// lost and that drops its transport does well to call Cancel() before.
 #pragma once
 
 #include <cstddef>
@@ -76,14 +84,21 @@ class Transport {
   // Lets outstanding operations advance; never blocks. Call it between pieces of compute so that
   // exchanges overlap.
   virtual void Progress() = 0;
-  // Blocks, asleep when there is nothing to do, until every request is done; returns the first
-  // error in order. Null pointers in the span are skipped.
+  // Blocks, asleep when there is nothing to do, until every request is done; returns Cancelled once
+  // Cancel() was called, else the first error in order. Null pointers in the span are skipped.
   virtual absl::Status WaitAll(std::span<const RequestPtr> requests) = 0;
   absl::Status Wait(const RequestPtr& request) { return WaitAll({&request, 1}); }
 
   // Marks `peer` as lost (told by the control plane, for example): all its requests finish with
   // Unavailable.
   virtual void FailPeer(int peer, const std::string& reason) = 0;
+
+  // Thread-safe, unlike the rest: everything under way and everything later finishes with
+  // Cancelled(reason), and a WaitAll or Connect that sleeps returns at once. Once; for ever. The
+  // transport must be alive when it is called, and may be gone when it returns.
+  virtual void Cancel(const std::string& reason) = 0;
+  // Thread-safe. What Cancel() has said: Cancelled, or OK if nobody has called it.
+  virtual absl::Status cancelled() const = 0;
 };
 
 // kind: "ucx", "libfabric" or "local". InvalidArgument with the known kinds otherwise;

@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
+#include "runtime/comm/cancellation.h"
 #include "runtime/comm/matcher.h"
 
 namespace perdure {
@@ -75,13 +76,24 @@ class LocalHub {
   Bell& arrivals() { return arrivals_; }
 
   // Ends both directions between two ranks, telling each why.
-  void CutBetween(int a, const std::string& told_a, int b, const std::string& told_b) {
-    const absl::Status status_a = Unavailable("rank {} is gone: {}", b, told_a);
-    const absl::Status status_b = Unavailable("rank {} is gone: {}", a, told_b);
-    CutInto(a, b, {status_a, status_b});
-    CutInto(b, a, {status_b, status_a});
+  void CutBetween(int a, const absl::Status& told_a, int b, const absl::Status& told_b) {
+    CutInto(a, b, {told_a, told_b});
+    CutInto(b, a, {told_b, told_a});
     Of(a).bell.Ring();
     Of(b).bell.Ring();
+  }
+
+  // Ends everything of one rank: told `status`, and the others that it is gone.
+  void Remove(int rank, const absl::Status& status) {
+    const absl::Status elsewhere = Unavailable("rank {} is gone: it was {}", rank, Message(status));
+    for (int peer = 0; peer < size(); ++peer)
+      if (peer != rank) CutBetween(rank, status, peer, elsewhere);
+    {
+      const std::lock_guard lock(Of(rank).mutex);
+      Of(rank).matcher.Fail(rank, status, status);
+    }
+    Of(rank).bell.Ring();
+    arrivals_.Ring();
   }
 
  private:
@@ -102,12 +114,13 @@ namespace {
 
 class LocalTransport final : public Transport {
  public:
-  LocalTransport(const TransportOptions& options, std::shared_ptr<LocalHub> hub)
-      : options_(options), hub_(std::move(hub)) {}
+  LocalTransport(const TransportOptions& options, std::shared_ptr<LocalHub> hub,
+                 std::shared_ptr<Cancellation> cancellation)
+      : options_(options), hub_(std::move(hub)), cancellation_(std::move(cancellation)) {}
 
   ~LocalTransport() override {
     for (int peer = 0; peer < size(); ++peer)
-      if (peer != rank()) hub_->CutBetween(rank(), "this rank has left", peer, "it has left");
+      if (peer != rank()) CutOff(peer, "this rank has left", "it has left");
     Mailbox& own = hub_->Of(rank());
     const std::lock_guard lock(own.mutex);
     own.matcher.FailAll(Unavailable("rank {} has shut its transport down", rank()));
@@ -116,7 +129,10 @@ class LocalTransport final : public Transport {
   int rank() const override { return options_.rank; }
   int size() const override { return options_.size; }
   std::string name() const override { return "local"; }
-  absl::StatusOr<std::string> LocalAddress() override { return AddressOf(rank()); }
+  absl::StatusOr<std::string> LocalAddress() override {
+    RETURN_IF_ERROR(cancelled());
+    return AddressOf(rank());
+  }
   absl::Status Connect(std::span<const std::string> addresses, absl::Duration timeout) override;
 
   RequestPtr Send(int peer, Tag tag, const void* data, size_t bytes) override {
@@ -125,24 +141,50 @@ class LocalTransport final : public Transport {
   RequestPtr Recv(int peer, Tag tag, void* data, size_t bytes) override {
     return Start(Operation::Kind::kRecv, peer, tag, data, bytes);
   }
-  void Progress() override {}  // Whoever comes second does the work.
+  void Progress() override { (void)Stopped(); }  // Whoever comes second does the work.
   absl::Status WaitAll(std::span<const RequestPtr> requests) override;
   void FailPeer(int peer, const std::string& reason) override {
     PERDURE_CHECK(peer >= 0 && peer < size() && peer != rank());
-    hub_->CutBetween(rank(), reason, peer, "it has dropped this rank: " + reason);
+    CutOff(peer, reason, "it has dropped this rank: " + reason);
   }
+  void Cancel(const std::string& reason) override;
+  absl::Status cancelled() const override { return cancellation_->status(); }
 
  private:
   std::string AddressOf(int rank) const {
     return fmt::format("local {} {}", static_cast<const void*>(hub_.get()), rank);
   }
+  void CutOff(int peer, const std::string& told_here, const std::string& told_there) {
+    hub_->CutBetween(rank(), Unavailable("rank {} is gone: {}", peer, told_here), peer,
+                     Unavailable("rank {} is gone: {}", rank(), told_there));
+  }
   std::vector<int> Absent() const;
+  bool Stopped();
   RequestPtr Start(Operation::Kind kind, int peer, Tag tag, void* data, size_t bytes);
   bool Meet(const OperationRef& operation);
 
   const TransportOptions options_;
   const std::shared_ptr<LocalHub> hub_;
+  const std::shared_ptr<Cancellation> cancellation_;
 };
+
+// The caller's thread wakes the transport's, and both do the same: whoever comes second finds
+// nothing to do. What Meet() starts either is seen to be cancelled there, or is in a mailbox before
+// one of them comes to it. Nothing of the transport is used but what was read before it could hear
+// of this, and be destroyed.
+void LocalTransport::Cancel(const std::string& reason) {
+  const std::shared_ptr<LocalHub> hub = hub_;
+  const std::shared_ptr<Cancellation> cancellation = cancellation_;
+  const int own = rank();
+  cancellation->Set(reason);
+  hub->Remove(own, cancellation->status());
+}
+
+bool LocalTransport::Stopped() {
+  if (!cancellation_->set()) return false;
+  hub_->Remove(rank(), cancelled());
+  return true;
+}
 
 std::vector<int> LocalTransport::Absent() const {
   std::vector<int> absent;
@@ -157,6 +199,7 @@ std::vector<int> LocalTransport::Absent() const {
 absl::Status LocalTransport::Connect(std::span<const std::string> addresses,
                                      absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
+  if (Stopped()) return cancelled();
   if (addresses.size() != static_cast<size_t>(size()))
     return InvalidArgument("{} addresses for {} ranks", addresses.size(), size());
   for (int r = 0; r < size(); ++r)
@@ -165,6 +208,7 @@ absl::Status LocalTransport::Connect(std::span<const std::string> addresses,
                              addresses[static_cast<size_t>(r)], r);
   while (true) {
     const uint64_t seen = hub_->arrivals().Count();
+    if (Stopped()) return cancelled();
     const std::vector<int> absent = Absent();
     if (absent.empty()) return absl::OkStatus();
     if (absl::Now() >= deadline)
@@ -189,6 +233,10 @@ bool LocalTransport::Meet(const OperationRef& operation) {
   const bool sends = operation->kind == Operation::Kind::kSend;
   Mailbox& mailbox = hub_->Of(sends ? peer : rank());
   const std::lock_guard lock(mailbox.mutex);
+  if (cancellation_->set()) {
+    operation->Finish(cancelled());
+    return false;
+  }
   const Cut& cut = mailbox.cuts[static_cast<size_t>(sends ? rank() : peer)];
   if (sends) {
     if (cut.sends.ok()) return mailbox.matcher.Send(rank(), operation);
@@ -214,6 +262,7 @@ absl::Status LocalTransport::WaitAll(std::span<const RequestPtr> requests) {
       bell.Await(seen, absl::InfiniteFuture());
     }
   }
+  if (Stopped()) return cancelled();
   for (const RequestPtr& request : requests)
     if (request != nullptr) RETURN_IF_ERROR(request->status());
   return absl::OkStatus();
@@ -232,6 +281,7 @@ absl::StatusOr<std::unique_ptr<Transport>> NewLocalTransport(const TransportOpti
     return InvalidArgument("the transport 'local' needs the hub that its threads share");
   if (hub->size() != options.size)
     return InvalidArgument("a hub of {} ranks for a transport of {}", hub->size(), options.size);
+  ASSIGN_OR_RETURN(std::shared_ptr<Cancellation> cancellation, Cancellation::New());
   {
     Mailbox& mailbox = hub->Of(options.rank);
     const std::lock_guard lock(mailbox.mutex);
@@ -240,7 +290,7 @@ absl::StatusOr<std::unique_ptr<Transport>> NewLocalTransport(const TransportOpti
     mailbox.present = true;
   }
   hub->arrivals().Ring();
-  return std::make_unique<LocalTransport>(options, std::move(hub));
+  return std::make_unique<LocalTransport>(options, std::move(hub), std::move(cancellation));
 }
 
 }  // namespace perdure

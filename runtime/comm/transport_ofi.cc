@@ -146,6 +146,7 @@ class OfiFabric final : public Fabric {
   bool Progress() override;
   std::vector<LinkFailure> TakeLinkFailures() override { return std::exchange(failures_, {}); }
   std::vector<Truncation> TakeTruncations() override { return std::exchange(truncations_, {}); }
+  bool FetchesFrom(int) const override { return provider_ == "shm"; }
   void DropPeer(int peer) override;
   absl::Duration Arm() override;
   int fd() const override { return wait_fd_; }

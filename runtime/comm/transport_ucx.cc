@@ -23,6 +23,7 @@ namespace {
 
 constexpr int kRankShift = kTagBits + 1;  // One bit for a transport's own messages.
 constexpr absl::Duration kClosingPatience = absl::Seconds(1);
+constexpr absl::Duration kIdlePatience = absl::Milliseconds(50);  // While nothing moves.
 
 absl::Status FromUcs(ucs_status_t status, const Operation& operation) {
   switch (status) {
@@ -66,13 +67,25 @@ void QuietenWarnings() {
     (void)ucs_global_opts_set_value("LOG_LEVEL", "ERROR");
 }
 
-// A connection that is refused while UCX 1.13 waits for it ends the process: the endpoint fails
-// before it may (tcp_ep.c, "!(ep->flags & UCT_TCP_EP_FLAG_CTX_TYPE_TX)"), and a peer that dies
-// takes along whoever connects to it. So it does not wait. ucp_config_modify does not reach this
-// setting.
-void ConnectWithoutWaiting() {
-  static const int once = ::setenv("UCX_TCP_CONN_NB", "y", /*overwrite=*/0);
-  (void)once;
+// What would end the process when a peer dies. ucp_config_modify does not reach these settings;
+// what the user has set stays.
+void SurviveLostPeers() {
+  const auto set = [](const char* name, const char* value) {
+    return ::setenv(name, value, /*overwrite=*/0);
+  };
+  // A connection that is refused while UCX 1.13 waits for it: the endpoint fails before it may
+  // (tcp_ep.c, "!(ep->flags & UCT_TCP_EP_FLAG_CTX_TYPE_TX)"), and a peer that dies takes along
+  // whoever connects to it. So it does not wait.
+  static const int connect = set("UCX_TCP_CONN_NB", "y");
+  // An endpoint that is closed by force while TCP sends out of the caller's memory: the send is
+  // completed twice (uct_iface.h, "comp->count > 0"). So UCX copies what it sends over TCP; in
+  // pieces of this size that is as fast.
+  static const int copy = set("UCX_ZCOPY_THRESH", "inf");
+  static const int piece = set("UCX_TCP_TX_SEG_SIZE", "64kb") | set("UCX_TCP_RX_SEG_SIZE", "64kb");
+  // A put over TCP, where shared memory cannot fetch, goes straight to an address in the receiver,
+  // whatever lies there when it comes.
+  static const int put = set("UCX_TCP_PUT_ENABLE", "n");
+  (void)connect, (void)copy, (void)piece, (void)put;
 }
 
 class UcxFabric final : public Fabric {
@@ -91,6 +104,9 @@ class UcxFabric final : public Fabric {
   void Cancel(Operation& receive) override;
   bool Progress() override { return ucp_worker_progress(worker_) != 0; }
   std::vector<LinkFailure> TakeLinkFailures() override { return std::exchange(failures_, {}); }
+  bool FetchesFrom(int peer) const override {
+    return !peers_[static_cast<size_t>(peer)].reports_errors;
+  }
   void DropPeer(int peer) override;
   absl::Duration Arm() override;
   int fd() const override { return wakeup_; }
@@ -108,6 +124,7 @@ class UcxFabric final : public Fabric {
 
   absl::Status Open(int size);
   Peer& PeerOf(int rank) { return peers_[static_cast<size_t>(rank)]; }
+  bool IsBusy() const;
   uint64_t WireTag(int source, uint64_t tag) const {
     return static_cast<uint64_t>(source) << kRankShift | tag;
   }
@@ -131,6 +148,7 @@ class UcxFabric final : public Fabric {
   int wakeup_ = -1;
   HeldOperations held_;
   std::vector<LinkFailure> failures_;
+  bool closes_ = false;
   std::vector<void*> closing_;  // Forced closes of endpoints that may be under way.
 };
 
@@ -145,7 +163,7 @@ absl::StatusOr<std::unique_ptr<Fabric>> UcxFabric::Create(const TransportOptions
 
 absl::Status UcxFabric::Open(int size) {
   QuietenWarnings();
-  ConnectWithoutWaiting();
+  SurviveLostPeers();
   ucp_config_t* config = nullptr;
   if (const ucs_status_t status = ucp_config_read(nullptr, nullptr, &config); status != UCS_OK)
     return Unavailable("UCX cannot read its configuration: {}; check the UCX_* variables",
@@ -173,17 +191,33 @@ absl::Status UcxFabric::Open(int size) {
 }
 
 UcxFabric::~UcxFabric() {
+  closes_ = true;
   for (int r = 0; r < static_cast<int>(peers_.size()); ++r) DropPeer(r);
-  // UCX 1.13 aborts if the worker is destroyed while an endpoint is still being closed with
-  // messages pending.
-  const absl::Time deadline = absl::Now() + kClosingPatience;
-  for (void* const closing : closing_) {
-    while (ucp_request_check_status(closing) == UCS_INPROGRESS && absl::Now() < deadline)
-      Progress();
-    ucp_request_free(closing);
-  }
+  held_.ForEach([this](Operation& operation) {
+    if (operation.kind == Operation::Kind::kRecv) Cancel(operation);
+  });
+  // UCX 1.13 aborts if the worker is destroyed while it is copying out of a peer's memory, or while
+  // an endpoint is still being closed with messages pending. Neither waits for a peer.
+  const absl::Time give_up = absl::Now() + kClosingPatience;
+  absl::Time moved = absl::Now();
+  while (IsBusy() && absl::Now() < std::min(moved + kIdlePatience, give_up))
+    if (Progress()) moved = absl::Now();
+  // What must not be destroyed stays until the process ends. It is never driven again, so that it
+  // writes nowhere.
+  if (IsBusy()) return;
+  for (void* const closing : closing_) ucp_request_free(closing);
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
   if (context_ != nullptr) ucp_cleanup(context_);
+}
+
+// Whether something is under way that the worker's destruction would not survive.
+bool UcxFabric::IsBusy() const {
+  bool busy = std::any_of(closing_.begin(), closing_.end(), [](void* closing) {
+    return ucp_request_check_status(closing) == UCS_INPROGRESS;
+  });
+  held_.ForEach(
+      [&](const Operation& operation) { busy |= operation.kind == Operation::Kind::kRecv; });
+  return busy;
 }
 
 absl::StatusOr<std::string> UcxFabric::Address() {
@@ -282,7 +316,7 @@ void UcxFabric::Settle(Operation& operation, ucs_status_ptr_t result) {
 
 void UcxFabric::OnSent(void* request, ucs_status_t status, void* user) {
   auto& operation = *static_cast<Operation*>(user);
-  operation.Finish(FromUcs(status, operation));
+  if (!FabricOf(operation)->closes_) operation.Finish(FromUcs(status, operation));
   ucp_request_free(request);
   FabricOf(operation)->held_.Release(operation);
 }
@@ -290,10 +324,13 @@ void UcxFabric::OnSent(void* request, ucs_status_t status, void* user) {
 void UcxFabric::OnReceived(void* request, ucs_status_t status, const ucp_tag_recv_info_t* info,
                            void* user) {
   auto& operation = *static_cast<Operation*>(user);
-  if (status == UCS_OK)
+  if (FabricOf(operation)->closes_) {
+    // Why it ends is not UCX's to say.
+  } else if (status == UCS_OK) {
     operation.FinishReceive(info->length);
-  else
+  } else {
     operation.Finish(FromUcs(status, operation));
+  }
   ucp_request_free(request);
   FabricOf(operation)->held_.Release(operation);
 }

@@ -50,6 +50,8 @@ absl::Status Validate(const ControlOptions& o) {
     return InvalidArgument(
         "control options table_fan_out and stagger_max are {} and {}: 1 and 0 to 1024",
         o.table_fan_out, o.stagger_max);
+  if (o.done_code < 0 || o.done_code > 255)
+    return InvalidArgument("control option done_code is {}: exit codes are 0 to 255", o.done_code);
   // Otherwise a lease would end between two answers that nobody lost. Support is counted in rounds
   // of about two heartbeats: below four a lease, steps wait for it now and then.
   if (o.lease_agent < 2 * o.heartbeat || o.lease_support < 2 * o.heartbeat)

@@ -48,6 +48,7 @@ struct ControlOptions {
   absl::Duration save_every = absl::Minutes(20);
   absl::Duration save_max = absl::Minutes(30);  // A save that takes longer is given up.
   int64_t table_fan_out = 16;                   // Of the tree that hands on rank addresses.
+  int32_t done_code = 0;                        // A job whose run is complete ends with it.
 };
 
 // What of it is the failure detector's.

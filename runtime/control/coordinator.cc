@@ -33,7 +33,7 @@ void Coordinator::Step(absl::Time now, const Event& event, Effects& effects) {
 
 absl::Time Coordinator::NextDeadline() const {
   if (phase_ == Phase::kResigned) return absl::InfiniteFuture();
-  return std::min({phase_due_, append_due_, poll_due_, look_again_, go_due_, save_due_,
+  return std::min({phase_due_, append_due_, poll_due_, look_again_, go_due_, choose_due_, save_due_,
                    save_give_up_, detector_.NextDeadline()});
 }
 
@@ -52,6 +52,7 @@ void Coordinator::Timers(Effects& effects) {
     phase_due_ = absl::InfiniteFuture();
     PhaseIsLate(effects);
   }
+  if (now_ >= choose_due_) AskWhichCheckpoint(effects);
   if (now_ >= go_due_) phase_ == Phase::kEnding ? TryEnd(effects) : TryGo(effects);
   SaveTimers(effects);
 }
@@ -80,6 +81,7 @@ void Coordinator::IssueAppend(Effects& effects) {
   append_due_ = absl::InfiniteFuture();
   Pending& next = pending_.front();
   next.entry.slot = view_.next_slot;
+  if (next.entry.kind == EntryKind::kNote) next.entry.generation = view_.generation;
   next.asked = std::min(next.asked, now_);
   ++next.tries;
   effects.emplace_back(Append{next.entry, next.attempt});
@@ -102,36 +104,49 @@ void Coordinator::On(const Appended& event, Effects& effects) {
   const LogEntry entry = *event.entry;
   // When the record got its slot there was no other; that was not before it was first asked for.
   authority_.LogRead(pending_.front().asked);
+  const uint64_t note = mine.note;
   pending_.pop_front();
   view_.Absorb(entry);
   const bool more = !pending_.empty();
-  Won(entry, effects);
+  Won(entry, note, effects);
   if (more && !pending_.empty()) IssueAppend(effects);
   TryStopped(effects);
 }
 
 // A try before this one may still be executed: then the record is not given up.
 void Coordinator::On(const Unpublished&, Effects& effects) {
-  if (pending_.empty() || pending_.front().entry.kind != EntryKind::kCommit) return;
+  if (pending_.empty()) return;
+  const EntryKind kind = pending_.front().entry.kind;
+  if (kind != EntryKind::kCommit && kind != EntryKind::kNote) return;
   if (pending_.front().tries > 1) {
     append_due_ = now_ + options_.append_retry;
     return;
   }
   pending_.pop_front();
-  DoCommit(CheckpointCommit::Published{.ok = false}, effects);
+  if (kind == EntryKind::kCommit) DoCommit(CheckpointCommit::Published{.ok = false}, effects);
   if (!pending_.empty()) IssueAppend(effects);
   TryStopped(effects);
 }
 
-void Coordinator::Won(const LogEntry& entry, Effects& effects) {
+bool Coordinator::Posted(EntryKind kind) const {
+  return std::any_of(pending_.begin(), pending_.end(),
+                     [&](const Pending& p) { return p.entry.kind == kind; });
+}
+
+void Coordinator::On(const Note& event, Effects& effects) {
+  if (phase_ != Phase::kEnded && !Posted(EntryKind::kEnd))
+    Post({.kind = EntryKind::kNote, .layout = {}, .failure = {}, .note = event.tag}, 0, effects);
+}
+
+void Coordinator::Won(const LogEntry& entry, uint64_t note, Effects& effects) {
   switch (entry.kind) {
     case EntryKind::kLead: {
       term_ = entry.slot;
       poll_due_ = now_ + options_.poll;
       fence_.Inherit(view_.live, identity_.me.at.job, now_);
-      const bool runs = !view_.live.empty() && view_.live.back().job == identity_.me.at.job;
       phase_ = Phase::kGathering;
-      phase_due_ = now_ + (runs ? options_.gather_again : options_.gather);
+      phase_due_ = now_ + (RanBefore() ? options_.gather_again : options_.gather);
+      finished_ = RanBefore() ? view_.live.back().resumed : 0;
       for (NodeId node = 0; node < identity_.nodes; ++node)
         effects.emplace_back(Send{At(node), msg::Announce{.term = term_}});
       return;
@@ -140,6 +155,7 @@ void Coordinator::Won(const LogEntry& entry, Effects& effects) {
       Form(effects);
       return;
     case EntryKind::kCommit:
+      effects.emplace_back(SaveOver{entry.generation, entry.step, true});
       DoCommit(CheckpointCommit::Published{.ok = true}, effects);
       return;
     case EntryKind::kEnd:
@@ -152,6 +168,7 @@ void Coordinator::Won(const LogEntry& entry, Effects& effects) {
       effects.emplace_back(Finished{entry.exit_code});
       return;
     case EntryKind::kNote:
+      effects.emplace_back(Noted{note});
       return;
   }
 }
@@ -194,6 +211,8 @@ void Coordinator::On(const Received& event, Effects& effects) {
     if (need->term == term_ && need->generation == layout_.generation) SendTables(from, effects);
   } else if (const auto* voted = std::get_if<msg::Voted>(&event.message)) {
     if (voted->term == term_) OnVoted(from, *voted, effects);
+  } else if (const auto* wrote = std::get_if<msg::Wrote>(&event.message)) {
+    if (wrote->term == term_) OnWrote(from, *wrote, effects);
   }
 }
 
@@ -235,6 +254,7 @@ void Coordinator::OnReport(NodeId node, const msg::Report& report, Effects& effe
   if (before.incarnation != report.incarnation) {
     peer.stopped.reset();
     peer.holdings.clear();
+    peer.wrote = 0;
   }
   if (changed) changed_at_ = now_;
   Advance(node, before, effects);
@@ -311,6 +331,7 @@ void Coordinator::Advance(NodeId node, const msg::Report& before, Effects& effec
       changed_at_ = now_;
     }
   }
+  Learn(node, before, effects);
   switch (phase_) {
     case Phase::kGathering:
       Gather(node, effects);

@@ -35,6 +35,9 @@ class Coordinator {
     uint32_t number = 1;
   };
 
+  // So many finished steps show that a checkpoint can be trained on.
+  static constexpr StepIndex kGoodSteps = 2;
+
   // ---- events; `now` is the node's monotonic clock
 
   struct Tick {};
@@ -50,7 +53,7 @@ class Coordinator {
   struct Appended {
     std::optional<LogEntry> entry;
   };
-  // Instead of it: the manifest that a COMMIT needs could not be made, so nothing was written.
+  // Instead of it: what a COMMIT or a note says could not be made, so nothing was written.
   struct Unpublished {};
   struct LogRead {  // Answers ReadLog; nothing: the log could not be read.
     absl::Time asked;
@@ -61,13 +64,30 @@ class Coordinator {
     StepIndex step = 0;
     bool ok = false;
   };
-  // Answers JoinParts: by file the member that reads it back, as an index into members().
+  // Answers JoinParts: by file the member that reads it back, as an index into members(), and what
+  // that one must know to do it (msg::Verify's).
   struct PartsJoined {
     Generation generation = 0;
     StepIndex step = 0;
     int32_t attempt = 0;
     std::vector<int> readers;
+    std::vector<std::string> parts;
     bool ok = false;
+  };
+  // Answers ChooseCheckpoint.
+  struct CheckpointChosen {
+    uint64_t question = 0;
+    std::optional<StepIndex> step;            // None: there is no checkpoint, the run begins.
+    std::string packed;                       // For the ranks, see Resume; 1 KiB at most.
+    bool ok = false;                          // Not: there are some but none can be used,
+    int32_t exit_code = kExitPersonMustLook;  // so the job ends with this code
+    std::string words;                        // and says so.
+  };
+  // Put a record into the log that says something of the shell's own: once, as soon as it may be,
+  // with those asked for before it. `tag` is for whoever makes its body. It gets lost with this
+  // coordinator, and when no body can be made.
+  struct Note {
+    uint64_t tag = 0;
   };
   struct SaveNow {};  // Somebody asked for a checkpoint.
   struct Drain {      // A node is (no longer) to be used, whatever it says itself.
@@ -78,7 +98,7 @@ class Coordinator {
     int32_t exit_code = 0;
   };
   using Event = std::variant<Tick, Received, Closed, Appended, Unpublished, LogRead, Measured,
-                             PartsJoined, SaveNow, Drain, EndJob>;
+                             PartsJoined, CheckpointChosen, Note, SaveNow, Drain, EndJob>;
 
   // ---- effects, to be done in order
 
@@ -87,7 +107,7 @@ class Coordinator {
     ControlMessage message;
   };
   // Put the record into its slot, which is entry.slot and no other; answered by Appended. A COMMIT
-  // needs its manifest first.
+  // needs its manifest first, a note the body that goes by entry.note.
   struct Append {
     LogEntry entry;
     int32_t attempt = 0;  // COMMIT: of the save.
@@ -104,6 +124,35 @@ class Coordinator {
     Generation generation = 0;
     StepIndex step = 0;
     int32_t attempt = 0;
+    std::vector<std::string> packed;  // By member: what its ranks wrote.
+  };
+  // The state is to be loaded from a checkpoint: which? A question comes again under its number
+  // when it is not answered for long; who is at it still need not begin anew.
+  struct ChooseCheckpoint {
+    uint64_t question = 0;
+    bool last_is_bad = false;  // What was chosen before is not what was committed:
+    std::string last;          // CheckpointChosen.packed of it.
+  };
+  // All ranks of the generation have addresses, hence work; they are told to meet, and to load
+  // Resume.checkpoint where there is one.
+  struct AllPresent {
+    Generation generation = 0;
+    std::string checkpoint;  // Empty: from memory, or the run begins.
+  };
+  // A save is over: its COMMIT is in the log, which may come later than that it was given up; or it
+  // was given up.
+  struct SaveOver {
+    Generation generation = 0;
+    StepIndex step = 0;
+    bool committed = false;
+  };
+  struct Noted {  // The record of Note is in the log.
+    uint64_t tag = 0;
+  };
+  // The generation has begun with a checkpoint and finished two steps since. Said again by a
+  // coordinator that takes over.
+  struct GoodSteps {
+    Generation generation = 0;
   };
   struct Evidence {  // Against a node, for the book.
     NodeId node = 0;
@@ -119,8 +168,9 @@ class Coordinator {
   struct Finished {  // END is written; members are told.
     int32_t exit_code = 0;
   };
-  using Effect = std::variant<Send, Append, ReadLog, MeasureRoom, JoinParts, Evidence, Remark,
-                              Resign, Finished>;
+  using Effect =
+      std::variant<Send, Append, ReadLog, MeasureRoom, JoinParts, ChooseCheckpoint, AllPresent,
+                   SaveOver, Noted, GoodSteps, Evidence, Remark, Resign, Finished>;
   using Effects = std::vector<Effect>;
 
   enum class Phase : uint8_t {
@@ -129,6 +179,7 @@ class Coordinator {
     kRunning,    // Members step, and are granted leases.
     kStopping,   // Members let go of a generation.
     kWaiting,    // For nodes.
+    kChoosing,   // A checkpoint.
     kStarting,   // START is not written yet.
     kForming,    // Members make ranks, connect and load.
     kEnding,     // END is not written yet.
@@ -163,6 +214,8 @@ class Coordinator {
     bool addressed = false;                  // in addressed_,
     bool ready = false;                      // in ready_,
     bool done = false;                       // in done_.
+    int32_t wrote = 0;                       // Attempt at this save that it has written,
+    std::string packed;                      // and what.
     std::vector<int32_t> verifying;          // Files whose vote is missing.
   };
   struct Pending {
@@ -180,6 +233,8 @@ class Coordinator {
   void On(const LogRead& event, Effects& effects);
   void On(const Measured& event, Effects& effects);
   void On(const PartsJoined& event, Effects& effects);
+  void On(const CheckpointChosen& event, Effects& effects);
+  void On(const Note& event, Effects& effects);
   void On(const SaveNow& event, Effects& effects);
   void On(const Drain& event, Effects& effects);
   void On(const EndJob& event, Effects& effects);
@@ -193,7 +248,8 @@ class Coordinator {
   void Tell(NodeId node, ControlMessage message, Effects& effects);
   void Post(LogEntry entry, int32_t attempt, Effects& effects);
   void IssueAppend(Effects& effects);
-  void Won(const LogEntry& entry, Effects& effects);
+  void Won(const LogEntry& entry, uint64_t note, Effects& effects);
+  bool Posted(EntryKind kind) const;
   void Timers(Effects& effects);
   void Detect(const FailureDetector::Event& event, Effects& effects);
   void OnFound(const FailureDetector::NodeLost& found, Effects& effects);
@@ -212,7 +268,6 @@ class Coordinator {
   bool StoppedFor(const Peer& peer) const;
   void CountStopped(NodeId node);
   void TryStopped(Effects& effects);
-  void Decide(Effects& effects);
   void Form(Effects& effects);
   msg::Prepare PrepareFor(NodeId node) const;
   void OnStopped(NodeId node, const msg::Stopped& m, Effects& effects);
@@ -221,15 +276,29 @@ class Coordinator {
   void SendTables(NodeId node, Effects& effects);
   void TryGo(Effects& effects);
   void MembersFail(std::string why, Effects& effects);
-  void ConsiderChange(Effects& effects);
   void TryEnd(Effects& effects);
   void TakeOver(PlacedLayout layout);
   void Runs(StepIndex finished, Effects& effects);
+
+  // coordinator_decide.cc: what is next, and with which state.
+  void Learn(NodeId node, const msg::Report& before, Effects& effects);
+  void Blame(EvidenceKind kind, int64_t number, std::optional<NodeId> node);
+  bool RanBefore() const;
+  Failure Ended() const;
+  bool GoesNowhere(Effects& effects);
   Situation Survey() const;
+  void Decide(Effects& effects);
+  void Choose(Effects& effects);
+  void AskWhichCheckpoint(Effects& effects);
+  void Start(Resume resume, std::optional<StepIndex> checkpoint, Effects& effects);
+  void ConsiderChange(Effects& effects);
 
   // coordinator_save.cc: checkpoints.
   void SaveTimers(Effects& effects);
   void OnSaving(NodeId node, const msg::Report& report, Effects& effects);
+  bool NeverWhole(const msg::Report& report) const;
+  void LetGo(Effects& effects);
+  void OnWrote(NodeId node, const msg::Wrote& m, Effects& effects);
   void OnVoted(NodeId node, const msg::Voted& m, Effects& effects);
   void DoCommit(const CheckpointCommit::Event& event, Effects& effects);
   void OnCommit(const CheckpointCommit::Measure& e, Effects& effects);
@@ -238,6 +307,7 @@ class Coordinator {
   void OnCommit(const CheckpointCommit::Verify& e, Effects& effects);
   void OnCommit(const CheckpointCommit::Publish& e, Effects& effects);
   void OnCommit(const CheckpointCommit::Settle& e, Effects& effects);
+  void TellVerify(NodeId node, int32_t file, Effects& effects);
   void AfterSave(Effects& effects);
   StepIndex Past() const;
   void Drop(NodeId node, StepIndex step, Effects& effects);
@@ -277,6 +347,18 @@ class Coordinator {
   bool stop_at_boundary_ = false;
   size_t stop_missing_ = 0;  // Present nodes that have not stopped.
   Resume resume_;
+  Decision decision_;  // kChoosing, kStarting: what was decided.
+  uint64_t question_ = 0;
+  absl::Time choose_due_ = absl::InfiniteFuture();  // When to ask it again.
+  std::optional<CheckpointChosen> chosen_;
+  std::string loads_;                 // The checkpoint of layout_; empty: none, or not known.
+  bool last_is_bad_ = false;          // The checkpoint of the last START that needed one.
+  std::string last_checkpoint_;       // It,
+  std::optional<StepIndex> good_at_;  // and with how many steps it is a good one.
+  // Of the newest generation of this job:
+  StepIndex finished_ = 0;        // what members say at most,
+  std::optional<Failure> cause_;  // what failed first and is no consequence of something else.
+  ProgressVerdict verdict_;       // On all that failed, when it was decided last.
   std::vector<std::vector<msg::Prepare::Assignment>> assignments_;  // By member index.
   std::vector<std::string> addresses_;                              // By rank.
   std::vector<msg::Table> tables_;
@@ -285,8 +367,8 @@ class Coordinator {
   std::optional<int32_t> ending_;                // The job is to end with this code.
 
   std::optional<CheckpointCommit> commit_;  // Of layout_.
+  std::vector<std::string> parts_;          // By file, of the attempt that is read back.
   absl::Time save_due_ = absl::InfiniteFuture();
-  bool save_asked_ = false;  // The ranks were told to freeze a state.
   absl::Time save_give_up_ = absl::InfiniteFuture();
   StepIndex saving_ = -1;   // The step of the state that is being saved.
   StepIndex settled_ = -1;  // Of the last one,

@@ -5,7 +5,6 @@
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
 #include "runtime/control/coordinator.h"
-#include "runtime/control/resume.h"
 
 namespace perdure {
 namespace {
@@ -22,8 +21,7 @@ constexpr size_t kTableBytes = size_t{128} << 10;
 void Coordinator::Gather(NodeId node, Effects& effects) {
   Peer& peer = peers_[node];
   if (!std::exchange(peer.gathered, true)) ++gathered_;
-  const bool runs = !view_.live.empty() && view_.live.back().job == identity_.me.at.job;
-  if (!runs) {
+  if (!RanBefore()) {
     if (gathered_ == identity_.nodes) Decide(effects);
     return;
   }
@@ -43,6 +41,7 @@ void Coordinator::Gather(NodeId node, Effects& effects) {
   }
   Say(fmt::format("generation {} runs on under a new coordinator", layout.generation), effects);
   TakeOver(layout);
+  if (view_.live.back().from_checkpoint) good_at_ = view_.live.back().resumed + kGoodSteps;
   StepIndex finished = 0;
   for (NodeId member : nodes) finished = std::max(finished, peers_[member].report.finished);
   Runs(finished, effects);
@@ -66,6 +65,7 @@ void Coordinator::Runs(StepIndex finished, Effects& effects) {
 // `layout` is what this coordinator answers for from now on.
 void Coordinator::TakeOver(PlacedLayout layout) {
   layout_ = std::move(layout);
+  loads_.clear();
   members_ = NodesOf(layout_);
   for (Peer& peer : peers_) peer.member = peer.addressed = peer.ready = peer.done = false;
   for (NodeId member : members_) peers_[member].member = true;
@@ -92,12 +92,18 @@ void Coordinator::CountStopped(NodeId node) {
 
 void Coordinator::BeginStop(bool at_boundary, std::string why, Effects& effects) {
   DropSave(effects);
-  while (pending_.size() > 1) pending_.pop_back();  // What is under way may be in its slot already.
+  // What is under way may be in its slot already; notes are of no generation.
+  if (!pending_.empty())
+    pending_.erase(
+        std::remove_if(pending_.begin() + 1, pending_.end(),
+                       [](const Pending& p) { return p.entry.kind != EntryKind::kNote; }),
+        pending_.end());
   Detect(FailureDetector::GenerationEnded{detector_.generation()}, effects);
   Say(fmt::format("stopping generation {}: {}", view_.generation, why), effects);
   phase_ = Phase::kStopping;
   phase_due_ = now_ + options_.stop_max;
-  go_due_ = look_again_ = save_due_ = absl::InfiniteFuture();
+  go_due_ = look_again_ = save_due_ = choose_due_ = absl::InfiniteFuture();
+  chosen_.reset();
   stopping_ = view_.generation;
   stop_at_boundary_ = at_boundary;
   stop_missing_ = 0;
@@ -134,91 +140,13 @@ void Coordinator::TryStopped(Effects& effects) {
   Decide(effects);
 }
 
-// ---- deciding
-
-Situation Coordinator::Survey() const {
-  Situation situation;
-  for (NodeId node = 0; node < identity_.nodes; ++node) {
-    const Peer& peer = peers_[node];
-    if (!peer.present || peer.stuck || peer.report.leaving) continue;
-    NodeOffer offer{
-        .node = node, .slots = {}, .domain = peer.report.domain, .drained = peer.drained};
-    for (int32_t slot = 0; slot < 64; ++slot)
-      if ((peer.report.slots >> slot & 1) != 0) offer.slots.push_back(slot);
-    situation.offers.push_back(std::move(offer));
-  }
-  const bool mine = !view_.live.empty() && view_.live.back().job == identity_.me.at.job;
-  if (layout_.generation != 0)
-    situation.current = layout_;
-  else if (mine)
-    situation.current = *view_.live.back().layout;
-  situation.now = now_;
-  situation.unchanged_since = changed_at_;
-  situation.waiting_since = waiting_since_;
-  return situation;
-}
-
-void Coordinator::Decide(Effects& effects) {
-  if (ending_.has_value()) {
-    TryEnd(effects);
-    return;
-  }
-  Situation situation = Survey();
-  const Decision decision = DecideLayout(rule_, situation);
-  look_again_ = decision.look_again;
-  // Each report asks again; it is told once for each change of the nodes.
-  const bool waits = decision.action == LayoutAction::kWait;
-  if (!waits || phase_ != Phase::kWaiting || situation.offers != waits_with_)
-    Say(decision.words, effects);
-  if (waits) waits_with_ = std::move(situation.offers);
-  if (decision.action == LayoutAction::kEnd) {
-    ending_ = decision.exit_code;
-    TryEnd(effects);
-    return;
-  }
-  if (waits) {
-    phase_ = Phase::kWaiting;
-    phase_due_ = absl::InfiniteFuture();
-    waiting_since_ = std::min(waiting_since_, now_);
-    return;
-  }
-  waiting_since_ = absl::InfiniteFuture();
-  look_again_ = absl::InfiniteFuture();
-  std::vector<NodeHoldings> holdings;
-  for (NodeId node = 0; node < identity_.nodes; ++node)
-    if (peers_[node].present && !peers_[node].stuck && !peers_[node].holdings.empty())
-      holdings.push_back({node, &peers_[node].holdings});
-  resume_ = ChooseResume(view_.live, holdings, view_.commit_step);
-  phase_ = Phase::kStarting;
-  phase_due_ = absl::InfiniteFuture();
-  LogEntry start{
-      .kind = EntryKind::kStart,
-      .generation = view_.generation + 1,
-      .step = resume_.step,
-      .layout = PlacedLayout{
-          .generation = view_.generation + 1, .shape = decision.shape, .seats = decision.seats}};
-  Post(std::move(start), 0, effects);
-}
-
-// The set of usable nodes may have changed, or something that was too early is not any more.
-void Coordinator::ConsiderChange(Effects& effects) {
-  if (phase_ == Phase::kWaiting) {
-    Decide(effects);
-    return;
-  }
-  if (phase_ != Phase::kRunning || ending_.has_value()) return;
-  const Decision decision = DecideLayout(rule_, Survey());
-  look_again_ = decision.look_again;
-  if (decision.action == LayoutAction::kKeep || decision.action == LayoutAction::kWait ||
-      decision.action == LayoutAction::kEnd)
-    return;
-  BeginStop(true, decision.words, effects);
-}
-
 // ---- forming
 
 void Coordinator::Form(Effects& effects) {
   TakeOver(*view_.live.back().layout);
+  loads_ = resume_.checkpoint;
+  finished_ = resume_.step;
+  cause_.reset();
   phase_ = Phase::kForming;
   phase_due_ = now_ + options_.form_max;
   assignments_.assign(members_.size(), {});
@@ -231,7 +159,10 @@ void Coordinator::Form(Effects& effects) {
   tables_.clear();
   Say(fmt::format("generation {}: {} ranks on {} nodes, from {} at step {}", layout_.generation,
                   layout_.seats.size(), members_.size(),
-                  resume_.from_checkpoint ? "the checkpoint" : "memory", resume_.step),
+                  !resume_.from_checkpoint     ? "memory"
+                  : resume_.checkpoint.empty() ? "the beginning"
+                                               : "a checkpoint",
+                  resume_.step),
       effects);
   if (ending_.has_value()) {
     BeginStop(false, "the job ends", effects);
@@ -278,6 +209,7 @@ void Coordinator::OnPresent(NodeId node, const msg::Present& m, Effects& effects
     addresses_[static_cast<size_t>(ranks[i].rank)] = m.addresses[i];
   peer.addressed = true;
   if (++addressed_ < members_.size()) return;
+  effects.emplace_back(AllPresent{layout_.generation, resume_.checkpoint});
   const size_t first = std::min(static_cast<size_t>(options_.table_fan_out), members_.size());
   MakeTables();
   for (size_t i = 0; i < first; ++i) SendTables(members_[i], effects);
@@ -312,8 +244,10 @@ void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects
   const msg::Report& r = peer.report;
   const bool had = before.generation == layout_.generation && before.incarnation != 0;
   if (r.generation < layout_.generation) {
-    if (had || phase_ == Phase::kRunning)
+    if (had || phase_ == Phase::kRunning) {
+      Blame(EvidenceKind::kNodeLost, 0, node);
       MembersFail(fmt::format("node {} came back without its ranks", node), effects);
+    }
     return;
   }
   if (r.generation != layout_.generation) return;
@@ -332,8 +266,8 @@ void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects
     case Stage::kDone:
       if (phase_ != Phase::kRunning || std::exchange(peer.done, true)) return;
       if (++done_ < members_.size()) return;
-      ending_ = ending_.value_or(0);
-      BeginStop(false, "the run is complete", effects);
+      BeginStop(false, ending_.has_value() ? "the job ends" : "nothing is left to do", effects);
+      ending_ = ending_.value_or(options_.done_code);
       return;
     case Stage::kReady:
       if (phase_ == Phase::kForming && !std::exchange(peer.ready, true)) {
@@ -378,6 +312,7 @@ void Coordinator::OnFound(const FailureDetector::NodeLost& found, Effects& effec
   changed_at_ = now_;
   Detect(FailureDetector::NodeForgotten{found.node}, effects);
   effects.emplace_back(Evidence{.node = found.node, .kind = EvidenceKind::kNodeLost, .number = 0});
+  if (peer.member) Blame(EvidenceKind::kNodeLost, 0, found.node);
   if (phase_ == Phase::kStopping) {
     if (!std::exchange(peer.stop_counted, true)) --stop_missing_;
     StopWithoutBoundary(effects);
@@ -391,6 +326,15 @@ void Coordinator::OnFound(const FailureDetector::NodeLost& found, Effects& effec
 }
 
 void Coordinator::OnFound(const FailureDetector::Stalled& found, Effects& effects) {
+  // Who waits for a checkpoint does not hang; that one is given up in time.
+  if (phase_ == Phase::kRunning && std::any_of(members_.begin(), members_.end(), [&](NodeId node) {
+        return peers_[node].report.waits && peers_[node].report.generation == layout_.generation;
+      })) {
+    Detect(FailureDetector::StoodStill{layout_.generation}, effects);
+    return;
+  }
+  Blame(EvidenceKind::kHung, 0,
+        found.suspects.empty() ? std::nullopt : std::optional(found.suspects.front().node));
   std::string names;
   for (const FailureDetector::Suspect& suspect : found.suspects) {
     effects.emplace_back(Evidence{.node = suspect.node, .kind = EvidenceKind::kHung, .number = 0});
@@ -414,7 +358,7 @@ void Coordinator::StopWithoutBoundary(Effects& effects) {
 void Coordinator::PhaseIsLate(Effects& effects) {
   switch (phase_) {
     case Phase::kGathering:
-      if (!view_.live.empty() && view_.live.back().job == identity_.me.at.job)
+      if (RanBefore())
         BeginStop(false, "nodes of it are missing", effects);
       else
         Decide(effects);
@@ -439,9 +383,11 @@ void Coordinator::PhaseIsLate(Effects& effects) {
       return;
     case Phase::kForming:
       for (NodeId node : members_)
-        if (!peers_[node].ready)
+        if (!peers_[node].ready) {
+          Blame(EvidenceKind::kStartFailed, 0, node);
           effects.emplace_back(
               Evidence{.node = node, .kind = EvidenceKind::kStartFailed, .number = 0});
+        }
       BeginStop(false, fmt::format("{} of {} nodes were ready in time", ready_, members_.size()),
                 effects);
       return;
@@ -462,6 +408,7 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
     case Phase::kForming:
     case Phase::kGathering:
     case Phase::kWaiting:
+    case Phase::kChoosing:
       BeginStop(false, "the job ends", effects);
       return;
     default:
@@ -471,9 +418,7 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
 
 // END says that nobody steps any more.
 void Coordinator::TryEnd(Effects& effects) {
-  if (phase_ == Phase::kEnded || phase_ == Phase::kEnding) {
-    if (phase_ == Phase::kEnded || go_due_ > now_ || !pending_.empty()) return;
-  }
+  if (phase_ == Phase::kEnded || Posted(EntryKind::kEnd)) return;
   phase_ = Phase::kEnding;
   phase_due_ = look_again_ = absl::InfiniteFuture();
   go_due_ = fence_.Opens();

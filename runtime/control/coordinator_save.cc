@@ -20,17 +20,20 @@ void Coordinator::SaveTimers(Effects& effects) {
   if (phase_ != Phase::kRunning) return;
   if (saving_ < 0 && now_ >= save_due_) {
     save_due_ = now_ + options_.resend;
-    save_asked_ = true;
     effects.emplace_back(
         Send{At(layout_.seats.front().node),
-             msg::Save{.term = term_, .generation = layout_.generation, .after = Past()}});
+             msg::Save{.term = term_,
+                       .generation = layout_.generation,
+                       .after = Past(),
+                       .last = ending_.has_value()}});
   }
   // Unless its COMMIT may be in the log already.
   if (now_ >= save_give_up_) {
     save_give_up_ = absl::InfiniteFuture();
-    if (!pending_.empty()) return;
+    if (Posted(EntryKind::kCommit)) return;
     Say("a checkpoint took too long and was given up", effects);
     settled_ = std::exchange(saving_, -1);
+    effects.emplace_back(SaveOver{layout_.generation, settled_, false});
     commit_.emplace(CheckpointCommit::Options{.ranks = static_cast<int>(members_.size())});
     AfterSave(effects);
   }
@@ -40,7 +43,6 @@ void Coordinator::SaveTimers(Effects& effects) {
 void Coordinator::AfterSave(Effects& effects) {
   save_give_up_ = absl::InfiniteFuture();
   save_due_ = now_ + options_.save_every;
-  save_asked_ = false;
   for (NodeId node : members_) TellSettled(node, settled_, effects);
   if (ending_.has_value()) BeginStop(true, "the job ends", effects);
 }
@@ -65,22 +67,44 @@ void Coordinator::TellSettled(NodeId node, StepIndex step, Effects& effects) {
 }
 
 // Of a generation that is over.
-void Coordinator::DropSave(Effects&) {
+void Coordinator::DropSave(Effects& effects) {
+  if (saving_ >= 0) effects.emplace_back(SaveOver{layout_.generation, saving_, false});
   commit_.reset();
   saving_ = -1;
-  save_asked_ = false;
+  parts_.clear();
   save_due_ = save_give_up_ = absl::InfiniteFuture();
-  for (Peer& peer : peers_) peer.verifying.clear();
+  for (Peer& peer : peers_) {
+    peer.verifying.clear();
+    peer.packed.clear();
+  }
 }
 
-// A member's report says how far it is with the state that it froze.
+// A member is past the step that is saved and does not have it: a coordinator before this one told
+// it to let go. (Who finishes a step has said what he froze after those before.)
+bool Coordinator::NeverWhole(const msg::Report& report) const {
+  return saving_ >= 0 && report.frozen != saving_ && report.finished > saving_ &&
+         !Posted(EntryKind::kCommit);
+}
+
+void Coordinator::LetGo(Effects& effects) {
+  const StepIndex step = std::exchange(saving_, -1);
+  effects.emplace_back(SaveOver{layout_.generation, step, false});
+  commit_.emplace(CheckpointCommit::Options{.ranks = static_cast<int>(members_.size())});
+  save_give_up_ = absl::InfiniteFuture();
+  save_due_ = now_;
+  for (NodeId node : members_) Drop(node, step, effects);
+}
+
+// A member's report says what state it froze, because it was asked or because it is due.
 void Coordinator::OnSaving(NodeId node, const msg::Report& report, Effects& effects) {
-  if (report.frozen < 0 || !commit_.has_value()) return;
+  if (!commit_.has_value()) return;
+  if (NeverWhole(report)) LetGo(effects);
+  if (report.frozen < 0) return;
   Peer& peer = peers_[node];
   const bool may_tell = now_ >= peer.told + options_.resend;
   // Settled already, or frozen for a coordinator before this one: what one node was told to drop
-  // will never be whole.
-  if (report.frozen <= Past() || !save_asked_) {
+  // will never be whole, nor what others are past.
+  if (report.frozen <= Past() || report.frozen < saving_) {
     if (may_tell) Drop(node, report.frozen, effects);
     return;
   }
@@ -90,21 +114,11 @@ void Coordinator::OnSaving(NodeId node, const msg::Report& report, Effects& effe
     save_give_up_ = now_ + options_.save_max;
   }
   if (report.frozen != saving_) return;
-  const int index = MemberIndex(node);
-  DoCommit(CheckpointCommit::Frozen{index}, effects);
-  if (saving_ < 0 || commit_->attempt() == 0) return;
-  if (report.written == commit_->attempt()) {
-    DoCommit(CheckpointCommit::Written{index, report.written_ok}, effects);
-    if (saving_ < 0 || !may_tell) return;
-    for (int32_t file : peer.verifying)
-      Tell(node,
-           msg::Verify{.term = term_,
-                       .generation = layout_.generation,
-                       .step = saving_,
-                       .attempt = commit_->attempt(),
-                       .file = file},
-           effects);
-  } else if (may_tell) {
+  DoCommit(CheckpointCommit::Frozen{MemberIndex(node)}, effects);
+  if (commit_->attempt() == 0 || !may_tell) return;
+  if (peer.wrote == commit_->attempt()) {
+    for (int32_t file : peer.verifying) TellVerify(node, file, effects);
+  } else {
     Tell(node,
          msg::Write{.term = term_,
                     .generation = layout_.generation,
@@ -112,6 +126,16 @@ void Coordinator::OnSaving(NodeId node, const msg::Report& report, Effects& effe
                     .attempt = commit_->attempt()},
          effects);
   }
+}
+
+void Coordinator::OnWrote(NodeId node, const msg::Wrote& m, Effects& effects) {
+  Peer& peer = peers_[node];
+  if (!commit_.has_value() || !peer.member || m.generation != layout_.generation ||
+      m.step != saving_ || m.attempt != commit_->attempt() || m.attempt == peer.wrote)
+    return;
+  peer.wrote = m.attempt;
+  peer.packed = m.packed;
+  DoCommit(CheckpointCommit::Written{MemberIndex(node), m.ok}, effects);
 }
 
 void Coordinator::On(const Measured& event, Effects& effects) {
@@ -126,7 +150,9 @@ void Coordinator::On(const PartsJoined& event, Effects& effects) {
   const bool known = std::all_of(event.readers.begin(), event.readers.end(), [&](int reader) {
     return reader >= 0 && static_cast<size_t>(reader) < members_.size();
   });
-  DoCommit(CheckpointCommit::Joined{event.readers, event.ok && known}, effects);
+  const bool ok = event.ok && known && event.parts.size() == event.readers.size();
+  if (ok) parts_ = event.parts;
+  DoCommit(CheckpointCommit::Joined{event.readers, ok}, effects);
 }
 
 void Coordinator::OnVoted(NodeId node, const msg::Voted& m, Effects& effects) {
@@ -152,6 +178,8 @@ void Coordinator::OnCommit(const CheckpointCommit::Measure&, Effects& effects) {
 void Coordinator::OnCommit(const CheckpointCommit::Write& e, Effects& effects) {
   for (NodeId node : members_) {
     peers_[node].verifying.clear();
+    peers_[node].wrote = 0;
+    peers_[node].packed.clear();
     Tell(
         node,
         msg::Write{
@@ -161,18 +189,25 @@ void Coordinator::OnCommit(const CheckpointCommit::Write& e, Effects& effects) {
 }
 
 void Coordinator::OnCommit(const CheckpointCommit::Join&, Effects& effects) {
-  effects.emplace_back(JoinParts{layout_.generation, saving_, commit_->attempt()});
+  JoinParts join{layout_.generation, saving_, commit_->attempt(), {}};
+  for (NodeId node : members_) join.packed.push_back(std::move(peers_[node].packed));
+  effects.emplace_back(std::move(join));
 }
 
 void Coordinator::OnCommit(const CheckpointCommit::Verify& e, Effects& effects) {
   const NodeId node = members_[static_cast<size_t>(e.rank)];
   peers_[node].verifying.push_back(e.file);
+  TellVerify(node, e.file, effects);
+}
+
+void Coordinator::TellVerify(NodeId node, int32_t file, Effects& effects) {
   Tell(node,
        msg::Verify{.term = term_,
                    .generation = layout_.generation,
                    .step = saving_,
                    .attempt = commit_->attempt(),
-                   .file = e.file},
+                   .file = file,
+                   .packed = parts_[static_cast<size_t>(file)]},
        effects);
 }
 
@@ -183,6 +218,7 @@ void Coordinator::OnCommit(const CheckpointCommit::Publish&, Effects& effects) {
 
 void Coordinator::OnCommit(const CheckpointCommit::Settle& e, Effects& effects) {
   settled_ = std::exchange(saving_, -1);
+  if (!e.committed) effects.emplace_back(SaveOver{layout_.generation, settled_, false});
   Say(fmt::format("checkpoint of step {} {}", settled_, e.committed ? "committed" : "given up"),
       effects);
   AfterSave(effects);

@@ -34,6 +34,9 @@ constexpr Row kRows[] = {
     {K::kReturned, C::kNone, "returned", "returned by the scheduler"},
     {K::kWorked, C::kNone, "worked", "worked well"},
     {K::kCleared, C::kNone, "cleared", "cleared by a person"},
+    {K::kBadCheckpoint, C::kNone, "bad-checkpoint", "bad checkpoint"},
+    {K::kBadSnapshot, C::kSoft, "bad-snapshot", "bad snapshot in memory"},
+    {K::kTrainingFailed, C::kNone, "training-failed", "training failed"},
 };
 static_assert(std::size(kRows) == kEvidenceKinds);
 

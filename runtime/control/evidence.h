@@ -34,8 +34,11 @@ enum class EvidenceKind : uint8_t {
   kReturned,           // or has given it out again.
   kWorked,             // Seconds of work without trouble, up to the entry's time.
   kCleared,            // A person holds nothing older against the node.
+  kBadCheckpoint,      // What was loaded is not what was committed.
+  kBadSnapshot,        // What was held in memory is not what was put there.
+  kTrainingFailed,     // The loss is not finite, or the data are bad: wherever it runs.
 };
-inline constexpr int kEvidenceKinds = 17;
+inline constexpr int kEvidenceKinds = 20;
 
 // How sure it is that the node is at fault.
 enum class EvidenceClass : uint8_t {

@@ -127,7 +127,7 @@ absl::Duration EvidenceBook::ExpiryOf(const EvidenceEntry& entry) const {
     case EvidenceClass::kCertain:
       return o.certain.expiry;
     case EvidenceClass::kNone:
-      break;
+      return o.soft.expiry;  // To be read only.
   }
   PERDURE_CHECK(false);
 }

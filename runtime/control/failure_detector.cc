@@ -96,6 +96,7 @@ bool FailureDetector::Belongs(const Event& event) const {
           [&](const GenerationFormed& e) { return e.generation > generation_latest_; },
           [&](const StepProgress& e) { return current(e.generation) && IsMember(e.node); },
           [&](const PaceChanges& e) { return current(e.generation); },
+          [&](const StoodStill& e) { return current(e.generation); },
           [&](const GenerationEnded& e) { return current(e.generation); },
       },
       event);
@@ -251,6 +252,11 @@ void FailureDetector::On(const PaceChanges& event, Effects&) {
   pace_changes_ = event.step;
   if (step_ < pace_changes_) return;
   BeginPace();
+  BeginWait();
+}
+
+void FailureDetector::On(const StoodStill&, Effects&) {
+  seen_whole_ = false;
   BeginWait();
 }
 

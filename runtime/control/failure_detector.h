@@ -110,13 +110,18 @@ class FailureDetector {
     Generation generation = 0;
     StepIndex step = 0;
   };
+  // Until now ranks waited for something else than a step: the wait for the step that is under way
+  // begins anew, and its time is not compared with.
+  struct StoodStill {
+    Generation generation = 0;
+  };
   struct GenerationEnded {
     Generation generation = 0;
   };
   struct Tick {};
   using Event =
       std::variant<NodeWatched, NodeForgotten, Heard, ConnectionClosed, RankExited, EndpointError,
-                   GenerationFormed, StepProgress, PaceChanges, GenerationEnded, Tick>;
+                   GenerationFormed, StepProgress, PaceChanges, StoodStill, GenerationEnded, Tick>;
 
   enum class Silence { kUnheard, kClosed };  // kClosed: nor after its connection closed.
   // Said once; the node is not watched any more, whatever comes of it, until NodeWatched.
@@ -204,6 +209,7 @@ class FailureDetector {
   void On(const GenerationFormed& event, Effects& effects);
   void On(const StepProgress& event, Effects& effects);
   void On(const PaceChanges& event, Effects& effects);
+  void On(const StoodStill& event, Effects& effects);
   void On(const GenerationEnded& event, Effects& effects);
   void On(const Tick& event, Effects& effects);
 

@@ -20,14 +20,21 @@ void LogView::Absorb(const LogEntry& entry) {
   ++next_slot;
   switch (entry.kind) {
     case EntryKind::kLead:
+      if (lead.has_value() && lead->author.at.job != entry.author.at.job) failures.clear();
       lead = Lead{.term = entry.slot, .author = entry.author};
       return;
     case EntryKind::kStart:
+      AddFailure({.generation = generation, .failure = entry.failure}, failures);
       generation = std::max(generation, entry.generation);
+      live.push_back({.job = entry.author.at.job,
+                      .resumed = entry.step,
+                      .from_checkpoint = entry.step <= commit_step,
+                      .layout = entry.layout});
+      commit_step = std::min(commit_step, entry.step);
       commits.clear();
-      live.push_back({.job = entry.author.at.job, .resumed = entry.step, .layout = entry.layout});
       return;
     case EntryKind::kCommit:
+      ForgetFailuresBefore(entry.step, failures);
       commit_step = std::max(commit_step, entry.step);
       commits.push_back(entry.step);
       std::erase_if(live, [&](const Live& l) { return l.layout->generation < entry.generation; });
@@ -35,6 +42,7 @@ void LogView::Absorb(const LogEntry& entry) {
     case EntryKind::kEnd:
       lead.reset();
       live.clear();
+      failures.clear();
       return;
     case EntryKind::kNote:
       return;

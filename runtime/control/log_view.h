@@ -14,6 +14,7 @@
 
 #include "runtime/control/ids.h"
 #include "runtime/control/layout.h"
+#include "runtime/control/no_progress.h"
 
 namespace perdure {
 
@@ -68,6 +69,8 @@ struct LogEntry {
   StepIndex step = 0;     // START: where it resumes. COMMIT: of the checkpoint. END: the last one.
   int32_t exit_code = 0;  // END.
   SharedLayout layout;    // START.
+  Failure failure;        // START: why the generation before it ended, in the same job.
+  uint64_t note = 0;      // NOTE: what its author knows it by; not in the log.
   friend bool operator==(const LogEntry&, const LogEntry&) = default;
 };
 
@@ -77,6 +80,7 @@ struct LogView {
   struct Live {
     uint64_t job = 0;
     StepIndex resumed = 0;
+    bool from_checkpoint = false;  // And not from memory; step 0 may be the run's beginning.
     SharedLayout layout;
     friend bool operator==(const Live&, const Live&) = default;
   };
@@ -87,13 +91,16 @@ struct LogView {
   };
 
   Slot next_slot = 0;
-  Generation generation = 0;       // Highest of a START.
-  std::optional<Lead> lead;        // The latest; nothing once its job has ended.
-  StepIndex commit_step = -1;      // Of the newest checkpoint; -1: none.
+  Generation generation = 0;  // Highest of a START.
+  std::optional<Lead> lead;   // The latest; nothing once its job has ended.
+  // Of the newest checkpoint; -1: none. A START that resumes before it says that those behind it
+  // are bad: they do not count any more.
+  StepIndex commit_step = -1;
   std::vector<StepIndex> commits;  // Of checkpoints of the newest generation, in order.
   // Newest last. A COMMIT proves that its generation ran, hence that all before it had stopped; an
   // END that nobody runs.
   std::vector<Live> live;
+  std::vector<FailedGeneration> failures;  // What the newest lead's job has not got beyond.
 
   // REQUIRES: entry.slot == next_slot.
   void Absorb(const LogEntry& entry);

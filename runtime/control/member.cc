@@ -36,7 +36,8 @@ Member::Member(const ControlOptions& options, const Identity& identity, const Ad
       report_due_(now) {
   sent_.fill(absl::InfinitePast());
   if (adopted.generation == 0) return;
-  stage_ = Stage::kRunning;
+  stage_ = adopted.holdings.empty() ? Stage::kRunning : Stage::kStopped;
+  holdings_ = adopted.holdings;
   generation_ = adopted.generation;
   finished_ = adopted.finished;
   frozen_ = adopted.frozen;
@@ -234,8 +235,7 @@ void Member::Report(Effects& effects) {
                                                  .failure = failure_,
                                                  .failure_number = failure_number_,
                                                  .frozen = frozen_,
-                                                 .written = written_,
-                                                 .written_ok = written_ok_}});
+                                                 .waits = waits_}});
 }
 
 // The lease runs from the sending of the report that is answered.
@@ -288,8 +288,8 @@ void Member::On(const RanksStopped& event, Effects& effects) {
     return;
   holdings_ = event.holdings;
   kill_due_ = absl::InfiniteFuture();
-  frozen_ = -1;
-  written_ = 0;
+  Unfreeze();
+  waits_ = false;
   failed_local_rank_ = -1;
   Enter(Stage::kStopped);
   if (has_term_) SendStopped(effects);
@@ -308,9 +308,8 @@ void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
   addresses_.clear();
   parts_.clear();
   parts_ranks_ = 0;
-  frozen_ = -1;
-  written_ = 0;
-  votes_.clear();
+  Unfreeze();
+  waits_ = false;
   failed_local_rank_ = -1;
   Enter(Stage::kSpawning);
   effects.emplace_back(MakeRanks{m});
@@ -358,6 +357,8 @@ void Member::OnMessage(const msg::Go& m, Effects& effects) {
 void Member::On(const Progress& event, Effects&) {
   if (event.generation != generation_) return;
   finished_ = std::max(finished_, event.finished);
+  changed_ |= waits_ != event.waits;
+  waits_ = event.waits;
   if (!event.complete) return;
   kill_due_ = absl::InfiniteFuture();
   holdings_.clear();
@@ -389,28 +390,48 @@ void Member::OnMessage(const msg::Save& m, Effects& effects) {
     effects.emplace_back(FreezeState{m});
 }
 
+void Member::Unfreeze() {
+  frozen_ = -1;
+  wrote_.reset();
+  votes_.clear();
+}
+
 void Member::On(const Frozen& event, Effects&) {
   if (event.generation != generation_ || stage_ == Stage::kStopped) return;
+  Unfreeze();
   frozen_ = event.step;
-  written_ = 0;
-  votes_.clear();
   changed_ = true;
 }
 
+// What was written once is not written again: what was said of it may have got lost.
 void Member::OnMessage(const msg::Write& m, Effects& effects) {
-  if (m.generation != generation_ || m.step != frozen_ || m.attempt <= written_) return;
-  effects.emplace_back(WriteState{m});
+  if (m.generation != generation_ || m.step != frozen_ || m.attempt < std::max(1, WrittenAttempt()))
+    return;
+  if (wrote_.has_value() && m.attempt == wrote_->attempt)
+    SendWrote(effects);
+  else
+    effects.emplace_back(WriteState{m});
 }
 
-void Member::On(const Written& event, Effects&) {
-  if (event.generation != generation_ || event.step != frozen_ || event.attempt <= written_) return;
-  written_ = event.attempt;
-  written_ok_ = event.ok;
-  changed_ = true;
+void Member::On(const Written& event, Effects& effects) {
+  if (event.generation != generation_ || event.step != frozen_ || event.attempt <= WrittenAttempt())
+    return;
+  wrote_ = msg::Wrote{.term = term_,
+                      .generation = event.generation,
+                      .step = event.step,
+                      .attempt = event.attempt,
+                      .ok = event.ok,
+                      .packed = event.packed};
+  if (has_term_) SendWrote(effects);
+}
+
+void Member::SendWrote(Effects& effects) {
+  wrote_->term = term_;
+  effects.emplace_back(Send{leader_, *wrote_});
 }
 
 void Member::OnMessage(const msg::Verify& m, Effects& effects) {
-  if (m.generation != generation_ || m.step != frozen_ || m.attempt != written_) return;
+  if (m.generation != generation_ || m.step != frozen_ || m.attempt != WrittenAttempt()) return;
   for (msg::Voted& vote : votes_)
     if (vote.file == m.file && vote.attempt == m.attempt) {
       vote.term = term_;
@@ -421,7 +442,8 @@ void Member::OnMessage(const msg::Verify& m, Effects& effects) {
 }
 
 void Member::On(const Verified& event, Effects& effects) {
-  if (event.generation != generation_ || event.step != frozen_ || event.attempt != written_) return;
+  if (event.generation != generation_ || event.step != frozen_ || event.attempt != WrittenAttempt())
+    return;
   for (const msg::Voted& vote : votes_)
     if (vote.file == event.file && vote.attempt == event.attempt) return;
   votes_.push_back({.term = term_,
@@ -435,9 +457,8 @@ void Member::On(const Verified& event, Effects& effects) {
 
 void Member::OnMessage(const msg::Settle& m, Effects& effects) {
   if (m.generation != generation_ || m.step != frozen_) return;
-  frozen_ = -1;
-  written_ = 0;
-  votes_.clear();
+  Unfreeze();
+  waits_ = false;
   changed_ = true;
   effects.emplace_back(SettleState{m});
 }

@@ -32,6 +32,8 @@ class Member {
     Generation generation = 0;  // 0: there are none.
     StepIndex finished = 0;
     StepIndex frozen = -1;  // The step of the state that they keep for a checkpoint; -1: none.
+    // Not empty: the ranks are gone, and this is what they have left.
+    std::vector<Holding> holdings{};
   };
 
   // ---- events; `now` is the node's monotonic clock
@@ -62,8 +64,11 @@ class Member {
   struct Progress {
     Generation generation = 0;
     StepIndex finished = 0;
-    bool complete = false;  // Nothing is left to train; the ranks have stopped.
+    bool complete = false;  // Nothing is left to train or to save; the ranks have stopped.
+    // They go on only when the state that they froze is settled: another is due, or it is the last.
+    bool waits = false;
   };
+  // Told after the Progress of the last step that it finished: failures are counted by step.
   struct RankFailed {
     Generation generation = 0;
     int32_t local_rank = 0;
@@ -75,6 +80,8 @@ class Member {
     Generation generation = 0;
     std::vector<Holding> holdings;
   };
+  // Whether they were asked or not. Told before the Progress of any later step: who is past a step
+  // and does not hold its state will never hold it.
   struct Frozen {
     Generation generation = 0;
     StepIndex step = 0;
@@ -84,6 +91,7 @@ class Member {
     StepIndex step = 0;
     int32_t attempt = 0;
     bool ok = false;
+    std::string packed;  // What they wrote, for whoever joins the parts; see msg::Wrote.
   };
   struct Verified {
     Generation generation = 0;
@@ -131,6 +139,8 @@ class Member {
   struct KillRanks {  // They did not stop; answered by RanksStopped with what is left.
     Generation generation = 0;
   };
+  // A state that they have frozen by themselves meanwhile, later than save.after, is what was asked
+  // for.
   struct FreezeState {
     msg::Save save;
   };
@@ -206,6 +216,10 @@ class Member {
   void Enter(Stage stage);
   void Report(Effects& effects);
   void SendStopped(Effects& effects);
+  // At what is frozen; 0: none yet.
+  int32_t WrittenAttempt() const { return wrote_.has_value() ? wrote_->attempt : 0; }
+  void SendWrote(Effects& effects);
+  void Unfreeze();
   void SendPresent(Effects& effects);
   void Timers(Effects& effects);
 
@@ -256,9 +270,9 @@ class Member {
   int32_t parts_ranks_ = 0;     // Ranks in them.
   absl::Time table_due_ = absl::InfiniteFuture();
   StepIndex frozen_ = -1;
-  int32_t written_ = 0;
-  bool written_ok_ = false;
-  std::vector<msg::Voted> votes_;  // On files of what is frozen.
+  bool waits_ = false;
+  std::optional<msg::Wrote> wrote_;  // The newest attempt at writing what is frozen.
+  std::vector<msg::Voted> votes_;    // On files of what is frozen.
   bool exited_ = false;
 };
 

@@ -52,12 +52,16 @@ struct Resume {
   bool from_checkpoint = true;
   Generation generation = 0;
   StepIndex step = 0;
+  LayoutShape shape;  // Of `generation`; its seats are those of its START.
   struct Held {
     int32_t rank = 0;
     NodeId node = 0;
     friend bool operator==(const Held&, const Held&) = default;
   };
   std::vector<Held> elsewhere;  // Ranks whose state is not in their own seat any more.
+  // Which checkpoint, in the words of who chose it: nobody but the ranks looks into it. Empty: the
+  // run begins.
+  std::string checkpoint;
   friend bool operator==(const Resume&, const Resume&) = default;
 };
 namespace msg {
@@ -80,8 +84,7 @@ struct Report {
   EvidenceKind failure = EvidenceKind::kRankCrashed;
   int64_t failure_number = 0;  // As in EvidenceEntry.
   StepIndex frozen = -1;       // The step of the state that is kept for a checkpoint; -1: none.
-  int32_t written = 0;         // The attempt that was written; 0: none yet.
-  bool written_ok = false;
+  bool waits = false;          // Its ranks go on only when that is settled.
   friend bool operator==(const Report&, const Report&) = default;
 };
 // What is left behind; answers Stop.
@@ -98,6 +101,16 @@ struct Present {
   Generation generation = 0;
   std::vector<std::string> addresses;  // By the order of Prepare's ranks.
   friend bool operator==(const Present&, const Present&) = default;
+};
+// Answers Write.
+struct Wrote {
+  Slot term = 0;
+  Generation generation = 0;
+  StepIndex step = 0;
+  int32_t attempt = 0;
+  bool ok = false;
+  std::string packed;  // What the node's ranks wrote: nobody but the store looks into it.
+  friend bool operator==(const Wrote&, const Wrote&) = default;
 };
 // Answers Verify.
 struct Voted {
@@ -172,6 +185,7 @@ struct Save {
   Slot term = 0;
   Generation generation = 0;
   StepIndex after = 0;  // Of a step later than this.
+  bool last = false;    // And take no step beyond it: the job ends.
   friend bool operator==(const Save&, const Save&) = default;
 };
 struct Write {
@@ -187,6 +201,7 @@ struct Verify {
   StepIndex step = 0;
   int32_t attempt = 0;
   int32_t file = 0;
+  std::string packed;  // What is in the file, from who joined the parts.
   friend bool operator==(const Verify&, const Verify&) = default;
 };
 // The frozen state may go.
@@ -227,7 +242,7 @@ absl::StatusOr<std::vector<std::string>> UnpackAddresses(std::string_view packed
 using ControlMessage =
     std::variant<msg::Report, msg::Stopped, msg::Present, msg::Voted, msg::NeedTable, msg::Answer,
                  msg::Announce, msg::Stop, msg::Prepare, msg::Table, msg::Go, msg::Save, msg::Write,
-                 msg::Verify, msg::Settle, msg::Bye, msg::Probe, msg::Leading>;
+                 msg::Verify, msg::Settle, msg::Bye, msg::Probe, msg::Leading, msg::Wrote>;
 
 // Whether it is for an agent's coordinator; otherwise for its member.
 bool ForCoordinator(const ControlMessage& message);

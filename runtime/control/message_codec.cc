@@ -20,13 +20,12 @@ void Fields(auto& io, OneOf<LayoutShape> auto& m) { io(m.tensor, m.pipeline, m.d
 void Fields(auto& io, OneOf<Holding> auto& m) { io(m.generation, m.step, m.rank); }
 void Fields(auto& io, OneOf<Resume::Held> auto& m) { io(m.rank, m.node); }
 void Fields(auto& io, OneOf<Resume> auto& m) {
-  io(m.from_checkpoint, m.generation, m.step, m.elsewhere);
+  io(m.from_checkpoint, m.generation, m.step, m.shape, m.elsewhere, m.checkpoint);
 }
 void Fields(auto& io, OneOf<msg::Prepare::Assignment> auto& m) { io(m.local_rank, m.rank); }
 void Fields(auto& io, OneOf<msg::Report> auto& m) {
   io(m.term, m.incarnation, m.sequence, m.echo, m.slots, m.domain, m.leaving, m.generation, m.stage,
-     m.finished, m.failed_local_rank, m.failure, m.failure_number, m.frozen, m.written,
-     m.written_ok);
+     m.finished, m.failed_local_rank, m.failure, m.failure_number, m.frozen, m.waits);
 }
 void Fields(auto& io, OneOf<msg::Stopped> auto& m) {
   io(m.term, m.incarnation, m.generation, m.holdings);
@@ -34,6 +33,9 @@ void Fields(auto& io, OneOf<msg::Stopped> auto& m) {
 void Fields(auto& io, OneOf<msg::Present> auto& m) { io(m.term, m.generation, m.addresses); }
 void Fields(auto& io, OneOf<msg::Voted> auto& m) {
   io(m.term, m.generation, m.step, m.attempt, m.file, m.ok);
+}
+void Fields(auto& io, OneOf<msg::Wrote> auto& m) {
+  io(m.term, m.generation, m.step, m.attempt, m.ok, m.packed);
 }
 void Fields(auto& io, OneOf<msg::NeedTable, msg::Go> auto& m) { io(m.term, m.generation); }
 void Fields(auto& io, OneOf<msg::Answer> auto& m) {
@@ -47,10 +49,10 @@ void Fields(auto& io, OneOf<msg::Prepare> auto& m) {
 void Fields(auto& io, OneOf<msg::Table> auto& m) {
   io(m.term, m.generation, m.ranks, m.first, m.count, m.packed);
 }
-void Fields(auto& io, OneOf<msg::Save> auto& m) { io(m.term, m.generation, m.after); }
+void Fields(auto& io, OneOf<msg::Save> auto& m) { io(m.term, m.generation, m.after, m.last); }
 void Fields(auto& io, OneOf<msg::Write> auto& m) { io(m.term, m.generation, m.step, m.attempt); }
 void Fields(auto& io, OneOf<msg::Verify> auto& m) {
-  io(m.term, m.generation, m.step, m.attempt, m.file);
+  io(m.term, m.generation, m.step, m.attempt, m.file, m.packed);
 }
 void Fields(auto& io, OneOf<msg::Settle> auto& m) { io(m.term, m.generation, m.step, m.committed); }
 void Fields(auto& io, OneOf<msg::Bye> auto& m) { io(m.term, m.exit_code); }
@@ -187,6 +189,7 @@ bool ForCoordinator(const ControlMessage& message) {
          std::holds_alternative<msg::Stopped>(message) ||
          std::holds_alternative<msg::Present>(message) ||
          std::holds_alternative<msg::Voted>(message) ||
+         std::holds_alternative<msg::Wrote>(message) ||
          std::holds_alternative<msg::NeedTable>(message) ||
          std::holds_alternative<msg::Probe>(message);
 }

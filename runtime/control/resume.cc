@@ -24,11 +24,13 @@ bool Whole(const Group& group, size_t ranks) {
   return next == ranks;
 }
 
-Resume FromMemory(const Group& group) {
+Resume FromMemory(const Group& group, const LayoutShape& shape) {
   Resume resume{.from_checkpoint = false,
                 .generation = group.first->generation,
                 .step = group.first->step,
-                .elsewhere = {}};
+                .shape = shape,
+                .elsewhere = {},
+                .checkpoint = {}};
   int32_t next = 0;
   for (const Share* s = group.first; s != group.second; ++s) {
     if (s->rank != next) continue;  // Held twice.
@@ -70,13 +72,16 @@ Resume ChooseResume(const std::vector<LogView::Live>& layouts,
     });
     if (begin->step <= commit_step) break;
     const Group group(&*begin, &*begin + (end - begin));
-    if (Whole(group, layout(begin->generation)->seats.size())) return FromMemory(group);
+    const PlacedLayout& of = *layout(begin->generation);
+    if (Whole(group, of.seats.size())) return FromMemory(group, of.shape);
     begin = end;
   }
   return {.from_checkpoint = true,
           .generation = 0,
           .step = std::max(commit_step, StepIndex{0}),
-          .elsewhere = {}};
+          .shape = {},
+          .elsewhere = {},
+          .checkpoint = {}};
 }
 
 }  // namespace perdure

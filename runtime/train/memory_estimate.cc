@@ -11,6 +11,7 @@
 #include "runtime/train/mesh.h"
 #include "runtime/train/pipeline.h"
 #include "runtime/train/sharded_state.h"
+#include "runtime/train/snapshots.h"
 
 namespace perdure {
 namespace {
@@ -84,6 +85,9 @@ MemoryEstimate EstimateRank(const RunConfig& config, const PhaseConfig& phase,
   memory.checkpoint = CheckpointSaver::MemoryOf(
       WriteOptionsOf(config.checkpoint),
       config.checkpoint.asynchronous || config.numerics.backend == "cuda", most.owned);
+  SnapshotConfig snapshot = config.snapshot;
+  snapshot.peers = snapshot.peers && layout.ranks() > config.job.ranks_per_node;
+  memory.snapshots = Snapshots::MemoryOf(snapshot, most.owned);
   return memory;
 }
 

@@ -232,6 +232,14 @@ void Pipeline::PostReceive(const StepInfo& step, const Pass& pass, const Pass* r
         .bytes = bytes});
 }
 
+Pipeline::PassBegin Pipeline::Begins(const Pass& pass) const {
+  const int k = VirtualStage(pass.chunk), last = stages_ * chunks_count_ - 1;
+  PassBegin begin{.backward = pass.backward, .micro_batch = pass.micro_batch};
+  if (pass.backward ? k < last : k > 0) begin.peer = (pass.backward ? k + 1 : k - 1) % stages_;
+  if (begin.peer == options_.at.pipeline) begin.peer = -1;
+  return begin;
+}
+
 absl::Status Pipeline::Forward(const StepInfo& step, const Pass& pass) {
   Chunk& chunk = *chunks_[static_cast<size_t>(pass.chunk)];
   const MicroBatch batch = Describe(step, pass.micro_batch);
@@ -296,6 +304,7 @@ absl::Status Pipeline::RunStep(const StepInfo& step) {
   const Pass* running = nullptr;
   for (size_t i = 0; i < schedule.passes.size(); ++i) {
     const Pass& pass = schedule.passes[i];
+    if (options_.before_pass) RETURN_IF_ERROR(options_.before_pass(Begins(pass)));
     PostReceive(step, pass, nullptr);
     running = &pass;
     if (i + 1 < schedule.passes.size()) PostReceive(step, schedule.passes[i + 1], running);

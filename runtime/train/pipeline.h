@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -24,11 +25,18 @@ namespace perdure {
 
 class Pipeline {
  public:
+  // A micro-batch's way through one chunk, about to begin.
+  struct PassBegin {
+    bool backward = false;
+    int64_t micro_batch = 0;  // Of the step, in this replica.
+    int peer = -1;  // The pipeline member whose message it may have to wait for; -1: none.
+  };
   struct Options {
     RunConfig config;
     int phase = 0;
     MeshPoint at;
     SyncCall sync;  // Waits for the device; empty: as ops->Sync().
+    std::function<absl::Status(const PassBegin&)> before_pass;  // Its error ends the step.
   };
   Pipeline(const Options& options, const AtomTable* table, Ops* ops, ShardedState* state,
            Collectives* tensor, Collectives* pipeline, const SampleOrder* samples);
@@ -61,6 +69,7 @@ class Pipeline {
   MicroBatch Describe(const StepInfo& step, int64_t micro_batch) const;
   absl::Status UploadTokens(int64_t first_sample);
   void PostReceive(const StepInfo& step, const Pass& pass, const Pass* running);
+  PassBegin Begins(const Pass& pass) const;
   absl::Status Forward(const StepInfo& step, const Pass& pass);
   absl::Status Backward(const StepInfo& step, const Pass& pass);
   int VirtualStage(int chunk) const;

@@ -103,7 +103,9 @@ absl::StatusOr<PhaseForecast> ForecastPhase(const RunConfig& config, const Phase
   forecast.leaf_rounds = DivCeil(forecast.leaves, layout->data);
   forecast.bubble =
       BubbleShare(*layout, ReplicaMicroBatches(numerics, layout->data, plan.batch_final));
-  forecast.memory = EstimateMemory(config, *layout, phase);
+  RunConfig seated = config;
+  seated.job.ranks_per_node = per_node;
+  forecast.memory = EstimateMemory(seated, *layout, phase);
   return forecast;
 }
 
@@ -176,6 +178,13 @@ absl::StatusOr<RunForecast> ForecastRun(const RunConfig& config, const ForecastO
     if (run.phases[i].memory.total() > run.phases[run.heaviest].memory.total()) run.heaviest = i;
   }
   return run;
+}
+
+std::string LayoutWords(const LayoutConfig& layout) {
+  return fmt::format(
+      "tensor {} x pipeline {} x data {}, zero {}{}", layout.tensor, layout.pipeline, layout.data,
+      layout.zero,
+      layout.virtual_stages > 1 ? fmt::format(", {} virtual stages", layout.virtual_stages) : "");
 }
 
 int64_t RanksPerFile(const CheckpointConfig& config, int64_t ranks_per_node) {

@@ -61,6 +61,9 @@ struct ForecastOptions {
 // REQUIRES: a validated configuration.
 absl::StatusOr<RunForecast> ForecastRun(const RunConfig& config, const ForecastOptions& options);
 
+// "tensor 2 x pipeline 2 x data 2, zero 1", for people.
+std::string LayoutWords(const LayoutConfig& layout);
+
 // Consecutive ranks that share a file of a checkpoint; 0: checkpoint.files is neither "node",
 // "rank" nor a positive number.
 int64_t RanksPerFile(const CheckpointConfig& config, int64_t ranks_per_node);

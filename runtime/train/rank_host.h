@@ -9,11 +9,14 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "ckpt/part_plan.h"
 #include "runtime/base/digest.h"
+#include "runtime/train/activity.h"
+#include "runtime/train/snapshot_file.h"
 
 namespace perdure {
 
@@ -29,14 +32,26 @@ struct StepReport {
   double rate = 0;
   int64_t batch = 0;
   int64_t context = 0;
-  double seconds = 0;
+  double seconds = 0;       // 0: it is told again, by whoever resumed behind it.
   double wait_seconds = 0;  // Of them, inside communication.
   int64_t first_sample =
       0;                // The step's samples are [first_sample, first_sample + batch) of its phase.
   Digest sample_chain;  // After this step; computed by rank 0 only.
 };
 
-enum class Command : int { kNone = 0, kCheckpoint = 1, kStop = 2 };  // kStop: checkpoint, then end.
+// The greatest of those that are asked for before they are shared is what happens.
+enum class Command : int {
+  kNone = 0,
+  kCheckpoint = 1,
+  kStop = 2,   // Checkpoint, then end.
+  kLeave = 3,  // End at this boundary, without a checkpoint: the snapshots are whole.
+};
+
+// What a rank needs of the snapshot of an old generation's rank.
+struct HeldNeed {
+  int32_t rank = 0;
+  std::vector<ByteRange> ranges;  // Ascending; the head is always the first.
+};
 
 // A rank's share of a checkpoint is durable, or why not.
 struct SavedRun {
@@ -66,10 +81,30 @@ class RankHost {
   // All atoms that this rank is responsible for, as loaded or initialised: the host compares the
   // certificate. Returns when the host says go.
   virtual absl::Status Loaded(std::span<const int64_t> atoms, std::span<const Digest> digests) = 0;
+  // Rank 0 only, before Loaded: the certificate of what all ranks have loaded or initialised.
+  virtual void Certificate(const Digest& /*certificate*/) {}
   // Rank 0 only: a step is finished. Returns what to do after the next one.
   virtual Command StepFinished(const StepReport& report) = 0;
 
-  // Training waits with the state of `step` until the save before is settled.
+  // Paths of files that hold those ranges of those ranks' snapshots of the generation and step of
+  // HeldStart, by need; other bytes of them are not looked at. On the trainer's thread; blocks.
+  virtual absl::StatusOr<std::vector<std::string>> FindHeld(std::span<const HeldNeed> /*needs*/) {
+    return absl::UnimplementedError("this host finds no snapshots");
+  }
+  // Before `step` begins; blocks while the rank may not step. An error: it never will (Cancelled:
+  // told to stop).
+  virtual absl::Status AwaitLease(int64_t /*step*/) { return absl::OkStatus(); }
+  // Every rank: so many steps are finished, and the snapshot of the last one, if it has one, is on
+  // its way. Cheap.
+  virtual void Progress(int64_t /*step*/) {}
+  // Every rank, from the trainer's thread: what it does now. Cheap, no lock.
+  virtual void Doing(const Activity& /*activity*/) {}
+  // Every rank, once: the first gather of this generation has passed, so it has whole snapshots of
+  // its own; those of older ones may go.
+  virtual void OlderMayGo() {}
+
+  // Training waits with the state of `step` until the save before is settled, or, behind the last
+  // step, that of `step` itself.
   virtual void Waiting(int64_t /*step*/) {}
 
   // From here on called by the saver's thread. Errors: the host is gone.

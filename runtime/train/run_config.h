@@ -3,7 +3,7 @@
 //
 // [run], [model], [data], [[phase]], [optimizer] and [numerics] fix the bits and are frozen when
 // the run begins (phases that have not begun may still change); [layout], [job], [checkpoint],
-// [monitoring] may change at every start.
+// [snapshot], [monitoring] may change at every start.
 #pragma once
 
 #include <algorithm>
@@ -120,6 +120,13 @@ struct CheckpointConfig {
   }
 };
 
+// The state in memory of other nodes: what a job resumes from when it loses some.
+struct SnapshotConfig {
+  int64_t every = 1;                   // Steps; 0: none.
+  std::string directory = "/dev/shm";  // A tmpfs: each node makes a directory of its own there.
+  bool peers = true;                   // Each rank's snapshot also goes to a rank of another node.
+};
+
 struct MonitoringConfig {
   int64_t port = 0;  // Of the Prometheus endpoint; 0: any free port.
   bool tensorboard = true;
@@ -136,6 +143,7 @@ struct RunConfig {
   LayoutConfig layout;
   JobConfig job;
   CheckpointConfig checkpoint;
+  SnapshotConfig snapshot;
   MonitoringConfig monitoring;
 };
 

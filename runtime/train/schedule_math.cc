@@ -178,4 +178,14 @@ StepInfo StepSchedule::At(int64_t step) const {
           .ends_phase = step + 1 == plan.first_step + plan.steps};
 }
 
+Consumed StepSchedule::After(int64_t steps) const {
+  if (steps == 0) return {};
+  const StepInfo last = At(steps - 1);
+  Consumed consumed{.samples = last.first_sample + last.batch,
+                    .tokens = (last.phase_sample + last.batch) * last.context,
+                    .phase = last.phase};
+  for (int p = 0; p < last.phase; ++p) consumed.tokens += plans_[static_cast<size_t>(p)].tokens;
+  return consumed;
+}
+
 }  // namespace perdure

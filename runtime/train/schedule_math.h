@@ -53,6 +53,15 @@ struct StepInfo {
   bool ends_phase = false;
 };
 
+// What a run has consumed.
+struct Consumed {
+  int64_t samples = 0;
+  int64_t tokens = 0;
+  int phase = 0;  // Of the last step.
+
+  friend bool operator==(const Consumed&, const Consumed&) = default;
+};
+
 // The steps of a run. Immutable; any thread.
 class StepSchedule {
  public:
@@ -65,6 +74,8 @@ class StepSchedule {
 
   // REQUIRES: 0 <= step < steps().
   StepInfo At(int64_t step) const;
+  // By its first `steps` steps. REQUIRES: 0 <= steps <= steps().
+  Consumed After(int64_t steps) const;
 
  private:
   // A run of steps of one size.

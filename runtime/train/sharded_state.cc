@@ -278,6 +278,28 @@ std::vector<int64_t> ShardedState::OwnedAtomIndices(int d) const {
   return indices;
 }
 
+std::array<bool, kStatePartCount> ShardedState::SharedParts(int zero, DType dtype) {
+  if (zero == 0) return {true, true, true};
+  return {zero < 3 && dtype == DType::kF32, false, false};
+}
+
+std::vector<AtomState> ShardedState::SharedAtoms(int d) {
+  const std::array<bool, kStatePartCount> shared = SharedParts(options_.zero, options_.dtype);
+  std::vector<AtomState> atoms;
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
+    const OwnedRun& run = states_[static_cast<size_t>(b)].runs[static_cast<size_t>(d)];
+    for (int64_t a = run.first_atom; a < run.last_atom; ++a) {
+      const PlacedAtom& atom = buckets_[static_cast<size_t>(b)].atoms[static_cast<size_t>(a)];
+      AtomState state{.atom = atom.atom};
+      if (shared[0]) state.parts[0] = MasterOf(b, atom.offset);
+      if (shared[1]) state.parts[1] = Kept(exp_avg_, b, atom.offset);
+      if (shared[2]) state.parts[2] = Kept(exp_avg_sq_, b, atom.offset);
+      atoms.push_back(state);
+    }
+  }
+  return atoms;
+}
+
 absl::Status ShardedState::FillOwned(
     const std::function<absl::Status(std::span<AtomState> atoms)>& fill) {
   if (ops_->DeviceIsHost()) {
@@ -532,6 +554,16 @@ absl::Status ShardedState::Update(int64_t optimizer_step, double rate, double gr
   for (GatherSlot& slot : slots_) slot.bucket = -1;
   if (options_.zero == 1 || options_.zero == 2)
     for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) RETURN_IF_ERROR(StartGather(b));
+  return absl::OkStatus();
+}
+
+bool ShardedState::gathering() const {
+  return std::any_of(states_.begin(), states_.end(),
+                     [](const BucketState& state) { return state.gathering; });
+}
+
+absl::Status ShardedState::FinishGathers() {
+  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) RETURN_IF_ERROR(FinishGather(b));
   return absl::OkStatus();
 }
 

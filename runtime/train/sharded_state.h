@@ -76,6 +76,11 @@ class ShardedState final : public ParameterAccess {
   std::vector<AtomState> OwnedAtoms();
   // Atoms that replica `d` of this group owns, in bucket order.
   std::vector<int64_t> OwnedAtomIndices(int d) const;
+  // Parts of the state that every replica keeps of all atoms, once parameters are gathered.
+  static std::array<bool, kStatePartCount> SharedParts(int zero, DType dtype);
+  // The atoms of OwnedAtomIndices(d) with pointers to the parts that this rank keeps, too; others
+  // are null.
+  std::vector<AtomState> SharedAtoms(int d);
   // Lets `fill` write the state of the owned atoms: it is called with all of them, or with one
   // batch behind the other where their memory is not the host's, and writes every part of each. Its
   // error ends it.
@@ -105,6 +110,9 @@ class ShardedState final : public ParameterAccess {
   absl::Status Update(int64_t optimizer_step, double rate, double gradient_scale);
   // Waits for everything under way: before a checkpoint or the end.
   absl::Status Quiesce();
+  // Whether parameters are still on their way from their owners, and waiting for them alone.
+  bool gathering() const;
+  absl::Status FinishGathers();
 
   // Device bytes by kind, as allocated. Keys of plan's memory_bytes_per_rank.
   struct Memory {

@@ -23,10 +23,11 @@ StateCopy::StateCopy(std::span<const AtomState> device, const AtomTable& table, 
       const size_t count = CountOf(device[i], table);
       float* from = device[i].parts[part];
       host_[i].parts[part] = at;
-      // Host memory has no gaps: where the device has none either, the copy grows.
-      if (!pieces_.empty() && pieces_.back().device + pieces_.back().count == from)
+      // Host memory has no gaps but for parts left out: where the device has none, the copy grows.
+      if (!pieces_.empty() && pieces_.back().device + pieces_.back().count == from &&
+          pieces_.back().host + pieces_.back().count == at)
         pieces_.back().count += count;
-      else
+      else if (from != nullptr)
         pieces_.push_back({from, at, count});
       at += count;
     }

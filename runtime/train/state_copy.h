@@ -15,8 +15,9 @@ namespace perdure {
 
 class StateCopy {
  public:
-  // `device`: atoms with pointers into device memory. `memory`: BytesOf(device, table) of host
-  // memory, from Ops::AllocateHost; it outlives this.
+  // `device`: atoms with pointers into device memory; a part that is null is left out, and so is
+  // its place in `memory`. `memory`: BytesOf(device, table) of host memory, from Ops::AllocateHost;
+  // it outlives this.
   StateCopy(std::span<const AtomState> device, const AtomTable& table, void* memory);
   static size_t BytesOf(std::span<const AtomState> atoms, const AtomTable& table);
 

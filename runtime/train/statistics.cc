@@ -53,6 +53,30 @@ absl::StatusOr<StatisticsGather> StatisticsGather::Create(
   return result;
 }
 
+absl::StatusOr<std::vector<Digest>> StatisticsGather::GatherDigests(std::span<const Digest> own) {
+  PERDURE_CHECK(own.size() == owned_[static_cast<size_t>(mesh_.Rank(at_))].size());
+  std::vector<Digest> block(own.begin(), own.end());
+  block.resize(squares_max_);
+  ASSIGN_OR_RETURN(const std::vector<Digest> all, GatherAll(tensor_, data_, pipeline_, block));
+  std::vector<Digest> by_atom(static_cast<size_t>(atoms_));
+  std::vector<int> from(by_atom.size(), -1);
+  for (int rank = 0; rank < mesh_.ranks(); ++rank) {
+    const auto& owned = owned_[static_cast<size_t>(rank)];
+    const Digest* digests = all.data() + Place(mesh_, mesh_.At(rank)) * squares_max_;
+    for (size_t i = 0; i < owned.size(); ++i) {
+      const auto atom = static_cast<size_t>(owned[i]);
+      if (from[atom] >= 0 && by_atom[atom] != digests[i])
+        return DataLoss("atom {} is not the same on ranks {} and {}: one of them has wrong memory",
+                        atom, from[atom], rank);
+      from[atom] = rank;
+      by_atom[atom] = digests[i];
+    }
+  }
+  for (size_t atom = 0; atom < from.size(); ++atom)
+    if (from[atom] < 0) return Internal("no rank owns atom {}", atom);
+  return by_atom;
+}
+
 absl::StatusOr<StepStatistics> StatisticsGather::Gather(int64_t leaves,
                                                         std::span<const double> losses,
                                                         std::span<const double> squares,

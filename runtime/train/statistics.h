@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/base/atoms.h"
+#include "runtime/base/digest.h"
 #include "runtime/comm/group.h"
 #include "runtime/train/mesh.h"
 
@@ -26,6 +27,10 @@ class StatisticsGather {
   static absl::StatusOr<StatisticsGather> Create(const Mesh& mesh, MeshPoint at, int64_t atoms,
                                                  Group* tensor, Group* data, Group* pipeline,
                                                  const std::vector<std::vector<int64_t>>& owned);
+
+  // By atom of the table, on every rank: digests of all ranks' owned atoms; `own` in the order of
+  // its list. DataLoss: ranks that hold one atom do not agree.
+  absl::StatusOr<std::vector<Digest>> GatherDigests(std::span<const Digest> own);
 
   // losses: this rank's rounds (meaningful on the last pipeline rank); squares: of its own atoms.
   // `leaves` of the step.

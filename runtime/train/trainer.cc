@@ -1,22 +1,26 @@
 #include "runtime/train/trainer.h"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <numeric>
 #include <set>
 
-#include "model/init.h"
 #include "model/parameters.h"
-#include "runtime/base/parallel.h"
 #include "runtime/base/status.h"
 #include "runtime/comm/group.h"
 #include "runtime/comm/make_collectives.h"
 #include "runtime/comm/sync_watching.h"
 #include "runtime/train/checkpoint_saver.h"
 #include "runtime/train/pipeline.h"
+#include "runtime/train/rank_state.h"
 #include "runtime/train/sharded_state.h"
+#include "runtime/train/snapshots.h"
 #include "runtime/train/statistics.h"
+#include "runtime/train/step_report.h"
 #include "runtime/train/writers.h"
 
 namespace perdure {
@@ -29,8 +33,15 @@ enum Channel : uint32_t {
   kPipelineChannel = 3,
   kHostTensorChannel = 4,
   kHostDataChannel = 5,
-  kHostPipelineChannel = 6
+  kHostPipelineChannel = 6,
+  kSnapshotChannel = 7
 };
+
+std::vector<int> AllRanks(int ranks) {
+  std::vector<int> all(static_cast<size_t>(ranks));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
 
 // max_norm / (norm + 1e-6), at most 1: as torch.nn.utils.clip_grad_norm_.
 double ClipScale(double clip, double norm) {
@@ -41,7 +52,7 @@ double ClipScale(double clip, double norm) {
 
 struct Trainer::Impl {
   Impl(const TrainerOptions& trainer_options, const StartPoint& start_point,
-       std::unique_ptr<Ops> rank_ops, Transport* rank_transport, RankHost* rank_host)
+       std::shared_ptr<Ops> rank_ops, Transport* rank_transport, RankHost* rank_host)
       : options(trainer_options),
         config(options.config),
         start(start_point),
@@ -56,7 +67,8 @@ struct Trainer::Impl {
         ops(std::move(rank_ops)),
         host_tensor_group(transport, mesh.TensorGroup(at), kHostTensorChannel),
         host_data_group(transport, mesh.DataGroup(at), kHostDataChannel),
-        host_pipeline_group(transport, mesh.PipelineGroup(at), kHostPipelineChannel) {}
+        host_pipeline_group(transport, mesh.PipelineGroup(at), kHostPipelineChannel),
+        snapshot_group(transport, AllRanks(mesh.ranks()), kSnapshotChannel) {}
   // After an error messages may be under way: no peer may write into memory that is given back.
   ~Impl() {
     if (clean) return;
@@ -69,12 +81,33 @@ struct Trainer::Impl {
 
   absl::Status Prepare();
   absl::Status MakeGroups();
-  absl::Status FillState();
-  absl::StatusOr<bool> Run();
+  absl::StatusOr<Outcome> Run();
+  absl::Status Begin(int64_t* saved);
+  absl::Status End();
+  absl::Status Leave();
   absl::Status EnterPhase(int phase);
   absl::StatusOr<StepReport> Step(const StepInfo& info, int* command);
+  absl::Status AwaitSnapshot();
   absl::Status Checkpoint(int64_t step);
   void MakeSaver();
+  absl::Status Snapshot(int64_t step);
+  // Whether the state after so many steps has a checkpoint, asked for or not.
+  bool CheckpointDue(int64_t step) const;
+  int64_t SamplesAt(int64_t step) const;
+  absl::Status CheckStop() const {
+    return stopping ? absl::CancelledError(fmt::format("rank {} was told to stop", rank))
+                    : absl::OkStatus();
+  }
+  void Doing(Activity::Phase what, Activity::Group group = Activity::Group::kNone,
+             int64_t micro_batch = -1, int peer = -1) const {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    host->Doing({.step = step_now,
+                 .nanoseconds = std::chrono::nanoseconds(now).count(),
+                 .phase = what,
+                 .group = group,
+                 .micro_batch = static_cast<int32_t>(micro_batch),
+                 .peer = peer});
+  }
   // Bounded where the device waits for a message from a rank that is lost.
   absl::Status Sync() {
     Collectives* const groups[] = {tensor_group.get(), data_group.get(), pipeline_group.get()};
@@ -82,12 +115,21 @@ struct Trainer::Impl {
   }
   // How memory of devices gets from rank to rank, in words for people; empty where it does not.
   std::string DeviceTransport() const;
-  // Norms are replicated along the tensor axis: only its first rank answers for them.
-  std::vector<AtomState> AtomsToWrite();
+  RankState StateOfRank() {
+    return {.options = &options,
+            .start = &start,
+            .table = &table,
+            .mesh = mesh,
+            .at = at,
+            .state = state.get(),
+            .ops = ops.get(),
+            .host = host};
+  }
   double WaitSeconds() const {
     return tensor_group->wait_seconds() + data_group->wait_seconds() +
            pipeline_group->wait_seconds() + host_tensor_group.wait_seconds() +
-           host_data_group.wait_seconds() + host_pipeline_group.wait_seconds();
+           host_data_group.wait_seconds() + host_pipeline_group.wait_seconds() +
+           snapshot_group.wait_seconds();
   }
 
   TrainerOptions options;
@@ -100,20 +142,24 @@ struct Trainer::Impl {
   MeshPoint at;
   StepSchedule schedule;
   AtomTable table;
-  std::unique_ptr<Ops> ops;
+  std::shared_ptr<Ops> ops;
   // Of device memory, and of the host's: statistics.
   std::unique_ptr<Collectives> tensor_group, data_group, pipeline_group;
-  Group host_tensor_group, host_data_group, host_pipeline_group;
+  Group host_tensor_group, host_data_group, host_pipeline_group, snapshot_group;
   std::unique_ptr<ShardedState> state;
   Writers writers;
   std::unique_ptr<CheckpointSaver> saver;
+  std::unique_ptr<Snapshots> snapshots;  // Null: none.
   std::optional<StatisticsGather> statistics;
   std::unique_ptr<SampleOrder> samples;
   std::unique_ptr<Pipeline> pipeline;
   int phase = -1;
   Command command = Command::kNone;  // Rank 0: what the host asked for, not yet shared.
-  Digest chain;
-  bool clean = false;  // Nothing is under way any more.
+  StepHistory history;               // Of all ranks the chain; what it is told of, rank 0's alone.
+  bool clean = false;                // Nothing is under way any more.
+  bool first_gather = true;
+  int64_t step_now = 0;  // That it works on.
+  std::atomic<bool> stopping = false;
 };
 
 absl::Status Trainer::Impl::MakeGroups() {
@@ -140,6 +186,8 @@ std::string Trainer::Impl::DeviceTransport() const {
 }
 
 absl::Status Trainer::Impl::Prepare() {
+  step_now = start.step + 1;
+  Doing(Activity::Phase::kLoading);
   RETURN_IF_ERROR(MakeGroups());
   const std::vector<int64_t> layers = LayersOfRank(config.model.layers, config.layout, at.pipeline);
   const TensorSlot slot{
@@ -157,41 +205,12 @@ absl::Status Trainer::Impl::Prepare() {
       statistics,
       StatisticsGather::Create(mesh, at, static_cast<int64_t>(table.atoms().size()),
                                &host_tensor_group, &host_data_group, &host_pipeline_group, owned));
-  chain = start.sample_chain;
-  return FillState();
-}
-
-absl::Status Trainer::Impl::FillState() {
-  RETURN_IF_ERROR(state->FillOwned([&](std::span<AtomState> atoms) -> absl::Status {
-    if (start.manifest.has_value())
-      return ReadAtoms(start.checkpoint, *start.manifest, table, atoms);
-    const auto fill = [&](size_t i) {
-      const AtomState& atom = atoms[i];
-      const Atom& place = table.atoms()[static_cast<size_t>(atom.atom)];
-      InitializeAtom(table, place, config.seed, {atom.parts[0], static_cast<size_t>(place.count)});
-      for (float* moment : {atom.parts[1], atom.parts[2]}) std::fill_n(moment, place.count, 0.0F);
-      return absl::OkStatus();
-    };
-    return ForEachInParallel(atoms.size(), fill, static_cast<size_t>(options.host_threads));
-  }));
-  RETURN_IF_ERROR(state->ShareState());
-  std::vector<int64_t> loaded;
-  std::vector<Digest> digests;
-  RETURN_IF_ERROR(state->ReadOwned([&](std::span<const AtomState> atoms) {
-    std::vector<AtomState> mine(atoms.begin(), atoms.end());
-    std::erase_if(mine,
-                  [&](const AtomState& atom) { return !AnswersFor(table, atom.atom, at.tensor); });
-    const size_t first = digests.size();
-    digests.resize(first + mine.size());
-    for (const AtomState& atom : mine) loaded.push_back(atom.atom);
-    const auto digest = [&](size_t i) {
-      const int64_t count = table.atoms()[static_cast<size_t>(mine[i].atom)].count;
-      digests[first + i] = AtomDigest(mine[i], count);
-      return absl::OkStatus();
-    };
-    return ForEachInParallel(mine.size(), digest, static_cast<size_t>(options.host_threads));
-  }));
-  RETURN_IF_ERROR(host->Loaded(loaded, digests));
+  const RankState rank_state = StateOfRank();
+  ASSIGN_OR_RETURN(history, FillState(rank_state));
+  ASSIGN_OR_RETURN(snapshots, MakeSnapshots(rank_state, &snapshot_group));
+  const int64_t samples_before =
+      start.manifest.has_value() ? start.manifest->samples : SamplesAt(start.step);
+  RETURN_IF_ERROR(CertifyState(rank_state, samples_before, &*statistics));
   MakeSaver();
   return state->PublishParameters();
 }
@@ -206,15 +225,9 @@ void Trainer::Impl::MakeSaver() {
   saver_options.write = WriteOptionsOf(config.checkpoint);
   saver_options.asynchronous = config.checkpoint.asynchronous;
   saver_options.sync = [this] { return Sync(); };
-  saver = std::make_unique<CheckpointSaver>(saver_options, &table, &writers, rank, AtomsToWrite(),
-                                            ops.get(), host);
-}
-
-std::vector<AtomState> Trainer::Impl::AtomsToWrite() {
-  std::vector<AtomState> atoms = state->OwnedAtoms();
-  std::erase_if(atoms,
-                [&](const AtomState& atom) { return !AnswersFor(table, atom.atom, at.tensor); });
-  return atoms;
+  saver = std::make_unique<CheckpointSaver>(saver_options, &table, &writers, rank,
+                                            StateOfRank().Answered(state->OwnedAtoms()), ops.get(),
+                                            host);
 }
 
 absl::Status Trainer::Impl::EnterPhase(int next) {
@@ -226,8 +239,19 @@ absl::Status Trainer::Impl::EnterPhase(int next) {
         {(std::filesystem::path(options.data_directory) / source.path).string(), source.weight});
   ASSIGN_OR_RETURN(samples, SampleOrder::Open(mixture, config_phase.context, config.model.vocab,
                                               config.seed, phase));
-  const Pipeline::Options pipeline_options{
-      .config = config, .phase = phase, .at = at, .sync = [this] { return Sync(); }};
+  // Between pieces of compute there is time to be stopped, and for snapshots to advance.
+  const auto before_pass = [this, group = mesh.PipelineGroup(at)](const Pipeline::PassBegin& pass) {
+    RETURN_IF_ERROR(CheckStop());
+    Doing(pass.backward ? Activity::Phase::kBackward : Activity::Phase::kForward,
+          Activity::Group::kNone, pass.micro_batch,
+          pass.peer < 0 ? -1 : group[static_cast<size_t>(pass.peer)]);
+    return snapshots == nullptr ? absl::OkStatus() : snapshots->Advance();
+  };
+  const Pipeline::Options pipeline_options{.config = config,
+                                           .phase = phase,
+                                           .at = at,
+                                           .sync = [this] { return Sync(); },
+                                           .before_pass = before_pass};
   RETURN_IF_ERROR(state->Quiesce());
   pipeline.reset();
   pipeline = std::make_unique<Pipeline>(pipeline_options, &table, ops.get(), state.get(),
@@ -239,15 +263,16 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
   const auto began = std::chrono::steady_clock::now();
   const double waited = WaitSeconds();
   RETURN_IF_ERROR(pipeline->RunStep(info));
+  Doing(Activity::Phase::kExchange, Activity::Group::kData);
   ASSIGN_OR_RETURN(const std::vector<double> squares, state->FinishGradients());
+  RETURN_IF_ERROR(AwaitSnapshot());
+  Doing(Activity::Phase::kGather, Activity::Group::kAll);
   ASSIGN_OR_RETURN(const StepStatistics totals,
                    statistics->Gather(LeavesOf(config.numerics, info.batch), pipeline->losses(),
                                       squares, static_cast<int>(command)));
   *shared_command = totals.command;
-  StepReport report;
-  report.step = info.step + 1;
-  report.phase = info.phase;
-  report.step_tokens = info.batch * info.context;
+  if (snapshots != nullptr && std::exchange(first_gather, false)) host->OlderMayGo();
+  StepReport report = PlannedReport(schedule, info.step + 1);
   report.loss = totals.loss_sum / static_cast<double>(report.step_tokens);
   report.grad_norm = std::sqrt(totals.square_sum);
   if (!std::isfinite(report.loss) || !std::isfinite(report.grad_norm))
@@ -257,53 +282,92 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
         "data of samples {} to {}, or lower the rate",
         report.step, report.loss, report.grad_norm, info.first_sample,
         info.first_sample + info.batch);
+  Doing(Activity::Phase::kUpdate, Activity::Group::kData);
   RETURN_IF_ERROR(
       state->Update(report.step, info.rate, ClipScale(config.optimizer.clip, report.grad_norm)));
-  report.samples = info.first_sample + info.batch;
-  const PhasePlan& plan = schedule.phases()[static_cast<size_t>(info.phase)];
-  for (int p = 0; p < info.phase; ++p)
-    report.tokens += schedule.phases()[static_cast<size_t>(p)].tokens;
-  report.tokens += (info.phase_sample + info.batch) * info.context;
-  PERDURE_CHECK(report.samples == plan.first_sample + info.phase_sample + info.batch);
-  report.rate = info.rate;
-  report.batch = info.batch;
-  report.context = info.context;
-  report.first_sample = info.phase_sample;
-  chain = samples->Chain(chain, info.phase_sample, info.phase_sample + info.batch);
-  report.sample_chain = chain;
+  report.sample_chain =
+      samples->Chain(history.sample_chain, info.phase_sample, info.phase_sample + info.batch);
+  history.Add({.loss = report.loss, .grad_norm = report.grad_norm}, report.sample_chain);
   report.wait_seconds = WaitSeconds() - waited;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   return report;
 }
 
 absl::Status Trainer::Impl::Checkpoint(int64_t step) {
+  Doing(Activity::Phase::kCheckpoint);
   RETURN_IF_ERROR(state->Quiesce());
   return saver->Save(step);
 }
 
-absl::StatusOr<bool> Trainer::Impl::Run() {
+absl::Status Trainer::Impl::Snapshot(int64_t step) {
+  return snapshots == nullptr ? absl::OkStatus() : snapshots->Begin(step, history);
+}
+
+absl::Status Trainer::Impl::AwaitSnapshot() {
+  if (snapshots == nullptr) return absl::OkStatus();
+  const auto& peers = options.snapshot_peers;
+  Doing(Activity::Phase::kSnapshot, Activity::Group::kNone, -1,
+        peers.empty() ? -1 : peers[static_cast<size_t>(rank)]);
+  return snapshots->Await();
+}
+
+bool Trainer::Impl::CheckpointDue(int64_t step) const {
+  const auto every = [step](int64_t steps) { return steps > 0 && step % steps == 0; };
+  return step > 0 &&
+         (every(config.checkpoint.every_steps) || every(config.checkpoint.keep_every_steps) ||
+          config.checkpoint.exports(step) || schedule.At(step - 1).ends_phase);
+}
+
+int64_t Trainer::Impl::SamplesAt(int64_t step) const {
+  if (step == 0) return 0;
+  const StepInfo last = schedule.At(step - 1);
+  return last.first_sample + last.batch;
+}
+
+// A generation has a snapshot of what it starts from: those of older ones are not needed then.
+absl::Status Trainer::Impl::Begin(int64_t* saved) {
+  RETURN_IF_ERROR(Snapshot(start.step));
+  const bool committed =
+      start.held.has_value() ? start.held->committed : start.manifest.has_value();
+  *saved = committed ? start.step : -1;
+  // The generation before may have ended between the step and its checkpoint.
+  if (!start.held.has_value() || committed || !CheckpointDue(start.step)) return absl::OkStatus();
+  *saved = start.step;
+  return Checkpoint(start.step);
+}
+
+absl::StatusOr<Outcome> Trainer::Impl::Run() {
   const int64_t last =
       options.until_step >= 0 ? std::min(options.until_step, schedule.steps()) : schedule.steps();
   int64_t done = start.step;
-  int64_t saved = start.manifest.has_value() ? start.step : -1;
+  int64_t saved = -1;
+  RETURN_IF_ERROR(Begin(&saved));
   while (done < last) {
+    step_now = done + 1;
+    RETURN_IF_ERROR(CheckStop());
     const StepInfo info = schedule.At(done);
     if (info.phase != phase) RETURN_IF_ERROR(EnterPhase(info.phase));
+    Doing(Activity::Phase::kLease);
+    if (snapshots != nullptr) RETURN_IF_ERROR(snapshots->Advance());
+    RETURN_IF_ERROR(host->AwaitLease(step_now));
     int shared = 0;
     ASSIGN_OR_RETURN(const StepReport report, Step(info, &shared));
     done = report.step;
+    const bool stop = shared == static_cast<int>(Command::kStop);
+    const bool leave = shared == static_cast<int>(Command::kLeave);
+    if (stop || leave || done == last || done % std::max<int64_t>(config.snapshot.every, 1) == 0)
+      RETURN_IF_ERROR(Snapshot(done));
+    host->Progress(done);
     if (rank == 0) {
       const Command next = host->StepFinished(report);
       if (static_cast<int>(command) == shared) command = Command::kNone;  // Everybody has it now.
       command = std::max(command, next);
     }
-    const bool stop = shared == static_cast<int>(Command::kStop);
-    const bool by_count =
-        config.checkpoint.every_steps > 0 && done % config.checkpoint.every_steps == 0;
-    const bool kept =
-        config.checkpoint.keep_every_steps > 0 && done % config.checkpoint.keep_every_steps == 0;
-    if (shared != 0 || by_count || kept || config.checkpoint.exports(done) || info.ends_phase ||
-        done == last) {
+    if (leave) {
+      RETURN_IF_ERROR(Leave());
+      return Outcome::kLeft;
+    }
+    if (shared != 0 || CheckpointDue(done) || done == last) {
       RETURN_IF_ERROR(Checkpoint(done));
       saved = done;
     }
@@ -311,11 +375,33 @@ absl::StatusOr<bool> Trainer::Impl::Run() {
   }
   // A run that was asked for no step still leaves a checkpoint of what it began with.
   if (saved != done) RETURN_IF_ERROR(Checkpoint(done));
-  RETURN_IF_ERROR(saver->Wait());
+  RETURN_IF_ERROR(End());
+  return done == schedule.steps() ? Outcome::kComplete : Outcome::kStopped;
+}
+
+// The last save is settled, nothing is under way.
+absl::Status Trainer::Impl::End() {
+  Doing(Activity::Phase::kLeaving, Activity::Group::kAll);
   RETURN_IF_ERROR(state->Quiesce());
   RETURN_IF_ERROR(Sync());  // The last that the device has to say.
+  RETURN_IF_ERROR(AwaitSnapshot());
+  host->Waiting(step_now);
+  RETURN_IF_ERROR(saver->Wait());
   clean = true;
-  return done == schedule.steps();
+  return absl::OkStatus();
+}
+
+// The snapshots of the last step are whole before anybody is gone. A save that is under way ends
+// with the host's orders.
+absl::Status Trainer::Impl::Leave() {
+  RETURN_IF_ERROR(state->Quiesce());
+  RETURN_IF_ERROR(Sync());
+  RETURN_IF_ERROR(AwaitSnapshot());
+  Doing(Activity::Phase::kLeaving, Activity::Group::kAll);
+  for (Group* group : {&host_data_group, &host_pipeline_group, &host_tensor_group})
+    RETURN_IF_ERROR(group->Barrier());
+  clean = true;
+  return absl::OkStatus();
 }
 
 Trainer::Trainer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -323,13 +409,24 @@ Trainer::~Trainer() = default;
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(const TrainerOptions& options,
                                                          const StartPoint& start,
-                                                         std::unique_ptr<Ops> ops,
+                                                         std::shared_ptr<Ops> ops,
                                                          Transport* transport, RankHost* host) {
   auto impl = std::make_unique<Impl>(options, start, std::move(ops), transport, host);
   RETURN_IF_ERROR(impl->Prepare());
   return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
 }
 
-absl::StatusOr<bool> Trainer::Run() { return impl_->Run(); }
+absl::StatusOr<Outcome> Trainer::Run() {
+  absl::StatusOr<Outcome> outcome = impl_->Run();
+  // Whatever it was that a stop made fail first.
+  if (const absl::Status stopped = impl_->CheckStop(); !outcome.ok() && !stopped.ok())
+    return stopped;
+  return outcome;
+}
+
+void Trainer::Stop() {
+  impl_->stopping = true;
+  impl_->transport->Cancel(fmt::format("rank {} was told to stop", impl_->rank));
+}
 
 }  // namespace perdure

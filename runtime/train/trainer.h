@@ -17,6 +17,7 @@
 #include "runtime/base/digest.h"
 #include "runtime/comm/transport.h"
 #include "runtime/data/sample_order.h"
+#include "runtime/train/held_state.h"
 #include "runtime/train/mesh.h"
 #include "runtime/train/rank_host.h"
 #include "runtime/train/run_config.h"
@@ -24,12 +25,15 @@
 
 namespace perdure {
 
-// Where a job begins. Fresh runs: step 0 and no checkpoint.
+// Where a generation begins. Fresh runs: step 0 and no checkpoint.
 struct StartPoint {
   int64_t step = 0;  // Steps finished.
   Digest sample_chain;
   std::string checkpoint;            // Directory; empty: initialise.
   std::optional<Manifest> manifest;  // Of that checkpoint.
+  // From snapshots: then `checkpoint` is empty, `step` is held->step, and the chain comes from rank
+  // 0's snapshot. REQUIRES: who owned what followed from this configuration and held's layout.
+  std::optional<HeldStart> held;
 };
 
 struct TrainerOptions {
@@ -42,21 +46,37 @@ struct TrainerOptions {
   int host_threads = 1;        // For filling and digesting the state.
   std::string run_id;
   int64_t until_step = -1;  // Stop after that step, with a checkpoint; negative: go to the end.
+  std::string snapshot_directory;  // Of this rank's node; empty: no snapshots.
+  // By rank: who keeps its snapshot, on another node (PlaceSnapshots). Empty: nobody.
+  std::vector<int32_t> snapshot_peers;
+};
+
+// What ended a trainer's steps.
+enum class Outcome {
+  kComplete,  // The run has all its steps, and a checkpoint of the last.
+  kStopped,   // Told to stop, or until_step: a checkpoint is written.
+  kLeft,      // Told to leave: the snapshots of the last step are whole.
 };
 
 class Trainer {
  public:
   // Allocates and fills the state; Run opens the data, phase by phase. `ops` are of the calling
-  // thread, as NewOps makes them. `transport` and `host` must outlive the trainer.
+  // thread, as NewOps makes them; shared, because a device may serve one trainer after another.
+  // `transport` and `host` must outlive the trainer.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(const TrainerOptions& options,
                                                          const StartPoint& start,
-                                                         std::unique_ptr<Ops> ops,
+                                                         std::shared_ptr<Ops> ops,
                                                          Transport* transport, RankHost* host);
   ~Trainer();
 
-  // Steps until the run is complete, until_step, or a stop command; the last act is a checkpoint.
-  // True: complete.
-  absl::StatusOr<bool> Run();
+  // Steps until the run is complete, until_step, or a stop or leave command. Cancelled: Stop was
+  // called. Unavailable: a peer is lost.
+  absl::StatusOr<Outcome> Run();
+
+  // From any thread, as long as the trainer lives: Run ends as soon as it can, wherever it is. What
+  // waits inside the host (AwaitLease, NextOrder, FindHeld) the host must end itself. The transport
+  // is of no use afterwards.
+  void Stop();
 
  private:
   struct Impl;

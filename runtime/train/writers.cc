@@ -38,8 +38,8 @@ bool AnswersFor(const AtomTable& table, int64_t atom, int tensor_index) {
   return tensor_index == 0 || table.tensors()[tensor].axis != SliceAxis::kNone;
 }
 
-Writers PlanWriters(const RunConfig& config, const AtomTable& table, int64_t ranks_per_file) {
-  PERDURE_CHECK(ranks_per_file > 0 && config.layout.data > 0);
+std::vector<std::vector<int64_t>> AtomsByRank(const RunConfig& config, const AtomTable& table) {
+  PERDURE_CHECK(config.layout.data > 0);
   const Mesh mesh(config.layout);
   std::vector<std::vector<int64_t>> atoms(static_cast<size_t>(mesh.ranks()));
   for (int p = 0; p < mesh.pipeline(); ++p)
@@ -49,6 +49,12 @@ Writers PlanWriters(const RunConfig& config, const AtomTable& table, int64_t ran
         atoms[static_cast<size_t>(mesh.Rank({.tensor = t, .data = d, .pipeline = p}))] =
             std::move(by_replica[static_cast<size_t>(d)]);
     }
+  return atoms;
+}
+
+Writers PlanWriters(const RunConfig& config, const AtomTable& table, int64_t ranks_per_file) {
+  PERDURE_CHECK(ranks_per_file > 0);
+  const std::vector<std::vector<int64_t>> atoms = AtomsByRank(config, table);
   Writers writers;
   writers.ranks.resize(atoms.size());
   int64_t group = -1;

@@ -24,6 +24,17 @@ struct Writers {
 // its: norms are replicated along the tensor axis.
 bool AnswersFor(const AtomTable& table, int64_t atom, int tensor_index);
 
+// The nonce of the names of an attempt's checkpoint: no two attempts of one (step, generation)
+// share a name while terms are below 2^28 and attempts below 16. `term`: the slot of the
+// coordinator's LEAD record.
+constexpr uint32_t AttemptNonce(uint64_t term, int32_t attempt) {
+  return static_cast<uint32_t>(term) << 4 | (static_cast<uint32_t>(attempt) & 15);
+}
+
+// By rank: the atoms that it answers for, in the order of ShardedState::OwnedAtoms; every atom of
+// the table once. REQUIRES: as PlanWriters.
+std::vector<std::vector<int64_t>> AtomsByRank(const RunConfig& config, const AtomTable& table);
+
 // `ranks_per_file` consecutive ranks share a file. Atoms of a rank are in the order of
 // ShardedState::OwnedAtoms. REQUIRES: a validated configuration, a resolved layout.
 Writers PlanWriters(const RunConfig& config, const AtomTable& table, int64_t ranks_per_file);

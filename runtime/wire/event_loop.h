@@ -37,6 +37,7 @@ class EventLoop {
   using Callback = std::function<void()>;
   using FdCallback = std::function<void(uint32_t events)>;  // EPOLLIN, EPOLLOUT, ...
   static constexpr uint32_t kReadable = 1;                  // EPOLLIN, for who knows no epoll.
+  static constexpr uint32_t kWritable = 4;                  // EPOLLOUT.
 
   static constexpr size_t kPostedMax = 1024;
   static constexpr size_t kReadBytes = size_t{256} << 10;

@@ -79,6 +79,12 @@ void StageRanks::Do(const Member::MakeRanks& order) {
 
 void StageRanks::Do(const Member::Load& order) {
   PERDURE_CHECK(connected_ == prepare_.shape.ranks());
+  if (!bad_checkpoint.empty() && prepare_.resume.checkpoint == bad_checkpoint) {
+    Tell(Member::RankFailed{.generation = order.generation,
+                            .local_rank = prepare_.ranks.front().local_rank,
+                            .kind = EvidenceKind::kBadCheckpoint});
+    return;
+  }
   Tell(Member::RanksLoaded{order.generation});
 }
 
@@ -107,12 +113,16 @@ void StageRanks::Stopped(bool keep) {
 void StageRanks::Do(const Member::FreezeState&) { freeze_ = true; }
 
 void StageRanks::Do(const Member::WriteState& order) {
-  Tell(Member::Written{order.write.generation, order.write.step, order.write.attempt, true});
+  const msg::Write& w = order.write;
+  std::string packed = fmt::format("step {}:", w.step);
+  for (const auto& rank : prepare_.ranks) packed += fmt::format(" {}", rank.rank);
+  Tell(Member::Written{w.generation, w.step, w.attempt, true, std::move(packed)});
 }
 
 void StageRanks::Do(const Member::VerifyFile& order) {
   const msg::Verify& v = order.verify;
-  Tell(Member::Verified{v.generation, v.step, v.attempt, v.file, true});
+  const bool mine = v.packed == fmt::format("file {} of step {}", v.file, v.step);
+  Tell(Member::Verified{v.generation, v.step, v.attempt, v.file, mine});
 }
 
 // ---- checkpoints
@@ -124,10 +134,41 @@ void StageStore::Do(const Coordinator::MeasureRoom& order,
 
 void StageStore::Do(const Coordinator::JoinParts& order,
                     std::function<void(Coordinator::PartsJoined)> then) {
-  then({order.generation, order.step, order.attempt, {0, 0}, true});
+  joined = order.packed;
+  then(
+      {order.generation,
+       order.step,
+       order.attempt,
+       {0, 0},
+       {fmt::format("file 0 of step {}", order.step), fmt::format("file 1 of step {}", order.step)},
+       true});
 }
 
-absl::StatusOr<CommitRecord> StageStore::Publish(const LogEntry& commit, int32_t) {
+// The newest that nobody called bad.
+void StageStore::Do(const Coordinator::ChooseCheckpoint& order,
+                    std::function<void(Coordinator::CheckpointChosen)> then) {
+  asked.push_back(order);
+  if (order.last_is_bad) bad_.insert(order.last);
+  Coordinator::CheckpointChosen chosen{.question = order.question, .ok = true};
+  const RunLog log = *RunLog::Open(run_directory_);
+  for (const Record& record : log.records()) {
+    if (record.type != RecordType::kCommit) continue;
+    const CommitRecord commit = *ParseCommit(record.body);
+    if (bad_.contains(commit.checkpoint)) continue;
+    chosen.step = commit.step;
+    chosen.packed = commit.checkpoint;
+  }
+  then(chosen);
+}
+
+absl::StatusOr<ControlLog::NoteBody> StageStore::NoteBody(uint64_t tag) {
+  RETURN_IF_ERROR(notes);
+  return ControlLog::NoteBody{
+      .type = RecordType::kAttempt,
+      .body = SerializeAttempt({.name = fmt::format("s{:09}.g1.00000000", tag)})};
+}
+
+absl::StatusOr<CommitRecord> StageStore::Publish(const LogEntry& commit, Slot, int32_t) {
   RETURN_IF_ERROR(publishes);
   return CommitRecord{
       .checkpoint = fmt::format("s{:09}.g{}.00000000", commit.step, commit.generation),
@@ -164,7 +205,7 @@ void AgentStage::Beat() {
 StageNode& AgentStage::Start(NodeId node, uint64_t job, bool own_log) {
   Kill(node, job);
   auto& stage = nodes_[{job, node}];
-  stage = std::make_unique<StageNode>(lockstep_.get(), loop_.get());
+  stage = std::make_unique<StageNode>(lockstep_.get(), loop_.get(), options.run_directory);
   if (own_log) stage->own_log = *ControlLog::New(loop_.get(), *RunLog::Open(options.run_directory));
   StartAgent(node, job);
   return *stage;

@@ -66,6 +66,7 @@ class StageRanks : public NodeRanks {
 
   std::function<void(Member::Event)> tell;  // To the agent, from the loop.
   bool deaf = false;                        // They do not stop when they are asked to.
+  std::string bad_checkpoint;               // That they cannot load.
   std::vector<msg::Settle> settled;
 
  private:
@@ -83,20 +84,44 @@ class StageRanks : public NodeRanks {
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
-// Parts that are there at once.
+// Parts that are there at once, and checkpoints that hold nothing. All that is known of them is in
+// the run log.
 class StageStore : public CheckpointStore {
  public:
+  explicit StageStore(std::string run_directory) : run_directory_(std::move(run_directory)) {}
   void Do(const Coordinator::MeasureRoom& order,
           std::function<void(Coordinator::Measured)> then) override;
   void Do(const Coordinator::JoinParts& order,
           std::function<void(Coordinator::PartsJoined)> then) override;
-  absl::StatusOr<CommitRecord> Publish(const LogEntry& commit, int32_t attempt) override;
+  void Do(const Coordinator::ChooseCheckpoint& order,
+          std::function<void(Coordinator::CheckpointChosen)> then) override;
+  void Leads() override { ++leads; }
+  void LeadEnds() override { ++ends; }
+  void Do(const Coordinator::AllPresent& said) override { present.push_back(said); }
+  void Do(const Coordinator::SaveOver& said) override { over.push_back(said); }
+  void Do(const Coordinator::Noted& said) override { noted.push_back(said.tag); }
+  void Do(const Coordinator::GoodSteps& said) override { good.push_back(said.generation); }
+  absl::StatusOr<CommitRecord> Publish(const LogEntry& commit, Slot term, int32_t attempt) override;
+  absl::StatusOr<ControlLog::NoteBody> NoteBody(uint64_t tag) override;
 
-  absl::Status publishes;  // What Publish says.
+  absl::Status publishes;           // What Publish says.
+  absl::Status notes;               // What NoteBody says,
+  std::vector<uint64_t> noted;      // and which notes are in the log.
+  std::vector<Generation> good;     // With good steps behind a checkpoint.
+  std::vector<std::string> joined;  // What the ranks of the last save wrote.
+  std::vector<Coordinator::ChooseCheckpoint> asked;
+  int leads = 0, ends = 0;  // How often it was told so.
+  std::vector<Coordinator::AllPresent> present;
+  std::vector<Coordinator::SaveOver> over;
+
+ private:
+  const std::string run_directory_;
+  std::set<std::string> bad_;
 };
 
 struct StageNode {
-  explicit StageNode(Lockstep* lockstep, EventLoop* loop) : ranks(lockstep, loop) {}
+  StageNode(Lockstep* lockstep, EventLoop* loop, const std::string& run_directory)
+      : ranks(lockstep, loop), store(run_directory) {}
   StageRanks ranks;
   StageStore store;
   std::unique_ptr<ControlLog> own_log;  // Where it is not shared.

@@ -17,6 +17,7 @@ namespace {
 using testing::AllOf;
 using testing::Contains;
 using testing::HasSubstr;
+using testing::Not;
 
 class AgentTest : public testing::Test {
  protected:
@@ -146,6 +147,89 @@ TEST_F(AgentTest, ACheckpointIsCommittedOnceItsManifestIsMade) {
   ASSERT_TRUE(stage_.Until([&] { return stage_.at(3).ranks.settled.back().committed; }));
   EXPECT_EQ(stage_.Count(RecordType::kCommit), 1);
   EXPECT_EQ(stage_.Count(RecordType::kStart), 1);
+}
+
+TEST_F(AgentTest, TheStoreHearsWhetherItsAgentLeads) {
+  stage_.options.control.poll = absl::Milliseconds(200);
+  StartAll();
+  const StageStore& store = stage_.at(0).store;
+  EXPECT_EQ(store.leads, 1);
+  EXPECT_EQ(store.ends, 0);
+  ASSERT_EQ(store.present.size(), 1u);
+  EXPECT_EQ(store.present[0].generation, 1u);
+  EXPECT_EQ(stage_.at(1).store.leads, 0);
+  ASSERT_TRUE(stage_.at(0).agent->TellLead(Coordinator::SaveNow{}));
+  ASSERT_TRUE(stage_.Until([&] { return !store.over.empty(); }));
+  EXPECT_TRUE(store.over[0].committed);
+  EXPECT_EQ(store.over[0].generation, 1u);
+  // A note without anything to say is dropped in silence, another is not.
+  stage_.at(0).store.notes = NotFound("nothing is to be said");
+  ASSERT_TRUE(stage_.at(0).agent->TellLead(Coordinator::Note{.tag = 1}));
+  stage_.For(absl::Milliseconds(300));
+  EXPECT_THAT(stage_.at(0).remarks, Not(Contains(HasSubstr("nothing is to be said"))));
+  RunLog other = *RunLog::Open(directory_.path());
+  ASSERT_OK(other.Append(RecordType::kLead, 1, SerializeLead({.address = "127.0.0.1:9"})));
+  ASSERT_TRUE(stage_.Until([&] { return store.ends == 1; }));
+  EXPECT_EQ(stage_.at(0).agent->lead(), nullptr);
+}
+
+TEST_F(AgentTest, NotesOfTheStoreAreInTheLog) {
+  StartAll();
+  StageNode& lead = stage_.at(0);
+  for (uint64_t tag : {7, 8}) ASSERT_TRUE(lead.agent->TellLead(Coordinator::Note{tag}));
+  ASSERT_TRUE(stage_.Until([&] { return lead.store.noted.size() == 2; }));
+  EXPECT_THAT(lead.store.noted, testing::ElementsAre(7, 8));
+  EXPECT_EQ(stage_.Count(RecordType::kAttempt), 2);
+  const Record last = stage_.Records().back();
+  EXPECT_EQ(ParseAttempt(last.body)->name, "s000000008.g1.00000000");
+  EXPECT_EQ(last.generation, 1u);
+  lead.store.notes = Internal("forgot what it was");
+  ASSERT_TRUE(lead.agent->TellLead(Coordinator::Note{9}));
+  ASSERT_TRUE(stage_.Until([&] {
+    return std::any_of(lead.remarks.begin(), lead.remarks.end(), [](const std::string& remark) {
+      return remark.find("forgot what it was") != std::string::npos;
+    });
+  }));
+  EXPECT_EQ(stage_.Count(RecordType::kAttempt), 2);
+  ASSERT_TRUE(stage_.Steps(5)) << "nothing is held up by it";
+}
+
+// Memory is lost with the ranks, and of two checkpoints the newer cannot be loaded.
+TEST_F(AgentTest, ARunGoesOnFromACheckpointThatIsGood) {
+  stage_.options.control.stop_max = absl::Seconds(2);
+  StartAll();
+  StageNode& lead = stage_.at(0);
+  EXPECT_THAT(lead.store.asked, testing::SizeIs(1)) << "the run began";
+  std::vector<CommitRecord> commits;
+  for (size_t save = 1; save <= 2; ++save) {
+    ASSERT_TRUE(lead.agent->TellLead(Coordinator::SaveNow{}));
+    ASSERT_TRUE(stage_.Until([&] { return stage_.Count(RecordType::kCommit) == int(save); }));
+    commits.push_back(*ParseCommit(stage_.Records().back().body));
+    ASSERT_TRUE(stage_.Steps(5));
+  }
+  EXPECT_THAT(lead.store.joined.at(3),
+              testing::StartsWith(fmt::format("step {}:", commits[1].step)));
+  for (NodeId node = 0; node < 4; ++node) {
+    stage_.at(node).ranks.deaf = true;
+    stage_.at(node).ranks.bad_checkpoint = commits[1].checkpoint;
+  }
+  stage_.Kill(3);
+  ASSERT_TRUE(stage_.Until([&] { return lead.store.good.size() == 1; })) << stage_.Story();
+  ASSERT_THAT(lead.store.asked, testing::SizeIs(3));
+  EXPECT_FALSE(lead.store.asked[1].last_is_bad);
+  EXPECT_TRUE(lead.store.asked[2].last_is_bad);
+  EXPECT_EQ(lead.store.asked[2].last, commits[1].checkpoint);
+  std::vector<StartRecord> starts;
+  for (const Record& record : stage_.Records())
+    if (record.type == RecordType::kStart) starts.push_back(*ParseStart(record.body));
+  ASSERT_THAT(starts, testing::SizeIs(3));
+  EXPECT_EQ(starts[1].step, commits[1].step);
+  EXPECT_EQ(starts[1].failure.kind, EvidenceKind::kNodeLost);
+  EXPECT_EQ(starts[1].failure.node, NodeId{3});
+  EXPECT_GE(starts[1].failure.step, commits[1].step + 5);
+  EXPECT_EQ(starts[2].step, commits[0].step);
+  EXPECT_EQ(starts[2].failure.kind, EvidenceKind::kBadCheckpoint);
+  EXPECT_EQ(starts[2].failure.step, commits[1].step);
 }
 
 TEST_F(AgentTest, RanksThatDoNotStopAreKilled) {

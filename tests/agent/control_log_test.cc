@@ -52,6 +52,7 @@ class ControlLogTest : public testing::Test {
 
 TEST_F(ControlLogTest, EntriesComeBackAsTheyWere) {
   const PlacedLayout layout{.generation = 5, .shape = {1, 1, 2}, .seats = {{3, 0}, {9, 1}}};
+  const Failure failure{.kind = EvidenceKind::kHung, .number = 0, .step = 39, .node = NodeId{9}};
   const std::vector<LogEntry> written = {
       {.slot = 0, .kind = EntryKind::kLead, .author = kMe, .id = 1, .layout = {}},
       {.slot = 1,
@@ -60,7 +61,8 @@ TEST_F(ControlLogTest, EntriesComeBackAsTheyWere) {
        .id = 2,
        .generation = 5,
        .step = 40,
-       .layout = layout},
+       .layout = layout,
+       .failure = failure},
       {.slot = 2,
        .kind = EntryKind::kCommit,
        .author = kMe,
@@ -79,8 +81,11 @@ TEST_F(ControlLogTest, EntriesComeBackAsTheyWere) {
   const std::vector<ControlLog::Body> bodies = {
       Lead,
       [&] {
-        return SerializeStart(
-            {.shape = layout.shape, .seats = layout.seats, .layout = "x", .step = 40});
+        return SerializeStart({.shape = layout.shape,
+                               .seats = layout.seats,
+                               .layout = "x",
+                               .step = 40,
+                               .failure = failure});
       },
       [] {
         return SerializeCommit({"s000000050.g5.00000000", 50, 50, {}, {}, 1, 1});
@@ -135,6 +140,32 @@ TEST_F(ControlLogTest, WithoutABodyNothingIsWritten) {
   EXPECT_TRUE(filled.no_body);
   EXPECT_EQ(Message(filled.status), "no manifest");
   EXPECT_EQ(RunLog::Open(run())->next_slot(), 0u);
+}
+
+TEST_F(ControlLogTest, ANoteIsARecordOfItsOwnType) {
+  ASSERT_TRUE(AppendLead(0, kMe, 1).entry.has_value());
+  const LogEntry note{
+      .slot = 1, .kind = EntryKind::kNote, .author = kMe, .id = 2, .layout = {}, .note = 70};
+  const auto append = [&](absl::StatusOr<ControlLog::NoteBody> body) {
+    std::optional<ControlLog::Filled> filled;
+    log_->AppendNote(
+        note, [&] { return body; }, [&](const ControlLog::Filled& f) { filled = f; });
+    while (!filled.has_value()) loop_->RunOnce();
+    return *filled;
+  };
+  EXPECT_TRUE(append(Internal("nothing to say")).no_body);
+  const std::string body = SerializeAttempt({.name = "s000000050.g5.00000000"});
+  const ControlLog::Filled filled =
+      append(ControlLog::NoteBody{.type = RecordType::kAttempt, .body = body});
+  ASSERT_OK(filled.status);
+  EXPECT_EQ(filled.entry->kind, EntryKind::kNote);
+  EXPECT_EQ(filled.entry->id, 2u);
+  EXPECT_EQ(filled.entry->note, 0u) << "its author knows";
+  auto other = RunLog::Open(run());
+  ASSERT_EQ(other->next_slot(), 2u);
+  EXPECT_EQ(other->records()[1].type, RecordType::kAttempt);
+  EXPECT_EQ(other->records()[1].body, body);
+  EXPECT_EQ(other->records()[1].author, kMe);
 }
 
 TEST_F(ControlLogTest, WhoHasReadWhatIsGoneIsTold) {

@@ -18,30 +18,60 @@ WireAddress Loopback(uint16_t port) {
 
 TEST(PeerFrame, ComesBackAsItWas) {
   const std::vector<PeerFrame> frames = {
-      ControlMessage(msg::Go{.term = 3, .generation = 9}), Introduction{Loopback(1)},
+      ControlMessage(msg::Go{.term = 3, .generation = 9}),
+      Introduction{Loopback(1)},
       Directory{{{.node = 7, .address = Loopback(65535)}, {.node = 0xfffffffe, .address = {}}}},
-      Directory{}};
+      Directory{},
+      Where{{0, 7, 0xfffffffe}},
+      Where{},
+      Fetch{.number = ~0ull,
+            .generation = 1ull << 63,
+            .step = 1LL << 62,
+            .rank = 1 << 30,
+            .offset = kFetchOffsetMax,
+            .bytes = kPieceBytesMax},
+      Piece{.number = 3, .file_bytes = kFetchOffsetMax, .bytes = std::string("\0\xff", 2)},
+      Piece{.number = 3, .bytes = std::string(kPieceBytesMax, 'x')},
+      Refused{.number = 9, .why = Refused::Why::kBusy}};
   for (const PeerFrame& frame : frames) {
     const std::string bytes = EncodePeerFrame(frame);
     const auto decoded = DecodePeerFrame(bytes);
     ASSERT_OK(decoded.status());
     EXPECT_EQ(*decoded, frame);
     // No other bytes mean it.
-    for (size_t cut = 0; cut < bytes.size(); ++cut) {
+    for (size_t cut = 0; cut < bytes.size(); cut += 1 + bytes.size() / 1000) {
       const auto part = DecodePeerFrame(std::string_view(bytes).substr(0, cut));
       EXPECT_FALSE(part.ok() && *part == frame) << cut;
     }
-    EXPECT_FALSE(DecodePeerFrame(bytes + "x").ok());
+    const auto longer = DecodePeerFrame(bytes + "x");
+    EXPECT_FALSE(longer.ok() && *longer == frame);
   }
 }
 
 TEST(PeerFrame, HostileBytesAreRefused) {
   EXPECT_TRUE(absl::IsDataLoss(DecodePeerFrame("").status()));
-  EXPECT_TRUE(absl::IsDataLoss(DecodePeerFrame("\x03").status()));
+  EXPECT_TRUE(absl::IsDataLoss(DecodePeerFrame("\x07").status()));
+  const auto fails = [](PeerFrame frame) {
+    EXPECT_TRUE(absl::IsDataLoss(DecodePeerFrame(EncodePeerFrame(frame)).status()));
+  };
+  fails(Where{std::vector<NodeId>(kWhereNodesMax + 1, 5)});
+  const Fetch fetch{.number = 1, .generation = 1, .step = 1, .rank = 1, .offset = 1, .bytes = 1};
+  for (const auto& change : std::vector<std::function<void(Fetch&)>>{
+           [](Fetch& f) { f.step = -1; }, [](Fetch& f) { f.rank = -1; },
+           [](Fetch& f) { f.offset = kFetchOffsetMax + 1; }, [](Fetch& f) { f.bytes = 0; },
+           [](Fetch& f) { f.bytes = kPieceBytesMax + 1; }}) {
+    Fetch wrong = fetch;
+    change(wrong);
+    fails(wrong);
+  }
+  fails(Piece{.number = 1, .bytes = ""});
+  fails(Piece{.number = 1, .bytes = std::string(kPieceBytesMax + 1, 'x')});
+  fails(Piece{.number = 1, .file_bytes = kFetchOffsetMax + 1, .bytes = "x"});
+  fails(Refused{.number = 1, .why = static_cast<Refused::Why>(2)});
   TestRandom random(1);
   for (int i = 0; i < 20000; ++i) {
     std::string bytes(random.Below(60), '\0');
-    for (char& c : bytes) c = static_cast<char>(random.Below(i % 2 == 0 ? 256 : 4));
+    for (char& c : bytes) c = static_cast<char>(random.Below(i % 2 == 0 ? 256 : 8));
     if (const auto frame = DecodePeerFrame(bytes); frame.ok())
       EXPECT_EQ(EncodePeerFrame(*frame), bytes);
   }
@@ -64,6 +94,10 @@ struct Side {
                                got.emplace_back(from, std::move(message));
                              },
                          .on_closed = [this](NodeId gone) { closed.push_back(gone); },
+                         .on_snapshot =
+                             [this](NodeId from, SnapshotFrame frame) {
+                               snapshots.emplace_back(from, std::move(frame));
+                             },
                          .key_of_job = [](uint64_t other) { return Key(other); }});
   }
   static JobKey Key(uint64_t job) {
@@ -73,6 +107,7 @@ struct Side {
   std::unique_ptr<Peers> peers;
   std::vector<std::pair<Endpoint, ControlMessage>> got;
   std::vector<NodeId> closed;
+  std::vector<std::pair<NodeId, SnapshotFrame>> snapshots;
 };
 
 class PeersTest : public testing::Test {
@@ -124,6 +159,29 @@ TEST_F(PeersTest, AddressesAreHandedOn) {
   parent.peers->Send({1, 2}, msg::Table{.term = 9});
   ASSERT_TRUE(Until([&] { return child.got.size() == 1; }));
   EXPECT_EQ(child.got[0].first, (Endpoint{1, 1}));
+}
+
+// Of a node that it has never heard of, one asks whoever leads.
+TEST_F(PeersTest, WhoLeadsKnowsWhereOthersListen) {
+  Side lead(loop_.get(), 0), a(loop_.get(), 1), b(loop_.get(), 2);
+  const Fetch fetch{.number = 5, .bytes = 1};
+  EXPECT_TRUE(absl::IsUnavailable(a.peers->SendSnapshot(2, fetch)));  // Nobody leads.
+  for (Side* side : {&a, &b}) {
+    Knows(*side, 0, lead);
+    side->peers->Send({1, 0}, msg::Go{});
+  }
+  ASSERT_TRUE(Until([&] { return lead.got.size() == 2; }));
+  EXPECT_TRUE(absl::IsUnavailable(a.peers->SendSnapshot(3, fetch)));  // Nobody knows.
+  ASSERT_TRUE(Until([&] { return a.peers->SendSnapshot(2, fetch).ok(); }));
+  ASSERT_TRUE(Until([&] { return !b.snapshots.empty(); }));
+  EXPECT_EQ(b.snapshots[0].first, 1u);
+  EXPECT_EQ(std::get<Fetch>(b.snapshots[0].second), fetch);
+  EXPECT_OK(b.peers->SendSnapshot(1, Piece{.number = 5, .bytes = "x"}));
+  EXPECT_OK(b.peers->SendSnapshot(1, Refused{.number = 6}));
+  ASSERT_TRUE(Until([&] { return a.snapshots.size() == 2; }));
+  EXPECT_EQ(std::get<Piece>(a.snapshots[0].second).bytes, "x");
+  EXPECT_EQ(std::get<Refused>(a.snapshots[1].second).number, 6u);
+  EXPECT_THAT(lead.snapshots, IsEmpty());
 }
 
 TEST_F(PeersTest, ANewLifeReplacesTheOldOne) {

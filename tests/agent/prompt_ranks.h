@@ -54,10 +54,26 @@ class PromptRanks : public NodeRanks {
 
 class NoStore : public CheckpointStore {
  public:
+  void Leads() override {}
+  void LeadEnds() override {}
+  void Do(const Coordinator::AllPresent&) override {}
+  void Do(const Coordinator::SaveOver&) override {}
   void Do(const Coordinator::MeasureRoom&, std::function<void(Coordinator::Measured)>) override {}
   void Do(const Coordinator::JoinParts&, std::function<void(Coordinator::PartsJoined)>) override {}
-  absl::StatusOr<CommitRecord> Publish(const LogEntry&, int32_t) override {
+  void Do(const Coordinator::ChooseCheckpoint& order,
+          std::function<void(Coordinator::CheckpointChosen)> then) override {
+    Coordinator::CheckpointChosen none;
+    none.question = order.question;
+    none.ok = true;
+    then(none);
+  }
+  void Do(const Coordinator::Noted&) override {}
+  void Do(const Coordinator::GoodSteps&) override {}
+  absl::StatusOr<CommitRecord> Publish(const LogEntry&, Slot, int32_t) override {
     return Internal("nothing is saved here");
+  }
+  absl::StatusOr<ControlLog::NoteBody> NoteBody(uint64_t) override {
+    return Internal("nothing is noted here");
   }
 };
 

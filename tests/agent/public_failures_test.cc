@@ -211,7 +211,7 @@ TEST_F(PublicFailure, no_window_without_checkpoint) {
       ASSERT_EQ(::waitpid(child, &status, 0), child);
       const auto log = RunLog::Open(run_);
       ASSERT_OK(log.status());
-      const auto start = ChooseStart(*log, run_, /*retry=*/true, [](const std::string&) {});
+      const auto start = ChooseStart(*log, run_, {.retry = true}, [](const std::string&) {});
       ASSERT_OK(start.status());
       ASSERT_TRUE(start->has_value());
       ASSERT_GE(CheckRun(run_), 4);
@@ -257,7 +257,7 @@ TEST_F(PublicFailure, no_endless_restart) {
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(Message(status), HasSubstr("--retry"));
   const auto log = RunLog::Open(run_);
-  const auto again = ChooseStart(*log, run_, /*retry=*/true, [](const std::string&) {});
+  const auto again = ChooseStart(*log, run_, {.retry = true}, [](const std::string&) {});
   ASSERT_OK(again.status());
   EXPECT_EQ((*again)->manifest.step, 4);
 }

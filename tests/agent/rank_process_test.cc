@@ -76,6 +76,8 @@ class RankProcessTest : public testing::Test {
   absl::StatusOr<Json> Next() {
     while (true) {
       ASSIGN_OR_RETURN(std::optional<Json> frame, supervisor_->TryReceive());
+      // For people, and at any time.
+      if (frame.has_value() && frame->value("type", "") == "waiting") continue;
       if (frame.has_value()) return *std::move(frame);
       pollfd wait{.fd = supervisor_->fd(), .events = POLLIN, .revents = 0};
       if (::poll(&wait, 1, 30000) <= 0) return DeadlineExceeded("no frame from the rank");

@@ -22,6 +22,13 @@ TEST(Records, ComeBackAsTheyWere) {
   const StartRecord start{
       {2, 1, 3}, {{4, 0}, {4, 1}, {0, 7}, {4, 3}, {4, 2}, {9, 0}}, "tensor 2 x \"é\"", 17};
   EXPECT_EQ(*ParseStart(SerializeStart(start)), start);
+  const StartRecord again{
+      .shape = {1, 1, 1},
+      .seats = {{4, 0}},
+      .layout = "x",
+      .step = 17,
+      .failure = {.kind = EvidenceKind::kRankKilled, .number = -11, .step = 18, .node = NodeId{0}}};
+  EXPECT_EQ(*ParseStart(SerializeStart(again)), again);
   const StartRecord nobody{{}, {}, "imported", 0};
   EXPECT_EQ(*ParseStart(SerializeStart(nobody)), nobody);
   const LeadRecord lead{"[fd00::5]:4711"};
@@ -48,12 +55,32 @@ TEST(Records, WrongBodiesNameTheField) {
   };
   expect(ParseStart("{").status(), "not valid JSON");
   expect(ParseStart("[]").status(), "not a JSON object");
-  const auto start = [](const char* axes, const char* rest) {
-    return ParseStart(fmt::format(R"({{{},"layout":"x",{}}})", axes, rest)).status();
+  const auto failed = [](const char* axes, const char* rest, const char* failure) {
+    return ParseStart(fmt::format(R"({{{},"layout":"x",{},{}}})", axes, rest, failure)).status();
+  };
+  const auto start = [&](const char* axes, const char* rest) {
+    return failed(axes, rest,
+                  R"("failure":"","failure_number":0,"failure_step":0,"failure_node":-1)");
   };
   const char* two = R"("tensor":2,"pipeline":1,"data":1)";
   EXPECT_OK(start(two, R"("seats":[0,0,2],"step":1)"));
   expect(start(two, R"("seats":[0,0,2])"), "step is missing");
+  const char* good = R"("seats":[0,0,2],"step":1)";
+  EXPECT_OK(failed(two, good,
+                   R"("failure":"hung","failure_number":-1,"failure_step":9,"failure_node":0)"));
+  expect(
+      failed(two, good, R"("failure":"sad","failure_number":0,"failure_step":0,"failure_node":-1)"),
+      "failure is 'sad'");
+  expect(
+      failed(two, good, R"("failure":"","failure_number":0,"failure_step":-1,"failure_node":-1)"),
+      "failure_step");
+  expect(failed(two, good, R"("failure":"","failure_number":0,"failure_step":0,"failure_node":-2)"),
+         "failure_node");
+  expect(failed(two, good,
+                R"("failure":"","failure_number":0,"failure_step":0,"failure_node":4294967296)"),
+         "failure_node");
+  expect(failed(two, good, R"("failure":"","failure_number":0,"failure_step":0)"),
+         "failure_node is missing");
   expect(start(two, R"("seats":[0,0,2],"step":-1)"), "step");
   expect(start(two, R"("seats":[0,0,2],"step":1,"y":1)"), "y is unknown");
   expect(start(R"("tensor":0,"pipeline":1,"data":1)", R"("seats":[],"step":1)"), "tensor");

@@ -30,7 +30,7 @@ absl::Status RunCycle::Start() {
   for (;;) {
     ASSIGN_OR_RETURN(log_, RunLog::Open(run_));
     ASSIGN_OR_RETURN(const std::optional<StartCheckpoint> start,
-                     ChooseStart(*log_, run_, /*retry=*/false, [](const std::string&) {}));
+                     ChooseStart(*log_, run_, {}, [](const std::string&) {}));
     const absl::Status status = StartFrom(start);
     if (!absl::IsDataLoss(status) || !start.has_value()) return status;
     RETURN_IF_ERROR(End(1));

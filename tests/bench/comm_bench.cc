@@ -65,7 +65,7 @@ void Stream(Transport& transport, size_t bytes, int calls) {
                 static_cast<double>(bytes * kWindow) / seconds / 1e9);
 }
 
-void Collectives(Transport& transport) {
+void AmongAll(Transport& transport) {
   std::vector<int> members(static_cast<size_t>(transport.size()));
   std::iota(members.begin(), members.end(), 0);
   Group group(&transport, members, 1);
@@ -118,7 +118,7 @@ int main(int argc, char** argv) {
       perdure::Stream(*transport, size_t{1} << 20, 20);
     });
     perdure::RunRanks(wiring, 8, [](std::unique_ptr<perdure::Transport>& transport) {
-      perdure::Collectives(*transport);
+      perdure::AmongAll(*transport);
     });
     perdure::Connecting(wiring);
   }

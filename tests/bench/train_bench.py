@@ -57,7 +57,8 @@ class Bench:
                         str(self.folder / "bench")], check=True, capture_output=True)
 
     def settings(self, layout):
-        pairs = {**layout, "numerics.dtype": self.a.dtype, "numerics.tensor_shards": self.a.shards}
+        # Snapshots are snapshot_bench's.
+        pairs = {**layout, "snapshot.every": 0, "numerics.dtype": self.a.dtype, "numerics.tensor_shards": self.a.shards}
         return [word for key, value in pairs.items() for word in ("--set", f"{key}={value}")]
 
     def start(self, name, cores, ranks, layout, steps):

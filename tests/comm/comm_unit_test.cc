@@ -116,7 +116,8 @@ TEST(PeerWatchTest, StrangersAreNotTakenForPeers) {
   ASSERT_TRUE(status.ok()) << status;
   ASSERT_TRUE(dialled.ok()) << dialled;
   EXPECT_TRUE(lower->Poll().empty());
-  higher->SayGoodbye();
+  EXPECT_FALSE(lower->IsLost(1));
+  higher->SayGoodbye(0);
   pollfd readable{lower->fd(), POLLIN, 0};
   ASSERT_EQ(::poll(&readable, 1, 5000), 1);
   const std::vector<PeerWatch::Event> events = lower->Poll();
@@ -124,6 +125,7 @@ TEST(PeerWatchTest, StrangersAreNotTakenForPeers) {
   EXPECT_TRUE(events[0].clean);
   EXPECT_EQ(events[0].peer, 1);
   EXPECT_TRUE(lower->Poll().empty());
+  EXPECT_FALSE(lower->IsLost(1));
 }
 
 TEST(PeerWatchTest, AnImpostorAtThePeersAddressIsNotBelieved) {

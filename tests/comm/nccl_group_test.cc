@@ -14,6 +14,7 @@
 #include <iostream>
 #include <map>
 #include <numeric>
+#include <thread>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -294,6 +295,35 @@ TEST_F(NcclGroupTest, KilledMemberOfAnExchange) {
 TEST_F(NcclGroupTest, KilledNeighbour) {
   Run({.size = 2, .killed = {1}, .limit = absl::Seconds(120)}, [](auto& transport, Ops* ops) {
     CheckMemberKilled(transport, ops, StartOrder::kNeighbours, /*exchange=*/true);
+  });
+}
+
+// As before, but nobody dies: this rank is told to stop.
+TEST_F(NcclGroupTest, CancelledWhileTheDeviceWaits) {
+  Run({.size = 2, .limit = absl::Seconds(120)}, [](auto& transport, Ops* ops) {
+    auto group = NewNcclGroup(transport.get(), {0, 1}, 1, ops, StartOrder::kSame);
+    ASSERT_TRUE(group.ok()) << group.status();
+    OnDevice<float> values(ops, Partial(transport->rank(), 100000));
+    absl::Time when = absl::InfiniteFuture();
+    std::thread cancel([&] {
+      absl::SleepFor(absl::Milliseconds(300));
+      when = absl::Now();
+      transport->Cancel("a new generation");
+    });
+    // Rank 1 sends nothing, and is told too.
+    absl::Status status;
+    if (transport->rank() == 0)
+      status = (*group)->AllReduceTree(values.data(), 100000, values.data());
+    Collectives* const groups[] = {group->get()};
+    while (status.ok()) status = SyncWatching(ops, groups);
+    cancel.join();
+    EXPECT_LT(absl::Now() - when, absl::Seconds(1));
+    EXPECT_TRUE(absl::IsCancelled(status) || absl::IsUnavailable(status)) << status;
+    EXPECT_TRUE(absl::IsCancelled((*group)->Watch()));
+    EXPECT_FALSE((*group)->AllReduceTree(values.data(), 10, values.data()).ok());
+    group->reset();
+    (void)ops->Sync();
+    EXPECT_LT(absl::Now() - when, kNoticed);
   });
 }
 

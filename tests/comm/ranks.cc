@@ -121,36 +121,53 @@ void ExpectEnd(int status, bool killed, const std::string& who) {
   }
 }
 
+// A forked child and the parent's end of the socket between them.
+struct Child {
+  pid_t pid = -1;
+  int fd = -1;
+};
+
+// `others` are the parent's ends of the sockets to its other children, which this one must not
+// hold open.
+Child Fork(const std::vector<Child>& others, const std::function<void(int fd)>& body) {
+  int pair[2];
+  PERDURE_CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+  std::fflush(nullptr);
+  const pid_t pid = ::fork();
+  PERDURE_CHECK(pid >= 0);
+  if (pid == 0) {
+    DieWithParent();
+    ::close(pair[0]);
+    for (const Child& other : others) ::close(other.fd);
+    body(pair[1]);
+    EndChild();
+  }
+  ::close(pair[1]);
+  return {pid, pair[0]};
+}
+
+// Hands the addresses of all to all.
+void Introduce(const std::vector<Child>& children) {
+  std::vector<std::string> table(children.size());
+  for (size_t rank = 0; rank < children.size(); ++rank)
+    EXPECT_TRUE(ReadString(children[rank].fd, table[rank])) << "rank " << rank << " has no address";
+  for (const Child& child : children)
+    for (const std::string& entry : table) WriteString(child.fd, entry);
+}
+
 void RunProcesses(const Wiring& wiring, const RunOptions& options, const UnconnectedBody& body) {
   const absl::Time deadline = absl::Now() + options.limit;
-  std::vector<pid_t> children;
-  std::vector<int> fds;
-  std::fflush(nullptr);
-  for (int rank = 0; rank < options.size; ++rank) {
-    int pair[2];
-    PERDURE_CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
-    const pid_t pid = ::fork();
-    PERDURE_CHECK(pid >= 0);
-    if (pid == 0) {
-      DieWithParent();
-      ::close(pair[0]);
-      for (const int fd : fds) ::close(fd);
-      RunProcessRank(wiring, rank, options.size, pair[1], body);
-      EndChild();
-    }
-    ::close(pair[1]);
-    children.push_back(pid);
-    fds.push_back(pair[0]);
-  }
-  std::vector<std::string> table(children.size());
-  for (size_t rank = 0; rank < fds.size(); ++rank)
-    EXPECT_TRUE(ReadString(fds[rank], table[rank])) << "rank " << rank << " gave no address";
-  for (const int fd : fds)
-    for (const std::string& entry : table) WriteString(fd, entry);
+  std::vector<Child> children;
   for (int rank = 0; rank < options.size; ++rank)
-    ExpectEnd(Reap(children[static_cast<size_t>(rank)], deadline), options.killed.contains(rank),
+    children.push_back(
+        Fork(children, [&](int fd) { RunProcessRank(wiring, rank, options.size, fd, body); }));
+  Introduce(children);
+  for (int rank = 0; rank < options.size; ++rank) {
+    const Child& child = children[static_cast<size_t>(rank)];
+    ExpectEnd(Reap(child.pid, deadline), options.killed.contains(rank),
               fmt::format("rank {}", rank));
-  for (const int fd : fds) ::close(fd);
+    ::close(child.fd);
+  }
 }
 
 void RunThreads(const Wiring& wiring, int size, const UnconnectedBody& body) {
@@ -177,13 +194,10 @@ void RunThreads(const Wiring& wiring, int size, const UnconnectedBody& body) {
 }  // namespace
 
 std::vector<Wiring> AllWirings() {
-  return {{"LocalThreads", "local", "", false},
-          {"UcxProcesses", "ucx", "", true},
-          {"UcxThreads", "ucx", "", false},
-          {"UcxTcpProcesses", "ucx", "tcp", true},
-          {"OfiProcesses", "libfabric", "", true},
-          {"OfiThreads", "libfabric", "", false},
-          {"OfiShmProcesses", "libfabric", "shm", true}};
+  return {{"LocalThreads", "local", "", false},      {"UcxProcesses", "ucx", "", true},
+          {"UcxThreads", "ucx", "", false},          {"UcxTcpProcesses", "ucx", "tcp", true},
+          {"UcxCopyProcesses", "ucx", "^cma", true}, {"OfiProcesses", "libfabric", "", true},
+          {"OfiThreads", "libfabric", "", false},    {"OfiShmProcesses", "libfabric", "shm", true}};
 }
 
 std::ostream& operator<<(std::ostream& out, const Wiring& wiring) { return out << wiring.label; }
@@ -205,7 +219,7 @@ bool IsLinked(const Wiring& wiring) {
   return known[wiring.kind] = !(WIFEXITED(status) && WEXITSTATUS(status) == kExitUnimplemented);
 }
 
-void RunForked(const std::function<void()>& body) {
+void RunForked(const std::function<void()>& body, absl::Duration limit) {
   std::fflush(nullptr);
   const pid_t pid = ::fork();
   PERDURE_CHECK(pid >= 0);
@@ -214,7 +228,51 @@ void RunForked(const std::function<void()>& body) {
     body();
     EndChild();
   }
-  ExpectEnd(Reap(pid, absl::Now() + absl::Seconds(60)), /*killed=*/false, "the child");
+  ExpectEnd(Reap(pid, absl::Now() + limit), /*killed=*/false, "the child");
+}
+
+void RunGenerations(const Wiring& wiring, const GenerationOptions& options,
+                    const GenerationBody& body) {
+  if (!wiring.processes) {
+    PERDURE_CHECK(!options.last_is_new);
+    const auto all = [&] {
+      for (int g = 0; g < options.generations && !testing::Test::HasFailure(); ++g)
+        RunThreads(wiring, options.size,
+                   [&](auto& transport, const auto& table) { body(transport, table, g); });
+    };
+    return wiring.kind == "local" ? all() : RunForked(all, options.limit);
+  }
+  const absl::Time deadline = absl::Now() + options.limit;
+  const int last = options.size - 1, lasting = options.last_is_new ? last : options.size;
+  const auto live = [&](int rank, int fd, int generation) {
+    RunProcessRank(wiring, rank, options.size, fd,
+                   [&](auto& transport, const auto& table) { body(transport, table, generation); });
+  };
+  std::vector<Child> children;
+  for (int rank = 0; rank < lasting; ++rank)
+    children.push_back(Fork(children, [&](int fd) {
+      for (int g = 0; g < options.generations && !testing::Test::HasFailure(); ++g) {
+        live(rank, fd, g);
+        WriteString(fd, "through");
+      }
+    }));
+  for (int g = 0; g < options.generations && !testing::Test::HasFailure(); ++g) {
+    std::vector<Child> present = children;
+    if (options.last_is_new) present.push_back(Fork(children, [&](int fd) { live(last, fd, g); }));
+    Introduce(present);
+    std::string through;
+    for (int rank = 0; rank < lasting; ++rank)
+      EXPECT_TRUE(ReadString(children[static_cast<size_t>(rank)].fd, through))
+          << "rank " << rank << ", generation " << g;
+    if (!options.last_is_new) continue;
+    ::kill(present.back().pid, SIGKILL);
+    (void)Reap(present.back().pid, deadline);
+    ::close(present.back().fd);
+  }
+  for (size_t rank = 0; rank < children.size(); ++rank) {
+    ExpectEnd(Reap(children[rank].pid, deadline), false, fmt::format("rank {}", rank));
+    ::close(children[rank].fd);
+  }
 }
 
 void RunUnconnected(const Wiring& wiring, const RunOptions& options, const UnconnectedBody& body) {

@@ -53,7 +53,22 @@ inline void RunRanks(const Wiring& wiring, int size, const Body& body) {
   RunRanks(wiring, RunOptions{.size = size}, body);
 }
 
+struct GenerationOptions {
+  int size = 2;
+  int generations = 1;
+  // The last rank is a new process in each generation, and killed when the others are through with
+  // it, if it still lives. Processes only.
+  bool last_is_new = false;
+  absl::Duration limit = absl::Seconds(120);
+};
+// As UnconnectedBody, of generation 0, 1, ...
+using GenerationBody = std::function<void(std::unique_ptr<Transport>& transport,
+                                          const std::vector<std::string>& table, int generation)>;
+// Ranks that live over generations: in each of them they make a new transport.
+void RunGenerations(const Wiring& wiring, const GenerationOptions& options,
+                    const GenerationBody& body);
+
 // Calls `body` in a forked child and expects that it ends well.
-void RunForked(const std::function<void()>& body);
+void RunForked(const std::function<void()>& body, absl::Duration limit = absl::Seconds(60));
 
 }  // namespace perdure

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <numeric>
+#include <thread>
 
 #include "absl/time/clock.h"
 #include "runtime/base/status.h"
@@ -173,6 +174,51 @@ TEST(MakeCollectivesTest, ChoosesByMemoryAndWord) {
   });
 }
 
+// A device that never ends is left to itself, wherever the host waits for it.
+TEST(StagedGroupErrorTest, CancelEndsAWaitForTheDevice) {
+  for (int call = 0; call < 5; ++call)
+    RunRanks(kThreads, 2, [call](std::unique_ptr<Transport>& transport) {
+      auto device = std::make_unique<DeviceOps>();
+      StagedGroup group(transport.get(), {0, 1}, 1, device.get());
+      OnDevice<float> values(device.get(), Partial(0, 30000));
+      ASSERT_TRUE(device->Sync().ok());
+      EXPECT_TRUE(group.Watch().ok());
+      device->Hang();
+      const std::vector<Extent> extents(2, {0, 4000});
+      const Transfer send{Transfer::Kind::kSend, 1 - group.index(), values.data(), 4000};
+      std::thread cancel([&] {
+        absl::SleepFor(absl::Milliseconds(50));
+        transport->Cancel("a new generation");
+      });
+      const absl::Time begin = absl::Now();
+      absl::Status status;
+      switch (call) {
+        case 0:
+          status = group.AllGather(values.data(), 400, values.data());
+          break;
+        case 1:
+          status = group.AllGatherV(values.data(), extents);
+          break;
+        case 2:
+          status = group.AllReduceTree(values.data(), 10, values.data());
+          break;
+        case 3:
+          status = group.ReduceScatterTree(values.data(), 1000, values.data());
+          break;
+        default:
+          status = group.WaitAll(group.Start(1, {&send, 1}));
+      }
+      cancel.join();
+      EXPECT_TRUE(absl::IsCancelled(status)) << call << ": " << status;
+      EXPECT_THAT(Message(status), HasSubstr("a new generation"));
+      EXPECT_LT(absl::Now() - begin, absl::Seconds(2));
+      EXPECT_TRUE(absl::IsCancelled(group.Watch()));
+      Collectives* const groups[] = {&group};
+      EXPECT_TRUE(absl::IsCancelled(SyncWatching(device.get(), groups)));
+      device->Recover();
+    });
+}
+
 // Finds after a while that a member is lost, as a group whose messages the device waits for.
 class LosingCollectives final : public Collectives {
  public:
@@ -185,12 +231,11 @@ class LosingCollectives final : public Collectives {
   absl::Status AllReduceTree(const float*, int64_t, float*) override { return {}; }
   std::vector<RequestPtr> Start(uint32_t, std::span<const Transfer>) override { return {}; }
   absl::Status WaitAll(std::span<const RequestPtr>) override { return {}; }
-  absl::Status Watch() override {
-    return ++watched < 3 ? absl::OkStatus() : Unavailable("rank 7 is gone");
-  }
+  absl::Status Watch() override { return ++watched < 3 ? absl::OkStatus() : fault; }
   void Abort() override { aborted = true; }
   double wait_seconds() const override { return 0; }
 
+  absl::Status fault = Unavailable("rank 7 is gone");
   int watched = 0;
   bool aborted = false;
 };
@@ -205,6 +250,19 @@ TEST(SyncWatchingTest, GivesUpWhenAMemberIsLost) {
   EXPECT_THAT(Message(status), HasSubstr("rank 7"));
   EXPECT_TRUE(first.aborted && second.aborted);
   EXPECT_GE(first.watched, 3);
+}
+
+TEST(SyncWatchingTest, HasNoPatienceOnceCancelled) {
+  const auto ops = std::make_unique<DeviceOps>();
+  ops->Hang();
+  LosingCollectives group;
+  group.fault = Cancelled("told to stop");
+  Collectives* const groups[] = {&group};
+  const absl::Time begin = absl::Now();
+  const absl::Status status = SyncWatching(ops.get(), groups, absl::Hours(1));
+  EXPECT_TRUE(absl::IsCancelled(status)) << status;
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(2));
+  EXPECT_TRUE(group.aborted);
 }
 
 TEST(SyncWatchingTest, IsSyncForADeviceThatFinishes) {

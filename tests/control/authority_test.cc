@@ -182,6 +182,8 @@ TEST(ControlOptions, RefusesWhatCannotHold) {
             std::string::npos);
   EXPECT_NE(refusal([](auto& o) { o.drift_percent = 50; }).find("drift_percent"),
             std::string::npos);
+  EXPECT_NE(refusal([](auto& o) { o.done_code = 256; }).find("done_code"), std::string::npos);
+  EXPECT_NE(refusal([](auto& o) { o.done_code = -1; }).find("done_code"), std::string::npos);
   EXPECT_NE(refusal([](auto& o) { o.table_fan_out = 0; }).find("table_fan_out"), std::string::npos);
   EXPECT_NE(refusal([](auto& o) { o.node_silence = o.heartbeat; }).find("silence"),
             std::string::npos);

@@ -19,15 +19,12 @@ TEST(CoordinatorEnds, AJobAfterASaveAtABoundary) {
   story.RunAll();
   story.Do(Coordinator::EndJob{75});
   ASSERT_THAT(story.Sent<msg::Save>(), SizeIs(1));
+  EXPECT_TRUE(story.Sent<msg::Save>()[0].last);
   EXPECT_EQ(story.phase(), Phase::kRunning) << "until it is saved";
   story.Report(0, Stage::kRunning, 1, Frozen);
   story.Do(Coordinator::Measured{1, 12, true});
-  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) {
-    r.frozen = 12;
-    r.written = 1;
-    r.written_ok = true;
-  });
-  story.Do(Coordinator::PartsJoined{1, 12, 1, {0}, true});
+  story.Wrote(0, 12, 1);
+  story.Do(Coordinator::PartsJoined{1, 12, 1, {0}, {"A"}, true});
   story.Hear(0, msg::Voted{.term = 0, .generation = 1, .step = 12, .attempt = 1, .ok = true});
   EXPECT_EQ(story.Win().kind, EntryKind::kCommit);
   EXPECT_THAT(story.Sent<msg::Settle>(), SizeIs(1));

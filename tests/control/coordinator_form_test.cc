@@ -96,6 +96,20 @@ TEST(CoordinatorForms, SendsTheTableWhenAllAddressesAreThere) {
   EXPECT_THAT(*UnpackAddresses(table.packed, table.count), ElementsAre("a", "b"));
 }
 
+// Before they are sent it: what follows counts as an attempt with the checkpoint.
+TEST(CoordinatorForms, SaysOnceThatAllArePresent) {
+  CoordinatorStory story = Forming(2);
+  story.Present(0, 1);
+  EXPECT_THAT(story.All<Coordinator::AllPresent>(), IsEmpty());
+  story.Hear(1, msg::Present{.term = 0, .generation = 1, .addresses = {"b"}});
+  const auto said = story.All<Coordinator::AllPresent>();
+  ASSERT_THAT(said, SizeIs(1));
+  EXPECT_EQ(said[0].generation, 1u);
+  EXPECT_EQ(said[0].checkpoint, "");
+  story.Hear(1, msg::Present{.term = 0, .generation = 1, .addresses = {"b"}});
+  EXPECT_THAT(story.All<Coordinator::AllPresent>(), IsEmpty());
+}
+
 TEST(CoordinatorForms, CutsALargeTableIntoParts) {
   CoordinatorStory story = Forming(5);
   for (NodeId node = 0; node < 5; ++node)

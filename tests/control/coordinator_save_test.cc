@@ -23,13 +23,12 @@ class CoordinatorSaves : public testing::Test {
     story_.RunAll();
     for (NodeId node : {0, 1}) story_.Report(node, Stage::kRunning, 1);
   }
-  // `node` reports how far it is.
-  void Says(NodeId node, StepIndex frozen, int32_t written = 0, bool ok = true) {
-    story_.Report(node, Stage::kRunning, 1, [=](msg::Report& r) {
-      r.frozen = frozen;
-      r.written = written;
-      r.written_ok = ok;
-    });
+  // `node` reports what it has frozen.
+  void Says(NodeId node, StepIndex frozen) {
+    story_.Report(node, Stage::kRunning, 1, [=](msg::Report& r) { r.frozen = frozen; });
+  }
+  void Wrote(NodeId node, int32_t attempt, bool ok = true) {
+    story_.Wrote(node, kStep, attempt, ok);
   }
   void Vote(NodeId node, int32_t file, bool ok = true, int32_t attempt = 1,
             StepIndex step = kStep) {
@@ -39,7 +38,7 @@ class CoordinatorSaves : public testing::Test {
             .term = 0, .generation = 1, .step = step, .attempt = attempt, .file = file, .ok = ok});
   }
   void Join(int32_t attempt, std::vector<int> readers = {1, 0}) {
-    story_.Do(Coordinator::PartsJoined{1, kStep, attempt, std::move(readers), true});
+    story_.Do(Coordinator::PartsJoined{1, kStep, attempt, std::move(readers), {"A", "B"}, true});
   }
   // To the named point; each goes through those before it.
   void Freeze(StepIndex step = kStep) {
@@ -54,7 +53,7 @@ class CoordinatorSaves : public testing::Test {
   }
   void Verify() {
     Write();
-    for (NodeId node : {0, 1}) Says(node, kStep, 1);
+    for (NodeId node : {0, 1}) Wrote(node, 1);
     EXPECT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
     Join(1);
     EXPECT_THAT(story_.Sent<msg::Verify>(), SizeIs(2));
@@ -68,8 +67,8 @@ class CoordinatorSaves : public testing::Test {
   // Node 0's share of the first attempt could not be written.
   void WriteAgain() {
     Write();
-    Says(0, kStep, 1, false);
-    Says(1, kStep, 1);
+    Wrote(0, 1, false);
+    Wrote(1, 1);
     ASSERT_THAT(story_.Sent<msg::Write>(), SizeIs(2));
     ASSERT_EQ(story_.Sent<msg::Write>().at(1).attempt, 2);
   }
@@ -85,7 +84,7 @@ TEST_F(CoordinatorSaves, EverySaveEveryAndAsksUntilAStateIsFrozen) {
       story_.WhenSent<msg::Save>(0, kStart),
       ElementsAre(absl::Minutes(1), absl::Minutes(1) + Ms(500), absl::Minutes(1) + Ms(1000)));
   EXPECT_THAT(story_.WhenSent<msg::Save>(1, kStart), IsEmpty()) << "the node of rank 0 tells";
-  Says(1, 60);
+  Says(1, 66);
   story_.AfterInTouch(absl::Seconds(5), {0, 1});
   EXPECT_THAT(story_.Sent<msg::Save>(), IsEmpty());
 }
@@ -93,6 +92,7 @@ TEST_F(CoordinatorSaves, EverySaveEveryAndAsksUntilAStateIsFrozen) {
 TEST_F(CoordinatorSaves, OfAStepBehindTheCheckpoint) {
   story_.Do(Coordinator::SaveNow{});
   EXPECT_EQ(story_.Sent<msg::Save>().at(0).after, -1);
+  EXPECT_FALSE(story_.Sent<msg::Save>().at(0).last);
   Publish();
   story_.Win();
   story_.Do(Coordinator::SaveNow{});
@@ -134,13 +134,47 @@ TEST_F(CoordinatorSaves, WhenEachNodeHoldsTheSameStep) {
   EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), SizeIs(1));
 }
 
-TEST_F(CoordinatorSaves, NothingThatNobodyAskedFor) {
+// Every so many steps, at the end of a phase, at the last step.
+TEST_F(CoordinatorSaves, WhatRanksFreezeByThemselves) {
   for (NodeId node : {0, 1}) Says(node, kStep);
-  EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), IsEmpty());
-  story_.AfterInTouch(Ms(600), {0});
-  ASSERT_THAT(story_.Sent<msg::Settle>(), SizeIs(1)) << "frozen for a coordinator before this one";
-  EXPECT_EQ(story_.Sent<msg::Settle>().at(0).step, kStep);
-  EXPECT_FALSE(story_.Sent<msg::Settle>().at(0).committed);
+  EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), SizeIs(1));
+  EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty());
+  story_.AfterInTouch(absl::Seconds(70), {0, 1});
+  EXPECT_THAT(story_.Sent<msg::Save>(), IsEmpty()) << "one at a time";
+}
+
+// A coordinator before this one told node 0 to let go of it: it is past that step without it.
+TEST_F(CoordinatorSaves, NothingThatOneOfThemHasNotAnyMore) {
+  Says(1, kStep);
+  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = kStep; });
+  EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty()) << "it may freeze it yet";
+  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = kStep + 1; });
+  ASSERT_THAT(story_.Sent<msg::Settle>(), SizeIs(2));
+  EXPECT_EQ(story_.Sent<msg::Settle>().at(1).step, kStep);
+  EXPECT_FALSE(story_.Sent<msg::Settle>().at(1).committed);
+  ASSERT_THAT(story_.Sent<msg::Save>(), SizeIs(1)) << "another at once";
+  EXPECT_EQ(story_.Sent<msg::Save>().at(0).after, kStep);
+  story_.AfterInTouch(Ms(600), {1});
+  EXPECT_THAT(story_.Sent<msg::Settle>(), SizeIs(1)) << "until it has let go";
+  for (NodeId node : {0, 1}) Says(node, kStep + 1);
+  EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), SizeIs(1));
+}
+
+TEST_F(CoordinatorSaves, NothingThatTheOthersArePast) {
+  Says(0, kStep + 1);
+  story_.After(Ms(600));
+  Says(1, kStep);
+  EXPECT_EQ(story_.Sent<msg::Settle>().at(1).step, kStep);
+  Says(1, kStep + 1);
+  EXPECT_THAT(story_.All<Coordinator::MeasureRoom>(), SizeIs(1));
+}
+
+TEST_F(CoordinatorSaves, WhatIsPublishedWhoeverHasLetGo) {
+  Publish();
+  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = kStep + 5; });
+  EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty()) << "it may be committed";
+  story_.Win();
+  EXPECT_TRUE(story_.Sent<msg::Settle>().at(1).committed);
 }
 
 TEST_F(CoordinatorSaves, WhatFitsAndBelongsToIt) {
@@ -154,26 +188,79 @@ TEST_F(CoordinatorSaves, WritesSaidAgainUntilTheyAreDone) {
   Write();
   story_.AfterInTouch(Ms(1200), {0, 1});
   EXPECT_THAT(story_.WhenSent<msg::Write>(1, kStart), ElementsAre(Ms(500), Ms(1000)));
-  Says(1, kStep, 1);
+  Wrote(1, 1);
   story_.AfterInTouch(Ms(1200), {1});
   EXPECT_THAT(story_.WhenSent<msg::Write>(1, kStart), IsEmpty());
 }
 
 TEST_F(CoordinatorSaves, PartsWhenEachNodeHasWrittenIts) {
   Write();
-  Says(0, kStep, 1);
-  Says(0, kStep, 1);
+  Wrote(0, 1);
+  Wrote(0, 1);
   EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty());
-  Says(1, kStep, 1);
+  Wrote(1, 1);
   ASSERT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
   EXPECT_EQ(story_.All<Coordinator::JoinParts>()[0].attempt, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>()[0].packed,
+              ElementsAre("0 wrote 1", "1 wrote 1"));
+}
+
+TEST_F(CoordinatorSaves, WhatWasWrittenForThisSaveAlone) {
+  Write();
+  story_.Wrote(0, kStep - 1, 1);
+  story_.Wrote(0, kStep, 2);
+  story_.Wrote(0, kStep, 0);
+  story_.Wrote(0, kStep, 1, true, 2);
+  story_.Hear(0, msg::Wrote{.term = 5, .generation = 1, .step = kStep, .attempt = 1, .ok = true});
+  Wrote(1, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty());
+  Wrote(0, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
+}
+
+// Its agent was replaced: what it told of its ranks is gone, with who votes.
+TEST_F(CoordinatorSaves, WrittenOrderedAgainWhereAnAgentCameBack) {
+  Verify();
+  story_.After(Ms(600));
+  story_.Report(1, Stage::kRunning, 1, [](msg::Report& r) {
+    r.incarnation = 700;
+    r.frozen = kStep;
+  });
+  ASSERT_THAT(story_.Sent<msg::Write>(), SizeIs(1));
+  EXPECT_THAT(story_.Sent<msg::Verify>(), IsEmpty()) << "it does not know yet what it has written";
+  Wrote(1, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty()) << "they are joined";
+  story_.AfterInTouch(Ms(600), {1});
+  EXPECT_EQ(story_.Sent<msg::Verify>().at(1).packed, "A");
+}
+
+TEST_F(CoordinatorSaves, ASecondTimeWithWhatIsWrittenThen) {
+  WriteAgain();
+  Wrote(0, 2);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty());
+  Wrote(1, 2);
+  ASSERT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>()[0].packed,
+              ElementsAre("0 wrote 2", "1 wrote 2"));
+}
+
+TEST_F(CoordinatorSaves, TheNextWithWhatIsWrittenForIt) {
+  Publish();
+  story_.Win();
+  for (NodeId node : {0, 1}) Says(node, -1);
+  Freeze(kStep + 9);
+  story_.Do(Coordinator::Measured{1, kStep + 9, true});
+  story_.Wrote(0, kStep + 9, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty());
+  story_.Wrote(1, kStep + 9, 1);
+  EXPECT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
 }
 
 TEST_F(CoordinatorSaves, FilesOfPartsThatBelongToItAndReadersThatItKnows) {
   Write();
-  for (NodeId node : {0, 1}) Says(node, kStep, 1);
+  for (NodeId node : {0, 1}) Wrote(node, 1);
   const auto joined = [&](Generation generation, StepIndex step, int32_t attempt) {
-    story_.Do(Coordinator::PartsJoined{generation, step, attempt, {1, 0}, true});
+    story_.Do(Coordinator::PartsJoined{generation, step, attempt, {1, 0}, {"A", "B"}, true});
   };
   joined(2, kStep, 1);
   joined(1, kStep + 1, 1);
@@ -184,11 +271,27 @@ TEST_F(CoordinatorSaves, FilesOfPartsThatBelongToItAndReadersThatItKnows) {
   EXPECT_EQ(story_.Sent<msg::Write>().at(0).attempt, 2) << "once more";
 }
 
+TEST_F(CoordinatorSaves, FilesOfWhichItIsToldWhatIsInThem) {
+  Write();
+  for (NodeId node : {0, 1}) Wrote(node, 1);
+  story_.Do(Coordinator::PartsJoined{1, kStep, 1, {1, 0}, {"A"}, true});
+  EXPECT_THAT(story_.Sent<msg::Verify>(), IsEmpty());
+  EXPECT_EQ(story_.Sent<msg::Write>().at(0).attempt, 2) << "once more";
+  for (NodeId node : {0, 1}) Wrote(node, 2);
+  Join(2);
+  const auto verify = story_.Sent<msg::Verify>();
+  EXPECT_EQ(verify.at(1).file, 0);
+  EXPECT_EQ(verify.at(1).packed, "A");
+  EXPECT_EQ(verify.at(0).file, 1);
+  EXPECT_EQ(verify.at(0).packed, "B");
+}
+
 TEST_F(CoordinatorSaves, VotesAskedForAgain) {
   Verify();
   story_.AfterInTouch(Ms(1200), {0, 1});
   EXPECT_THAT(story_.WhenSent<msg::Verify>(1, kStart), ElementsAre(Ms(500), Ms(1000)));
   EXPECT_EQ(story_.Sent<msg::Verify>().at(1).file, 0);
+  EXPECT_EQ(story_.Sent<msg::Verify>().at(1).packed, "A");
   Vote(1, 0);
   story_.AfterInTouch(Ms(1200), {0, 1});
   EXPECT_THAT(story_.WhenSent<msg::Verify>(1, kStart), IsEmpty());
@@ -224,7 +327,12 @@ TEST_F(CoordinatorSaves, VotesOfThisSaveByItsReaders) {
 
 TEST_F(CoordinatorSaves, AndTellsEachMemberUntilItHasLetGo) {
   Publish();
+  EXPECT_THAT(story_.All<Coordinator::SaveOver>(), IsEmpty());
   story_.Win();
+  ASSERT_THAT(story_.All<Coordinator::SaveOver>(), SizeIs(1));
+  EXPECT_EQ(story_.All<Coordinator::SaveOver>()[0].step, kStep);
+  EXPECT_EQ(story_.All<Coordinator::SaveOver>()[0].generation, 1u);
+  EXPECT_TRUE(story_.All<Coordinator::SaveOver>()[0].committed);
   const auto settles = story_.Sent<msg::Settle>();
   ASSERT_THAT(settles, SizeIs(2));
   EXPECT_EQ(settles.at(1).step, kStep);
@@ -238,10 +346,10 @@ TEST_F(CoordinatorSaves, AndTellsEachMemberUntilItHasLetGo) {
 
 TEST_F(CoordinatorSaves, OnceMoreWhenAPartCouldNotBeWritten) {
   WriteAgain();
-  Says(0, kStep, 1, false);
-  Says(1, kStep, 1);
+  Wrote(0, 1, false);
+  Wrote(1, 1);
   EXPECT_THAT(story_.All<Coordinator::JoinParts>(), IsEmpty()) << "that was the first attempt";
-  for (NodeId node : {0, 1}) Says(node, kStep, 2);
+  for (NodeId node : {0, 1}) Wrote(node, 2);
   ASSERT_THAT(story_.All<Coordinator::JoinParts>(), SizeIs(1));
   Join(2);
   Vote(1, 0, true, 1);
@@ -264,11 +372,13 @@ TEST_F(CoordinatorSaves, OnceMoreWhenAFileIsBad) {
 
 TEST_F(CoordinatorSaves, NotAThirdTime) {
   WriteAgain();
-  Says(0, kStep, 2, false);
-  Says(1, kStep, 2);
+  Wrote(0, 2, false);
+  Wrote(1, 2);
   EXPECT_THAT(story_.Sent<msg::Write>(), IsEmpty());
   ASSERT_THAT(story_.Sent<msg::Settle>(), SizeIs(2));
   EXPECT_FALSE(story_.Sent<msg::Settle>().at(0).committed);
+  ASSERT_THAT(story_.All<Coordinator::SaveOver>(), SizeIs(1));
+  EXPECT_FALSE(story_.All<Coordinator::SaveOver>()[0].committed);
   EXPECT_THAT(story_.said(), HasSubstr("checkpoint of step 12 given up"));
   EXPECT_EQ(story_.phase(), Phase::kRunning);
 }
@@ -281,6 +391,8 @@ TEST_F(CoordinatorSaves, ForSaveMaxAtMost) {
   minutes(29);
   EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty());
   minutes(1);
+  ASSERT_THAT(story_.All<Coordinator::SaveOver>(), SizeIs(1));
+  EXPECT_FALSE(story_.All<Coordinator::SaveOver>()[0].committed);
   EXPECT_FALSE(story_.Sent<msg::Settle>().at(1).committed);
   EXPECT_EQ(story_.WhenSent<msg::Settle>(1, kStart).front(), absl::Minutes(30));
   for (NodeId node : {0, 1}) Says(node, -1);
@@ -296,10 +408,35 @@ TEST_F(CoordinatorSaves, AndNeverGivesUpWhatMayBeCommitted) {
   EXPECT_TRUE(story_.Sent<msg::Settle>().at(0).committed);
 }
 
+// Ranks that wait for the state that they froze to be settled do not hang.
+TEST_F(CoordinatorSaves, WaitedForIsNoStall) {
+  const auto report = [&](bool waits) {
+    for (NodeId node : {0, 1})
+      story_.Report(node, Stage::kRunning, 1, [=](msg::Report& r) {
+        r.frozen = kStep;
+        r.finished = kStep + 1;
+        r.waits = waits && node == 1;
+      });
+  };
+  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = 1; });
+  story_.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.finished = 1; });
+  report(true);
+  story_.AfterInTouch(absl::Minutes(15), {0, 1});
+  EXPECT_EQ(story_.phase(), Phase::kRunning) << story_.said();
+  EXPECT_THAT(story_.Blamed(), IsEmpty());
+  report(false);
+  story_.AfterInTouch(absl::Seconds(9), {0, 1});
+  EXPECT_EQ(story_.phase(), Phase::kRunning) << "the wait for the step begins now";
+  story_.AfterInTouch(absl::Seconds(2), {0, 1});
+  EXPECT_EQ(story_.phase(), Phase::kStopping);
+}
+
 TEST_F(CoordinatorSaves, NothingOfAGenerationThatIsOver) {
   Verify();
   story_.Report(0, Stage::kBroken, 1);
   ASSERT_EQ(story_.phase(), Phase::kStopping);
+  ASSERT_THAT(story_.All<Coordinator::SaveOver>(), SizeIs(1));
+  EXPECT_FALSE(story_.All<Coordinator::SaveOver>()[0].committed);
   Vote(1, 0);
   Vote(0, 1);
   EXPECT_FALSE(story_.append().has_value());
@@ -379,7 +516,7 @@ TEST_F(CoordinatorSaves, OnceMoreWhenItsManifestCannotBeMade) {
   ASSERT_THAT(story_.Sent<msg::Write>(), SizeIs(2));
   EXPECT_EQ(story_.Sent<msg::Write>().at(0).attempt, 2);
   const absl::Time given_up = story_.now();
-  for (NodeId node : {0, 1}) Says(node, kStep, 2);
+  for (NodeId node : {0, 1}) Wrote(node, 2);
   Join(2);
   Vote(1, 0, true, 2);
   Vote(0, 1, true, 2);

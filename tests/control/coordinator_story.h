@@ -47,7 +47,8 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
   explicit CoordinatorStory(NodeId nodes, const LogView& view = {}, const LayoutRule& rule = Rule(),
                             const ControlOptions& options = Options())
       : nodes_(nodes),
-        lead_(options, rule, {.me = Me(), .nodes = nodes, .number = kNumber}, view, now_) {
+        lead_(options, rule, {.me = Me(), .nodes = nodes, .number = kNumber}, view, now_),
+        checkpoint_(view.commit_step) {
     Do(Coordinator::Tick{});
   }
 
@@ -72,11 +73,15 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
   }
   // From now on each poll of the log is answered at once, and finds nothing.
   void LogStaysAsItIs() { log_answers_ = true; }
+  // From now on nobody says which checkpoint it is to be; until then the newest, at once.
+  void StoreIsSilent() { store_answers_ = false; }
   // The record that was asked for gets its slot.
   LogEntry Win() {
     EXPECT_TRUE(append_.has_value()) << "nothing was to be appended";
     if (!append_.has_value()) return {};
-    const LogEntry entry = *std::exchange(append_, std::nullopt);
+    LogEntry entry = *std::exchange(append_, std::nullopt);
+    if (entry.kind == EntryKind::kCommit) checkpoint_ = entry.step;
+    entry.note = 0;  // Not in the log.
     Do(Coordinator::Appended{entry});
     return entry;
   }
@@ -112,6 +117,16 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
   }
   void Present(NodeId node, Generation generation) {
     Hear(node, msg::Present{.term = lead_.term(), .generation = generation, .addresses = {"a"}});
+  }
+  // Node `node` has written its share of an attempt at the save of `step`.
+  void Wrote(NodeId node, StepIndex step, int32_t attempt, bool ok = true,
+             Generation generation = 1) {
+    Hear(node, msg::Wrote{.term = lead_.term(),
+                          .generation = generation,
+                          .step = step,
+                          .attempt = attempt,
+                          .ok = ok,
+                          .packed = std::to_string(node) + " wrote " + std::to_string(attempt)});
   }
   // Members form the generation of the START that was won last, and run.
   void RunOn() {
@@ -194,7 +209,10 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
     Coordinator::Effects effects;
     lead_.Step(now_, event, effects);
     bool read = false;
+    std::optional<uint64_t> asked;
     for (Coordinator::Effect& effect : effects) {
+      if (const auto* choose = std::get_if<Coordinator::ChooseCheckpoint>(&effect))
+        asked = choose->question;
       read |= std::holds_alternative<Coordinator::ReadLog>(effect);
       if (const auto* remark = std::get_if<Coordinator::Remark>(&effect))
         said_ += remark->text + "\n";
@@ -205,6 +223,13 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
     }
     if (read && log_answers_)
       Feed(Coordinator::LogRead{.asked = now_, .entries = std::vector<LogEntry>()});
+    if (!asked.has_value() || !store_answers_) return;
+    Coordinator::CheckpointChosen chosen{.question = *asked, .ok = true};
+    if (checkpoint_ >= 0) {
+      chosen.step = checkpoint_;
+      chosen.packed = "checkpoint of step " + std::to_string(checkpoint_);
+    }
+    Feed(chosen);
   }
 
   NodeId nodes_;
@@ -215,7 +240,8 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
   std::map<NodeId, std::function<void(msg::Report&)>> changes_;
   std::optional<LogEntry> append_;
   std::string said_, resigned_;
-  bool log_answers_ = false;
+  StepIndex checkpoint_;
+  bool log_answers_ = false, store_answers_ = true;
 };
 
 }  // namespace perdure

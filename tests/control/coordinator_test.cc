@@ -128,24 +128,16 @@ TEST(Coordinator, SavesWhenAskedAndCommits) {
   story.RunAll();
   story.Do(Coordinator::SaveNow{});
   ASSERT_EQ(story.Sent<msg::Save>().size(), 1u);
-  const auto frozen = [](int32_t written) {
-    return [written](msg::Report& r) {
-      r.frozen = 12;
-      r.written = written;
-      r.written_ok = true;
-    };
-  };
-  story.Report(0, Stage::kRunning, 1, frozen(0));
-  story.Report(1, Stage::kRunning, 1, frozen(0));
+  for (NodeId node : {0, 1})
+    story.Report(node, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 12; });
   EXPECT_EQ(story.All<Coordinator::MeasureRoom>().size(), 1u);
   story.Do(Coordinator::Measured{9, 12, true});
   EXPECT_TRUE(story.Sent<msg::Write>().empty()) << "of another generation";
   story.Do(Coordinator::Measured{1, 12, true});
   EXPECT_EQ(story.Sent<msg::Write>().size(), 2u);
-  story.Report(0, Stage::kRunning, 1, frozen(1));
-  story.Report(1, Stage::kRunning, 1, frozen(1));
+  for (NodeId node : {0, 1}) story.Wrote(node, 12, 1);
   EXPECT_EQ(story.All<Coordinator::JoinParts>().size(), 1u);
-  story.Do(Coordinator::PartsJoined{1, 12, 1, {1, 0}, true});
+  story.Do(Coordinator::PartsJoined{1, 12, 1, {1, 0}, {"A", "B"}, true});
   EXPECT_EQ(story.Sent<msg::Verify>().size(), 2u);
   const auto vote = [&](NodeId node, int32_t file) {
     story.Do(Coordinator::Received{{kJob, node},

@@ -46,6 +46,20 @@ TEST(EvidenceBook, SoftEvidenceCountsOnlyTogether) {
   EXPECT_THAT(book.Excluded(Hour(24)), IsEmpty());  // The first is a day old.
 }
 
+// A checkpoint that is bad and a run whose training fails are bad wherever they are met.
+TEST(EvidenceBook, WhatIsNoNodesFaultIsNotHeldAgainstIt) {
+  EvidenceBook book(Nodes(8));
+  for (int hour = 0; hour < 10; ++hour) {
+    See(book, Hour(hour), "n1", Kind::kBadCheckpoint);
+    See(book, Hour(hour), "n1", Kind::kTrainingFailed);
+  }
+  EXPECT_EQ(Of(book, "n1", Hour(10)).points, 0);
+  EXPECT_FALSE(Of(book, "n1", Hour(10)).drained);
+  EXPECT_EQ(Of(book, "n1", Hour(10)).entries, 20) << "to be read";
+  See(book, Hour(10), "n1", Kind::kBadSnapshot);
+  EXPECT_EQ(Of(book, "n1", Hour(10)).points, 25);
+}
+
 TEST(EvidenceBook, LikelyEvidenceCountsTwice) {
   EvidenceBook book(Nodes(100));
   See(book, Day(0), "n1", Kind::kNodeLost);

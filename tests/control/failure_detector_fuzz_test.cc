@@ -225,6 +225,7 @@ D::Event AnyEvent(Prng& dice, Generation& generation, uint64_t nodes) {
         return D::GenerationFormed{++generation, ranks, 0};
       }
       if (dice.Below(300) == 0) return D::GenerationEnded{about};
+      if (dice.Below(100) == 0) return D::StoodStill{about};
       return D::PaceChanges{about, static_cast<StepIndex>(dice.Below(100000))};
     case 9:
       return D::NodeForgotten{node};

@@ -149,6 +149,23 @@ TEST(FailureDetector, ANewPhaseHasItsOwnPace) {
   EXPECT_EQ(story.Until(absl::Seconds(670)).size(), 1U);
 }
 
+TEST(FailureDetector, WhatStoodStillIsWaitedForAnew) {
+  Story story;
+  story.Now(FourNodes());
+  story.Until(absl::Seconds(5));
+  story.Finish(5, kFour, 101);
+  story.Until(absl::Seconds(10));
+  story.Finish(5, kFour, 102);
+  EXPECT_EQ(story.detector().limit(), absl::Seconds(15));
+  story.Until(absl::Seconds(20));
+  story.Now(D::StoodStill{5});
+  EXPECT_THAT(story.Until(absl::Seconds(34)), IsEmpty());
+  story.Finish(5, kFour, 103);
+  EXPECT_EQ(story.detector().limit(), absl::Seconds(15)) << "and its time is not compared with";
+  EXPECT_THAT(story.Until(absl::Seconds(49) - kNs), IsEmpty());
+  EXPECT_EQ(story.Until(absl::Seconds(49)).size(), 1U);
+}
+
 TEST(FailureDetector, EventsOfAnotherGenerationAreDropped) {
   Story story;
   story.Now(FourNodes());
@@ -162,6 +179,7 @@ TEST(FailureDetector, EventsOfAnotherGenerationAreDropped) {
       D::EndpointError{5, 0, 4},
       D::EndpointError{5, -1, 0},
       D::PaceChanges{4, 0},
+      D::StoodStill{4},
       D::GenerationEnded{4},
       D::GenerationEnded{6},
       D::GenerationFormed{4, {0}, 0},

@@ -329,6 +329,24 @@ TEST(MemberStops, KillsWithoutACoordinatorToo) {
   EXPECT_THAT(story.All<Member::KillRanks>(), SizeIs(1));
 }
 
+// An agent that comes back without ranks has what they left in memory, and says so when it is
+// asked.
+TEST(MemberStops, WhatAnAgentFindsInMemoryIsHeld) {
+  MemberStory story(3, {}, {.generation = 4, .finished = 50, .frozen = -1, .holdings = kHoldings});
+  story.Follow(1);
+  EXPECT_EQ(story.newest().stage, Stage::kStopped);
+  EXPECT_EQ(story.newest().generation, 4u);
+  story.Hear(msg::Stop{.term = 0, .generation = 4});
+  ASSERT_THAT(story.Sent<msg::Stopped>(), SizeIs(1));
+  EXPECT_EQ(
+      story.Sent<msg::Stopped>()[0],
+      (msg::Stopped{
+          .term = 0, .incarnation = MemberStory::kLife, .generation = 4, .holdings = kHoldings}));
+  EXPECT_THAT(story.All<Member::StopRanks>(), IsEmpty());
+  story.Hear(story.PrepareOf(5));
+  EXPECT_THAT(story.All<Member::MakeRanks>(), SizeIs(1));
+}
+
 TEST(MemberStops, RanksOfAnotherGenerationThatStoppedAreNotThese) {
   MemberStory story(3);
   story.Follow(1);

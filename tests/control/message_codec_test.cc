@@ -17,7 +17,9 @@ std::vector<ControlMessage> OneOfEach() {
   prepare.resume.from_checkpoint = false;
   prepare.resume.generation = 8;
   prepare.resume.step = 120;
+  prepare.resume.shape = {.tensor = 4, .pipeline = 5, .data = 6};
   prepare.resume.elsewhere = {{.rank = 3, .node = 5}};
+  prepare.resume.checkpoint = "s30.g2";
   prepare.children = {10, 11};
   return {
       msg::Report{.term = 1,
@@ -34,8 +36,7 @@ std::vector<ControlMessage> OneOfEach() {
                   .failure = EvidenceKind::kCleared,
                   .failure_number = -9,
                   .frozen = 70,
-                  .written = 2,
-                  .written_ok = true},
+                  .waits = true},
       msg::Stopped{
           .term = 1, .incarnation = 3, .generation = 2, .holdings = {{2, 40, 0}, {2, 41, 1}}},
       msg::Present{.term = 1, .generation = 2, .addresses = {"a:1", std::string(300, 'x')}},
@@ -52,13 +53,14 @@ std::vector<ControlMessage> OneOfEach() {
                  .count = 2,
                  .packed = std::string("\0\xff", 2)},
       msg::Go{.term = 1, .generation = 2},
-      msg::Save{.term = 1, .generation = 2, .after = 9},
+      msg::Save{.term = 1, .generation = 2, .after = 9, .last = true},
       msg::Write{.term = 1, .generation = 2, .step = 9, .attempt = 2},
-      msg::Verify{.term = 1, .generation = 2, .step = 9, .attempt = 2, .file = 3},
+      msg::Verify{.term = 1, .generation = 2, .step = 9, .attempt = 2, .file = 3, .packed = "p"},
       msg::Settle{.term = 1, .generation = 2, .step = 9, .committed = true},
       msg::Bye{.term = 1, .exit_code = 93},
       msg::Probe{.term = 7},
-      msg::Leading{.term = 7}};
+      msg::Leading{.term = 7},
+      msg::Wrote{.term = 1, .generation = 2, .step = 9, .attempt = 2, .ok = true, .packed = "q"}};
 }
 
 std::string Encoded(const ControlMessage& message) {

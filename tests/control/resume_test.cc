@@ -37,6 +37,7 @@ TEST(Resume, TakesTheNewestStepThatIsWhole) {
   const Resume resume = cluster.Choose(40);
   EXPECT_FALSE(resume.from_checkpoint);
   EXPECT_EQ(resume.step, 50);
+  EXPECT_EQ(resume.shape, (LayoutShape{.data = 2}));
   ASSERT_EQ(resume.elsewhere.size(), 1u);
   EXPECT_EQ(resume.elsewhere[0], (Resume::Held{.rank = 1, .node = 0}));
 }
@@ -96,6 +97,58 @@ TEST(LogView, KnowsWhoLeadsAndWhatMayRun) {
   view.Absorb(Entry(6, EntryKind::kLead));
   EXPECT_EQ(view.lead->term, 6u);
   EXPECT_EQ(view.next_slot, 7u);
+}
+
+// Its first START that resumes before a COMMIT says that this one is bad.
+TEST(LogView, ForgetsCheckpointsThatAreBad) {
+  LogView view;
+  view.Absorb(Entry(0, EntryKind::kLead));
+  view.Absorb(Entry(1, EntryKind::kStart, 1));
+  EXPECT_FALSE(view.live.back().from_checkpoint) << "the run begins";
+  view.Absorb(Entry(2, EntryKind::kCommit, 1, 20));
+  view.Absorb(Entry(3, EntryKind::kCommit, 1, 30));
+  view.Absorb(Entry(4, EntryKind::kStart, 2, 31));
+  EXPECT_EQ(view.commit_step, 30);
+  EXPECT_FALSE(view.live.back().from_checkpoint) << "memory is newer";
+  view.Absorb(Entry(5, EntryKind::kStart, 3, 20));
+  EXPECT_EQ(view.commit_step, 20);
+  EXPECT_TRUE(view.live.back().from_checkpoint);
+  EXPECT_EQ(view.live.back().resumed, 20);
+  view.Absorb(Entry(6, EntryKind::kStart, 4, 20));
+  EXPECT_TRUE(view.live.back().from_checkpoint);
+  view.Absorb(Entry(7, EntryKind::kCommit, 4, 25));
+  EXPECT_EQ(view.commit_step, 25);
+}
+
+TEST(LogView, KnowsWhatTheJobThatLeadsFailsWith) {
+  const auto by_job = [](LogEntry entry, uint64_t job) {
+    entry.author.at.job = job;
+    return entry;
+  };
+  const auto failed = [](Slot slot, Generation generation, StepIndex step) {
+    LogEntry start = Entry(slot, EntryKind::kStart, generation, step);
+    start.failure = {.kind = EvidenceKind::kHung, .number = 0, .step = step, .node = std::nullopt};
+    return start;
+  };
+  LogView view;
+  view.Absorb(Entry(0, EntryKind::kLead));
+  view.Absorb(Entry(1, EntryKind::kStart, 1));
+  view.Absorb(failed(2, 2, 30));
+  ASSERT_EQ(view.failures.size(), 1u);
+  EXPECT_EQ(view.failures[0].generation, 1u) << "the one before";
+  view.Absorb(failed(3, 3, 30));
+  view.Absorb(Entry(4, EntryKind::kCommit, 3, 30));
+  EXPECT_EQ(view.failures.size(), 2u) << "a checkpoint of that step is no step beyond";
+  view.Absorb(Entry(5, EntryKind::kLead));
+  EXPECT_EQ(view.failures.size(), 2u) << "another coordinator of the job";
+  LogView other = view;
+  other.Absorb(by_job(Entry(6, EntryKind::kLead), 2));
+  EXPECT_TRUE(other.failures.empty()) << "of another job";
+  LogView ended = view;
+  ended.Absorb(Entry(6, EntryKind::kEnd, 3, 30));
+  EXPECT_TRUE(ended.failures.empty());
+  view.Absorb(Entry(6, EntryKind::kCommit, 3, 31));
+  EXPECT_TRUE(view.failures.empty()) << "got beyond it";
 }
 
 TEST(LogViewDeathTest, HasNoHoles) {

@@ -2,12 +2,23 @@
 #include <vector>
 
 #include "ckpt/manifest_json.h"
+#include "ckpt/packed_report.h"
 #include "ckpt/part_plan.h"
 #include "tests/fuzz/fuzz_input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace perdure;
   const std::string_view text = FuzzText(data, size);
+  if (const auto part = UnpackPart(text); part.ok())
+    FuzzCheck(PackPart(*part) == text && ParsePart(SerializePart(*part)).ok());
+  PackReader packed(text, "a run");
+  const RunReport unpacked = UnpackRun(packed);
+  if (packed.Done().ok()) {
+    std::string again;
+    PackWriter to(&again);
+    PackRun(unpacked, to);
+    FuzzCheck(again == text);
+  }
   (void)ParsePart(text);
   const auto run = ParseRun(text);
   if (!run.ok()) return 0;

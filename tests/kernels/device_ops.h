@@ -45,6 +45,7 @@ class DeviceOps final : public ForwardingOps {
   // From here on it works on what never ends, a message from somebody who has died: nothing that is
   // enqueued runs, it is never idle. It must not be waited for.
   void Hang() { hangs_ = true; }
+  void Recover() { hangs_ = false; }
   std::string Describe() const override { return "device of " + ops_->Describe(); }
 
  private:

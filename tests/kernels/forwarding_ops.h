@@ -20,6 +20,8 @@ class ForwardingOps : public Ops {
   void Free(void* memory) override { ops_->Free(memory); }
   void* AllocateHost(size_t bytes) override { return ops_->AllocateHost(bytes); }
   void FreeHost(void* memory) override { ops_->FreeHost(memory); }
+  void PinHost(void* memory, size_t bytes) override { ops_->PinHost(memory, bytes); }
+  void UnpinHost(void* memory) override { ops_->UnpinHost(memory); }
   bool DeviceIsHost() const override { return ops_->DeviceIsHost(); }
   void Upload(const void* host, size_t bytes, void* device) override {
     ops_->Upload(host, bytes, device);

@@ -153,6 +153,7 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
                   .export_every_steps = 16,
                   .export_format = "dcp",
                   .refresh = "access"};
+  c.snapshot = {.every = 17, .directory = "/run/user/7", .peers = false};
   c.monitoring = {.port = 1234, .tensorboard = false};
   const std::string printed = PrintConfig(c);
   const auto again = ParseConfig(printed, "printed", {});
@@ -175,6 +176,7 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
   EXPECT_EQ(again->job.time_limit, c.job.time_limit);
   EXPECT_EQ(again->checkpoint.every, c.checkpoint.every);
   EXPECT_EQ(again->checkpoint.export_steps, c.checkpoint.export_steps);
+  EXPECT_EQ(again->snapshot.directory, "/run/user/7");
   EXPECT_EQ(again->monitoring.tensorboard, false);
   // No value above is the default, but for the kinds that have only one.
   const RunConfig defaults;
@@ -282,7 +284,8 @@ TEST(Settings, MaySupplyWhatTheFileLacks) {
 TEST(CheckFrozen, LayoutAndJobsMayChange) {
   const RunConfig now =
       Load("nano", {"layout.tensor=1", "layout.zero=3", "job.nodes=1", "checkpoint.keep_last=1",
-                    "monitoring.port=99", "phase.pretrain.nodes=2", "layout.recompute=full"});
+                    "snapshot.every=0", "monitoring.port=99", "phase.pretrain.nodes=2",
+                    "layout.recompute=full"});
   EXPECT_TRUE(CheckFrozen(Load("nano"), now, 2).ok());
 }
 
@@ -326,7 +329,7 @@ TEST(CheckFrozen, SectionsAreFrozenAsDocumented) {
   for (const RunField& field : RunFields()) {
     const std::string section(KeyParent(field.key));
     const bool free = section == "layout" || section == "job" || section == "checkpoint" ||
-                      section == "monitoring";
+                      section == "snapshot" || section == "monitoring";
     EXPECT_EQ(field.frozen, !free) << field.key;
   }
 }

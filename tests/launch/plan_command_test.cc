@@ -95,7 +95,7 @@ TEST(PlanCommand, MemoryOfTheFullestPhase) {
   const json& memory = plan["memory_bytes_per_rank"];
   int64_t sum = 0;
   for (const char* key : {"parameters", "gradients", "optimizer", "activations", "buffers",
-                          "checkpoint", "runtime"}) {
+                          "checkpoint", "snapshots", "runtime"}) {
     ASSERT_TRUE(memory.contains(key)) << key;
     EXPECT_GT(memory[key].get<int64_t>(), 0) << key;
     sum += memory[key].get<int64_t>();

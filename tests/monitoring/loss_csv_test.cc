@@ -167,6 +167,58 @@ TEST_F(LossCsvTest, ATornLastRowIsDropped) {
   EXPECT_EQ(Steps(), (std::vector<std::string>{"step", "1", "2"}));
 }
 
+// More rows than are read at first, and cuts on all sides of where that begins.
+TEST_F(LossCsvTest, ALongRunIsCutAnywhere) {
+  constexpr int64_t kSteps = 6000;
+  Train(0, kSteps);
+  const std::string whole = ReadFile(path_).value();
+  ASSERT_GT(whole.size(), size_t{400} << 10);
+  for (const int64_t step :
+       {kSteps, kSteps - 1, kSteps - 700, kSteps / 2, int64_t{1}, int64_t{0}}) {
+    ASSERT_TRUE(ReplaceFile(path_, whole).ok());
+    Train(step, step);
+    const std::vector<std::string> steps = Steps();
+    ASSERT_EQ(steps.size(), static_cast<size_t>(step) + 1);
+    EXPECT_TRUE(whole.starts_with(ReadFile(path_).value()));
+  }
+}
+
+TEST_F(LossCsvTest, TheLastRowIsReadAsItWasWritten) {
+  EXPECT_EQ(LastLossRow(path_).status().code(), absl::StatusCode::kNotFound);
+  Train(0, 0);
+  ASSERT_TRUE(LastLossRow(path_).ok());
+  EXPECT_FALSE(LastLossRow(path_)->has_value());
+  Train(0, 3);
+  std::string whole = ReadFile(path_).value();
+  for (const char* torn :
+       {"", "4,16", "4,16,256,0.5,3fe0000000000000,0.5,0.0003,4,16,0.25,256,2,8"}) {
+    ASSERT_TRUE(ReplaceFile(path_, whole + torn).ok());
+    const auto last = LastLossRow(path_);
+    ASSERT_TRUE(last.ok() && last->has_value()) << last.status();
+    const LossRow& row = **last;
+    const LossRow wrote = Row(3);
+    EXPECT_EQ(row.step, 3);
+    EXPECT_EQ(row.samples, wrote.samples);
+    EXPECT_EQ(row.tokens, wrote.tokens);
+    EXPECT_EQ(std::bit_cast<uint64_t>(row.loss), std::bit_cast<uint64_t>(wrote.loss));
+    EXPECT_EQ(row.grad_norm, wrote.grad_norm);
+    EXPECT_EQ(row.learning_rate, wrote.learning_rate);
+    EXPECT_EQ(row.batch, wrote.batch);
+    EXPECT_EQ(row.context, wrote.context);
+    EXPECT_EQ(row.step_seconds, wrote.step_seconds);
+    EXPECT_EQ(row.tokens_per_second, wrote.tokens_per_second);
+    EXPECT_EQ(row.generation, wrote.generation);
+    EXPECT_EQ(row.ranks, wrote.ranks);
+    EXPECT_EQ(row.phase, wrote.phase);
+  }
+  for (const char* bad :
+       {"4,16\n", "4,16,256,x,3fe0000000000000,0.5,0.0003,4,16,0.25,256,2,8,p,q\n",
+        "4,16,256,0.5,3fe000000000000g,0.5,0.0003,4,16,0.25,256,2,8,p\n"}) {
+    ASSERT_TRUE(ReplaceFile(path_, whole + bad).ok());
+    EXPECT_EQ(LastLossRow(path_).status().code(), absl::StatusCode::kDataLoss) << bad;
+  }
+}
+
 TEST_F(LossCsvTest, ForeignFilesAreRefusedAndLeftAlone) {
   const std::string header = std::string(kColumns) + ",phase\n";
   Train(0, 0);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "tests/prng.h"
 
@@ -36,35 +37,114 @@ uint64_t Checker::Expected(StepIndex step) {
   return expected_[static_cast<size_t>(step)];
 }
 
+StepIndex Checker::GoodStep() const {
+  for (size_t i = commit_steps_.size(); i-- > 0;)
+    if (!commits_bad_[i]) return commit_steps_[i];
+  return -1;
+}
+
+StepIndex Checker::StepsOf(Generation generation) const {
+  StepIndex steps = starts_.at(generation).step;
+  for (auto at = steps_.lower_bound({generation, 0});
+       at != steps_.end() && at->first.first == generation; ++at)
+    steps = std::max(steps, at->second);
+  return steps;
+}
+
+Checker::Problem Checker::OnStart(const LogEntry& e) {
+  if (!lead_ || ended_ || lead_->author != e.author)
+    return fmt::format("START {} by who does not lead", e.generation);
+  if (!starts_.empty() && e.generation <= starts_.rbegin()->first)
+    return fmt::format("START {} after START {}", e.generation, starts_.rbegin()->first);
+  if (e.step < GoodStep())
+    return fmt::format("START {} resumes at {}, the newest good checkpoint is of {}", e.generation,
+                       e.step, GoodStep());
+  std::set<Seat> seats(e.layout->seats.begin(), e.layout->seats.end());
+  if (seats.size() != e.layout->seats.size() ||
+      e.layout->seats.size() != static_cast<size_t>(e.layout->shape.ranks()) || seats.empty())
+    return fmt::format("START {}: seats are not one per rank", e.generation);
+  if (Problem problem = OnStartAfter(e)) return problem;
+  starts_[e.generation] = e;
+  return std::nullopt;
+}
+
+// What a START says of the generation before it, and what follows from it.
+Checker::Problem Checker::OnStartAfter(const LogEntry& e) {
+  const Failure& f = e.failure;
+  if (std::exchange(job_, e.author.at.job) != e.author.at.job)
+    return f == Failure{} ? std::nullopt
+                          : Problem(fmt::format("START {} is its job's first", e.generation));
+  const Generation before = starts_.rbegin()->first;
+  if (f.step < starts_[before].step || f.step > StepsOf(before))
+    return fmt::format("START {} says that generation {} ended with step {}, it was {} at most",
+                       e.generation, before, f.step, StepsOf(before));
+  failures_.erase(failures_.begin(), failures_.lower_bound(f.step));
+  using Kind = EvidenceKind;
+  const bool ranks = f.kind == Kind::kRankKilled || f.kind == Kind::kRankCrashed ||
+                     f.kind == Kind::kOutOfMemory || f.kind == Kind::kBadSnapshot;
+  const bool told = ranks || f.kind == Kind::kDeviceError || f.kind == Kind::kBadCheckpoint;
+  if (told && (!f.node.has_value() || failed_.count({before, *f.node, *f.kind}) == 0))
+    return fmt::format("START {} says that generation {} ended by what did not happen: {}",
+                       e.generation, before, NameOf(*f.kind));
+  if (f.kind == Kind::kTrainingFailed)
+    return fmt::format("START {} although training failed", e.generation);
+  if (ranks || f.kind == Kind::kHung) {
+    Failed& failed = failures_[f.step];
+    if (++failed.times == 2) failed.second = before;
+    failures_max_ = std::max<int64_t>(failures_max_, failed.times);
+    if (failed.times > 2)
+      return fmt::format("START {} although the job has failed {} times after step {}",
+                         e.generation, failed.times, f.step);
+  }
+  for (const auto& [step, failed] : failures_)
+    older_memory_[e.generation] = std::max(older_memory_[e.generation], failed.second);
+  return std::nullopt;
+}
+
+Checker::Problem Checker::OnEnd(const LogEntry& e) {
+  if (!lead_ || ended_ || lead_->author != e.author) return "END by who does not lead";
+  ended_ = true;
+  job_.reset();
+  const bool failed_twice = std::any_of(failures_.begin(), failures_.end(), [](const auto& failed) {
+    return failed.second.times >= 2;
+  });
+  failures_.clear();
+  if (e.exit_code == scenario_.control.done_code) {
+    if (scenario_.steps_max == 0 || GoodStep() != scenario_.steps_max)
+      return "END of a run that is not complete";
+  } else if (e.exit_code == 93) {
+    const bool trained =
+        starts_.empty() || std::none_of(failed_.begin(), failed_.end(), [&](const auto& failed) {
+          return std::get<0>(failed) + 1 >= starts_.rbegin()->first &&
+                 std::get<2>(failed) == EvidenceKind::kTrainingFailed;
+        });
+    const bool fits = scenario_.rule.data_min <= scenario_.nodes * scenario_.slots;
+    if (!failed_twice && trained && !none_can_be_loaded_ && !no_slots_ && fits)
+      return "END with 93 without a reason";
+    none_can_be_loaded_ = no_slots_ = false;
+  } else if (e.exit_code != 75) {
+    return fmt::format("END with {}", e.exit_code);
+  }
+  return std::nullopt;
+}
+
 Checker::Problem Checker::OnAppend(const LogEntry& e) {
   switch (e.kind) {
     case EntryKind::kLead:
+      if (lead_ && lead_->author.at.job != e.author.at.job) failures_.clear();
       lead_ = e;
       ended_ = false;
       ++leads_;
       return std::nullopt;
-    case EntryKind::kStart: {
-      if (!lead_ || ended_ || lead_->author != e.author)
-        return fmt::format("START {} by who does not lead", e.generation);
-      if (!starts_.empty() && e.generation <= starts_.rbegin()->first)
-        return fmt::format("START {} after START {}", e.generation, starts_.rbegin()->first);
-      if (e.step < commit_step_)
-        return fmt::format("START {} resumes at {}, the checkpoint is of {}", e.generation, e.step,
-                           commit_step_);
-      std::set<Seat> seats(e.layout->seats.begin(), e.layout->seats.end());
-      if (seats.size() != e.layout->seats.size() ||
-          e.layout->seats.size() != static_cast<size_t>(e.layout->shape.ranks()) || seats.empty())
-        return fmt::format("START {}: seats are not one per rank", e.generation);
-      starts_[e.generation] = e;
-      return std::nullopt;
-    }
+    case EntryKind::kStart:
+      return OnStart(e);
     case EntryKind::kCommit: {
       if (!lead_ || ended_ || lead_->author != e.author)
         return fmt::format("COMMIT of step {} by who does not lead", e.step);
       if (starts_.empty() || starts_.rbegin()->first != e.generation)
         return fmt::format("COMMIT of generation {} which is not the newest", e.generation);
-      if (e.step <= commit_step_)
-        return fmt::format("COMMIT of step {} after step {}", e.step, commit_step_);
+      if (e.step <= GoodStep())
+        return fmt::format("COMMIT of step {} after step {}", e.step, GoodStep());
       const PlacedLayout& layout = *starts_.rbegin()->second.layout;
       for (const Seat& seat : layout.seats) {
         bool good = false;
@@ -77,17 +157,19 @@ Checker::Problem Checker::OnAppend(const LogEntry& e) {
           return fmt::format("COMMIT of step {}: node {}'s part is not there, verified and right",
                              e.step, seat.node);
       }
-      commit_step_ = e.step;
+      commit_steps_.push_back(e.step);
+      commits_bad_.push_back(false);
       committed_.insert(e.step);
       by_generation_.emplace(e.generation, e.step);
-      ++commits_;
+      failures_.erase(failures_.begin(), failures_.lower_bound(e.step));
       return std::nullopt;
     }
     case EntryKind::kEnd:
-      if (!lead_ || ended_ || lead_->author != e.author) return "END by who does not lead";
-      ended_ = true;
-      return std::nullopt;
+      return OnEnd(e);
     case EntryKind::kNote:
+      if (!lead_ || ended_ || lead_->author != e.author) return "a note by who does not lead";
+      if (e.generation != (starts_.empty() ? 0 : starts_.rbegin()->first))
+        return fmt::format("a note of generation {}, which is not the newest", e.generation);
       return std::nullopt;
   }
   return std::nullopt;
@@ -117,14 +199,17 @@ Checker::Problem Checker::OnApply(Generation generation, NodeId node, StepIndex 
   return std::nullopt;
 }
 
-Checker::Problem Checker::OnLoad(Generation generation, StepIndex step, bool from_checkpoint,
-                                 uint64_t value) {
+Checker::Problem Checker::OnLoad(Generation generation, const Resume& resume, uint64_t value) {
+  const StepIndex step = resume.step;
   const auto start = starts_.find(generation);
   if (start == starts_.end() || start->second.step != step)
     return fmt::format("generation {} loads step {}, its START says otherwise", generation, step);
-  if (from_checkpoint && step != 0 && committed_.count(step) == 0)
+  if (resume.from_checkpoint && step != 0 && committed_.count(step) == 0)
     return fmt::format("generation {} loads a checkpoint of step {}, which was never committed",
                        generation, step);
+  if (!resume.from_checkpoint && resume.generation <= older_memory_[generation])
+    return fmt::format("generation {} begins with memory of {}, with which it failed twice",
+                       generation, resume.generation);
   if (value != Expected(step))
     return fmt::format("generation {} loads a wrong state for step {}", generation, step);
   return std::nullopt;
@@ -132,7 +217,17 @@ Checker::Problem Checker::OnLoad(Generation generation, StepIndex step, bool fro
 
 void Checker::OnWritten(Generation generation, StepIndex step, int32_t attempt, NodeId node,
                         bool good, uint64_t value) {
-  parts_[{generation, step, attempt, node}] = {.good = good, .verified = false, .value = value};
+  parts_[{generation, step, attempt, node}] = {
+      .good = good,
+      .verified = false,
+      .value = value,
+      .packed = fmt::format("{:x} of {}.{}.{}.{}", value, generation, step, attempt, node)};
+}
+
+std::string Checker::Written(Generation generation, StepIndex step, int32_t attempt,
+                             NodeId node) const {
+  const auto part = parts_.find({generation, step, attempt, node});
+  return part == parts_.end() ? "nothing" : part->second.packed;
 }
 
 void Checker::OnVerified(Generation generation, StepIndex step, int32_t attempt, NodeId node) {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "runtime/control/log_view.h"
+#include "runtime/control/message.h"
 #include "tests/sim/scenario.h"
 
 namespace perdure::sim {
@@ -30,10 +31,20 @@ class Checker {
   Problem OnAppend(const LogEntry& entry);
   // A node's ranks took step `step` of `generation` and hold `value`.
   Problem OnApply(Generation generation, NodeId node, StepIndex step, uint64_t value);
-  // They loaded the state of `step`.
-  Problem OnLoad(Generation generation, StepIndex step, bool from_checkpoint, uint64_t value);
+  // They loaded the state of resume.step.
+  Problem OnLoad(Generation generation, const Resume& resume, uint64_t value);
+  // A rank of the generation failed.
+  void OnFailed(Generation generation, NodeId node, EvidenceKind kind) {
+    failed_.insert({generation, node, kind});
+  }
+  // The store, which alone may say so, finds the n-th COMMIT bad, or good after all.
+  void OnStoreSays(size_t commit, bool bad) { commits_bad_[commit] = bad; }
+  void OnStoreHasNone() { none_can_be_loaded_ = true; }
+  void OnNoSlots() { no_slots_ = true; }
   void OnWritten(Generation generation, StepIndex step, int32_t attempt, NodeId node, bool good,
                  uint64_t value);
+  // What the ranks of a member say that they wrote.
+  std::string Written(Generation generation, StepIndex step, int32_t attempt, NodeId node) const;
   void OnVerified(Generation generation, StepIndex step, int32_t attempt, NodeId node);
   bool PartIsGood(Generation generation, StepIndex step, int32_t attempt, NodeId node) const;
   // The address that rank `rank` of `generation` must have.
@@ -44,17 +55,32 @@ class Checker {
     return by_generation_.count({generation, step}) != 0;
   }
 
-  int64_t commits() const { return commits_; }
+  int64_t commits() const { return static_cast<int64_t>(commit_steps_.size()); }
   int64_t generations() const { return static_cast<int64_t>(starts_.size()); }
   int64_t leads() const { return leads_; }
-  StepIndex newest_commit() const { return commit_step_; }
+  // Steps that somebody took in `generation`, beginning with its START's.
+  StepIndex StepsOf(Generation generation) const;
+  StepIndex StartOf(Generation generation) const { return starts_.at(generation).step; }
+  // How often a job has failed at one step, by what START said.
+  int64_t failures_max() const { return failures_max_; }
 
  private:
   struct Part {
     bool good = false, verified = false;
     uint64_t value = 0;
+    std::string packed;
+  };
+  struct Failed {  // At one step of the job.
+    int times = 0;
+    Generation second = 0;  // In which it failed the second time.
   };
   using PartKey = std::tuple<Generation, StepIndex, int32_t, NodeId>;
+
+  // Of the newest checkpoint that nobody found bad; -1: there is none.
+  StepIndex GoodStep() const;
+  Problem OnStart(const LogEntry& start);
+  Problem OnStartAfter(const LogEntry& start);
+  Problem OnEnd(const LogEntry& end);
 
   Scenario scenario_;
   std::vector<uint64_t> expected_;
@@ -67,8 +93,15 @@ class Checker {
   std::map<PartKey, Part> parts_;
   std::set<StepIndex> committed_;
   std::set<std::pair<Generation, StepIndex>> by_generation_;
-  StepIndex commit_step_ = -1;
-  int64_t commits_ = 0, leads_ = 0;
+  std::vector<StepIndex> commit_steps_;  // In the order of the log,
+  std::vector<bool> commits_bad_;        // and which of them the store found bad.
+  std::optional<uint64_t> job_;          // Of the newest START, unless END came since.
+  bool none_can_be_loaded_ = false, no_slots_ = false;
+  std::set<std::tuple<Generation, NodeId, EvidenceKind>> failed_;
+  std::map<StepIndex, Failed> failures_;           // Of the job that leads, that count.
+  std::map<Generation, Generation> older_memory_;  // By generation: what it may not load.
+  int64_t failures_max_ = 0;
+  int64_t leads_ = 0;
 };
 
 }  // namespace perdure::sim

@@ -38,7 +38,7 @@ void World::StartJob() {
 void World::EndJobs() {
   const bool any =
       std::any_of(agents_.begin(), agents_.end(), [](const Agent& a) { return !a.left; });
-  if (!any) StartJob();
+  if (!any && !complete_) StartJob();
 }
 
 void World::CrashAgent(Index index, Nanos back_at) {
@@ -178,11 +178,11 @@ void World::Strike(const Fault& fault) {
           agents_[i].left = true;
         }
       At(now_ + 10 * kSecond, {.what = What::kHardEnd, .agent = ~Index{0}, .a = job});
-      StartJob();
+      if (!complete_) StartJob();
       break;
     }
     case FaultKind::kTwoJobs:
-      hit = job_ending_.size() < 6;
+      hit = job_ending_.size() < 6 && !complete_;
       if (hit) StartJob();
       break;
   }
@@ -192,7 +192,7 @@ void World::Strike(const Fault& fault) {
 // Everything works from now on, and the run must go on within a bound.
 void World::Heal() {
   if (trace_) Trace("HEAL");
-  healed_ = true;
+  healed_ = looked_ = true;
   cuts_.clear();
   isolations_ = 0;
   slow_network_ = log_stalled_ = log_errors_ = stalled_ = 0;
@@ -217,7 +217,7 @@ void World::Heal() {
   const absl::Duration bound =
       3 * (o.save_every + std::min(o.save_max, absl::Seconds(8))) +
       2 * (o.lease_log + o.gather + std::min(o.form_max, absl::Seconds(6)) + 4 * o.stop_max) +
-      absl::Seconds(30);
+      absl::Seconds(scenario_.bad_checkpoints + scenario_.crash_step > 0 ? 60 : 30);
   At(now_ + absl::ToInt64Nanoseconds(bound), {.what = What::kHeal, .agent = ~Index{0}});
 }
 

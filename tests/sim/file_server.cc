@@ -47,6 +47,13 @@ void World::ExecuteLog(uint32_t index) {
                             checker_.leads(), checker_.generations()));
         return;
       }
+      if (r.entry.kind == EntryKind::kCommit) OnCommit(r.entry);
+      if (r.entry.kind == EntryKind::kNote && ++notes_[r.entry.note].in_log > 1)
+        Violate(fmt::format("note {} is in the log twice", r.entry.note));
+      if (r.entry.kind == EntryKind::kEnd) {
+        if (r.entry.exit_code == 93) PersonLooks();
+        complete_ |= r.entry.exit_code == scenario_.control.done_code;
+      }
       if (r.entry.kind == EntryKind::kStart) {
         GenerationBooks& books = generations_[r.entry.generation];
         books.job = static_cast<uint32_t>(r.entry.author.at.job);
@@ -61,6 +68,7 @@ void World::ExecuteLog(uint32_t index) {
               std::to_string(r.entry.author.at.node));
     }
     r.found = log_[r.entry.slot].second;
+    r.found->note = 0;  // What its author calls it is not in the log.
   } else {
     // Old by up to the staleness, but never with a hole.
     const Nanos as_of =

@@ -74,10 +74,16 @@ void World::FinishLoad(Index index) {
   RankGroup& ranks = agent.ranks;
   const Resume& resume = ranks.prepare.resume;
   ranks.value = checker_.Expected(resume.step);
-  if (!resume.from_checkpoint) {
+  if (resume.from_checkpoint) {
+    if (!LoadsCheckpoint(index, resume)) return;
+  } else {
     const auto from = generations_.find(resume.generation);
-    if (from == generations_.end()) {
+    if (from == generations_.end() || from->second.layout.shape != resume.shape) {
       Violate(fmt::format("state of generation {} is asked for", resume.generation));
+      return;
+    }
+    if (!healed_ && scenario_.bad_snapshots > 0 && shell_.PerMille(scenario_.bad_snapshots)) {
+      FailRank(index, ranks.prepare.ranks.front().local_rank, EvidenceKind::kBadSnapshot, false);
       return;
     }
     const std::vector<Seat>& seats = from->second.layout.seats;
@@ -101,8 +107,7 @@ void World::FinishLoad(Index index) {
     }
     ++outcome_.resumed_from_memory;
   }
-  if (Checker::Problem problem = checker_.OnLoad(ranks.prepare.generation, resume.step,
-                                                 resume.from_checkpoint, ranks.value)) {
+  if (Checker::Problem problem = checker_.OnLoad(ranks.prepare.generation, resume, ranks.value)) {
     Violate(*problem);
     return;
   }
@@ -146,6 +151,17 @@ void World::StartStep(Index index) {
     FinishStop(index, ranks.prepare.generation, false);
     return;
   }
+  // Nothing is left to train; but what memory held is not saved.
+  if (scenario_.steps_max > 0 && ranks.finished >= scenario_.steps_max) {
+    if (ranks.prepare.resume.from_checkpoint) {
+      FinishTraining(index);
+      return;
+    }
+    ranks.waits = RankGroup::Waits::kForLast;
+    Freeze(index);
+    SayProgress(index);
+    return;
+  }
   const Nanos work = scenario_.step * work_.Between(90, 110) / 100;
   At(std::max(now_ + work, stalled_),
      {.what = What::kContribute, .agent = index, .version = ranks.version});
@@ -176,6 +192,7 @@ void World::Contribute(Index index) {
     return;
   }
   ranks.waits = RankGroup::Waits::kNo;
+  if (FailsByItself(index)) return;
   ranks.contributed = true;
   GenerationBooks& books = generations_[ranks.prepare.generation];
   StepBooks& step = books.steps[ranks.finished];
@@ -213,8 +230,13 @@ void World::Complete(Generation generation, StepIndex step) {
   }
   if (books.freeze_after.has_value() && step + 1 > *books.freeze_after) {
     books.freeze_step = step + 1;
+    if (books.freeze_last) books.last_step = step + 1;
     books.freeze_after.reset();
   }
+  // By themselves.
+  if ((scenario_.freeze_every > 0 && (step + 1) % scenario_.freeze_every == 0) ||
+      step + 1 == scenario_.steps_max)
+    books.freeze_step = step + 1;
   for (const auto& [a, version] : agents)
     At(now_ + work_.Between(0, 4 * kMs), {.what = What::kApply, .agent = a, .version = version});
 }
@@ -263,13 +285,49 @@ void World::Apply(Index index) {
   const bool freezes = books.freeze_step == ranks.finished;
   if (freezes && ranks.frozen >= 0) {
     ranks.waits = RankGroup::Waits::kToFreeze;
-    ranks.contributed = false;  // It stands at a boundary: a stop finds it there.
   } else if (freezes) {
     Freeze(index);
+    if (Last(ranks)) ranks.waits = RankGroup::Waits::kForLast;
   }
-  StepMember(index, Member::Progress{generation, ranks.finished, false});
-  if (agent.ranks.state == Ranks::kRunning && ranks.waits != RankGroup::Waits::kToFreeze)
-    StartStep(index);
+  // It stands at a boundary: a stop finds it there.
+  if (ranks.AwaitsSettle()) ranks.contributed = false;
+  SayProgress(index);
+  if (agent.ranks.state == Ranks::kRunning && !ranks.AwaitsSettle()) StartStep(index);
+}
+
+void World::SayProgress(Index index) {
+  const RankGroup& ranks = Of(index).ranks;
+  StepMember(index, Member::Progress{ranks.prepare.generation, ranks.finished, false,
+                                     ranks.AwaitsSettle()});
+}
+
+// What they have finished is the last step, of the run or because the job ends.
+bool World::Last(const RankGroup& ranks) {
+  return ranks.finished == scenario_.steps_max ||
+         ranks.finished == generations_[ranks.prepare.generation].last_step;
+}
+
+// A bug: whoever has rank 0 cannot take the step.
+bool World::FailsByItself(Index index) {
+  RankGroup& ranks = Of(index).ranks;
+  if (looked_ || scenario_.crash_step == 0 || ranks.finished != scenario_.crash_step) return false;
+  for (const auto& rank : ranks.prepare.ranks)
+    if (rank.rank == 0) {
+      ++outcome_.crashes;
+      FailRank(index, rank.local_rank, scenario_.crash_kind, false);
+      return true;
+    }
+  return false;
+}
+
+// There is nothing more to do for them.
+void World::FinishTraining(Index index) {
+  Agent& agent = Of(index);
+  RankGroup& ranks = agent.ranks;
+  const Member::Progress done{ranks.prepare.generation, ranks.finished, true, false};
+  ranks = {.version = ranks.version + 1, .guard = ranks.guard};
+  agent.memory.clear();
+  StepMember(index, done);
 }
 
 void World::Freeze(Index index) {
@@ -288,11 +346,24 @@ void World::SettleState(Index index, const msg::Settle& settle) {
   RankGroup& ranks = Of(index).ranks;
   if (ranks.frozen != settle.step) return;
   ranks.frozen = -1;
-  if (ranks.waits != RankGroup::Waits::kToFreeze) return;
+  if (!ranks.AwaitsSettle()) return;
+  const bool last = ranks.waits == RankGroup::Waits::kForLast;
   ranks.waits = RankGroup::Waits::kNo;
   if (ranks.state != Ranks::kRunning || ranks.failed_local_rank >= 0) return;
-  Freeze(index);
-  StartStep(index);
+  if (!last) {
+    Freeze(index);
+    // It was the last step for which they waited.
+    if (Last(ranks)) {
+      ranks.waits = RankGroup::Waits::kForLast;
+      SayProgress(index);
+    } else {
+      StartStep(index);
+    }
+  } else if (settle.committed) {
+    FinishTraining(index);
+  } else {
+    FailRank(index, ranks.prepare.ranks.front().local_rank, EvidenceKind::kStorageError, false);
+  }
 }
 
 // ---- the end of a generation on a node
@@ -350,6 +421,7 @@ void World::FailRank(Index index, int32_t local_rank, EvidenceKind kind, bool sl
   RankGroup& ranks = agent.ranks;
   if (slot_lost) agent.slots &= ~(uint64_t{1} << local_rank);
   if (ranks.failed_local_rank < 0) ranks.failed_local_rank = local_rank;
+  checker_.OnFailed(ranks.prepare.generation, agent.node, kind);
   At(now_ + work_.Between(kMs / 2, 100 * kMs), {.what = What::kRankFailed,
                                                 .agent = index,
                                                 .version = ranks.version,
@@ -396,6 +468,12 @@ void World::WriteState(Index index, const msg::Write& write) {
 void World::VerifyFile(Index index, const msg::Verify& verify) {
   const GenerationBooks& books = generations_[verify.generation];
   const NodeId of = books.nodes[static_cast<size_t>(verify.file)];
+  if (verify.packed !=
+      PartOf(checker_.Written(verify.generation, verify.step, verify.attempt, of))) {
+    Violate(fmt::format("file {} of step {} is read as if it were \"{}\"", verify.file, verify.step,
+                        verify.packed));
+    return;
+  }
   const bool good = checker_.PartIsGood(verify.generation, verify.step, verify.attempt, of);
   if (good) checker_.OnVerified(verify.generation, verify.step, verify.attempt, of);
   At(std::max(now_ + disk_.Between(5 * kMs, 100 * kMs), log_stalled_),

@@ -130,6 +130,7 @@ void DrawOdd(Prng& prng, Scenario& s) {
   if (prng.PerMille(30)) {
     const bool ends = prng.PerMille(500);
     s.faults.clear();
+    s.bad_checkpoints = s.bad_snapshots = s.crash_step = s.note_fails = 0;
     if (ends) s.faults.push_back({.at = s.heal_at / 3, .kind = FaultKind::kEndJob});
     s.control.visibility = absl::ZeroDuration();
     s.log_stale_max = 0;
@@ -138,6 +139,25 @@ void DrawOdd(Prng& prng, Scenario& s) {
     s.log_delay_max = 20 * kMs;
   }
   if (prng.PerMille(150)) s.manifest_fails = static_cast<int32_t>(prng.Between(100, 800));
+}
+
+// What the ranks and the store do, beside the faults that befall them.
+void DrawShell(Prng& prng, Scenario& s) {
+  const auto sometimes = [&](int64_t chance, int64_t low, int64_t high) {
+    return static_cast<int32_t>(prng.PerMille(chance) ? prng.Between(low, high) : 0);
+  };
+  s.freeze_every = sometimes(300, 2, 10);
+  s.steps_max = sometimes(100, 10, 80);
+  s.control.done_code = static_cast<int32_t>(prng.Between(0, 3));
+  s.bad_checkpoints = sometimes(250, 50, 500);
+  s.store_silent = sometimes(200, 50, 500);
+  s.bad_snapshots = sometimes(100, 50, 500);
+  s.notes = sometimes(600, 100, 1000);
+  s.note_fails = sometimes(300, 50, 500);
+  s.crash_step = sometimes(80, 3, 30);
+  constexpr EvidenceKind kinds[] = {EvidenceKind::kRankCrashed, EvidenceKind::kOutOfMemory,
+                                    EvidenceKind::kTrainingFailed};
+  s.crash_kind = kinds[prng.Below(3)];
 }
 
 // From START to Ready: what ranks need, and the table's way from node to node.
@@ -173,6 +193,8 @@ Scenario DrawScenario(uint64_t seed) {
   s.heal_at = prng.Between(8 * kSecond, 25 * kSecond);
   s.control.form_max = std::max(s.control.form_max, FormingTakes(s));
   DrawFaults(prng, s);
+  Prng shell(seed, 3);
+  DrawShell(shell, s);
   Prng odd(seed, 2);
   DrawOdd(odd, s);
   return s;
@@ -232,6 +254,7 @@ void EachNumber(Scenario& s, const Visit& visit) {
   duration("save_every", s.control.save_every);
   duration("save_max", s.control.save_max);
   number("table_fan_out", s.control.table_fan_out);
+  number("done_code", s.control.done_code);
   number("step", s.step);
   number("delay_min", s.delay_min);
   number("delay_max", s.delay_max);
@@ -242,6 +265,15 @@ void EachNumber(Scenario& s, const Visit& visit) {
   number("drift_ppm", s.drift_ppm);
   number("manifest_fails", s.manifest_fails);
   number("keep_back", s.keep_back);
+  number("freeze_every", s.freeze_every);
+  number("steps_max", s.steps_max);
+  number("bad_checkpoints", s.bad_checkpoints);
+  number("store_silent", s.store_silent);
+  number("bad_snapshots", s.bad_snapshots);
+  number("notes", s.notes);
+  number("note_fails", s.note_fails);
+  number("crash_step", s.crash_step);
+  number("crash_kind", s.crash_kind);
   number("heal_at", s.heal_at);
 }
 

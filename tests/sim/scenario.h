@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/control/control_options.h"
+#include "runtime/control/evidence.h"
 #include "runtime/control/layout_planner.h"
 
 namespace perdure::sim {
@@ -67,6 +68,14 @@ struct Scenario {
   int32_t drift_ppm = 0;       // Clocks are off by up to this.
   int32_t manifest_fails = 0;  // Per mille: the manifest of a COMMIT cannot be made.
   int32_t keep_back = 0;       // Nodes of the job that only come at half time.
+  int32_t freeze_every = 0;    // Ranks freeze their state by themselves every so many steps.
+  int32_t steps_max = 0;       // The run is complete then; 0: never.
+  // Per mille: a checkpoint is bad, as the store or only who loads it finds out; the store does not
+  // answer; a state in memory is bad; the shell wants notes in the log; one cannot be made.
+  int32_t bad_checkpoints = 0, store_silent = 0, bad_snapshots = 0, notes = 0, note_fails = 0;
+  // Rank 0 fails behind this step, whoever it is, in this way, until a person has looked; 0: never.
+  int32_t crash_step = 0;
+  EvidenceKind crash_kind = EvidenceKind::kRankCrashed;
   Nanos heal_at = 20 * kSecond;
   std::vector<Fault> faults;  // By time.
 
@@ -75,7 +84,9 @@ struct Scenario {
   bool Calm() const {
     for (const Fault& fault : faults)
       if (fault.kind != FaultKind::kEndJob) return false;
-    return loss == 0 && keep_back == 0 && log_stale_max == 0 && delay_max <= 2 * kMs &&
+    if (manifest_fails > 0 && steps_max > 0) return false;  // Perhaps the last state's.
+    return bad_checkpoints == 0 && bad_snapshots == 0 && crash_step == 0 && loss == 0 &&
+           keep_back == 0 && log_stale_max == 0 && delay_max <= 2 * kMs &&
            log_delay_max <= 20 * kMs;
   }
 };

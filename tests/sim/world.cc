@@ -48,6 +48,7 @@ World::World(const Scenario& scenario, bool trace)
       work_(scenario.seed, 13),
       clocks_(scenario.seed, 14),
       manifests_(scenario.seed, 15),
+      shell_(scenario.seed, 16),
       checker_(scenario) {}
 
 // ---- time
@@ -111,11 +112,17 @@ bool World::HandleNext(Nanos until) {
 Outcome World::Run() {
   Begin();
   while (HandleNext(std::numeric_limits<Nanos>::max()))
-    if (healed_ && checker_.commits() >= commits_at_heal_ + 3) break;
+    if (complete_
+            ? std::none_of(agents_.begin(), agents_.end(), [](const Agent& a) { return a.alive; })
+            : healed_ && checker_.commits() >= commits_at_heal_ + 3)
+      break;
+  if (outcome_.violation.empty()) CheckNotes();
   outcome_.ended = now_;
   outcome_.generations = checker_.generations();
   outcome_.commits = checker_.commits();
   outcome_.leads = checker_.leads();
+  outcome_.complete = complete_ ? 1 : 0;
+  outcome_.failures_max = checker_.failures_max();
   return outcome_;
 }
 
@@ -162,6 +169,8 @@ bool World::Defer(const Happening& h) {
     case What::kClosed:
     case What::kLogReply:
     case What::kLeadReply:
+    case What::kNote:
+    case What::kChosen:
     case What::kRanksMade:
     case What::kRanksLoaded:
     case What::kRankFailed:
@@ -230,12 +239,24 @@ void World::Handle(Happening& h) {
         StepLead(h.agent, Coordinator::Measured{static_cast<Generation>(h.a), h.b, true});
       } else {
         Coordinator::PartsJoined joined{
-            static_cast<Generation>(h.a), h.b, static_cast<int32_t>(h.c), {}, true};
-        const size_t files = Of(h.agent).lead->members().size();
-        for (size_t f = 0; f < files; ++f)
-          joined.readers.push_back(static_cast<int>((f + 1) % files));
+            static_cast<Generation>(h.a), h.b, static_cast<int32_t>(h.c), {}, {}, true};
+        const std::vector<NodeId>& members = Of(h.agent).lead->members();
+        for (size_t f = 0; f < members.size(); ++f) {
+          joined.readers.push_back(static_cast<int>((f + 1) % members.size()));
+          joined.parts.push_back(
+              PartOf(checker_.Written(joined.generation, joined.step, joined.attempt, members[f])));
+        }
         StepLead(h.agent, joined);
       }
+      return;
+    case What::kNote:
+      if (!Of(h.agent).lead.has_value() || Of(h.agent).lead_id != h.version) return;
+      notes_.push_back({.agent = h.agent, .lead_id = h.version, .told_at = now_});
+      StepLead(h.agent, Coordinator::Note{notes_.size() - 1});
+      return;
+    case What::kChosen:
+      if (Of(h.agent).lead.has_value() && Of(h.agent).lead_id == h.version)
+        AnswerChosen(h.agent, static_cast<uint64_t>(h.a));
       return;
     case What::kRanksMade: {
       Agent& agent = Of(h.agent);
@@ -278,9 +299,12 @@ void World::Handle(Happening& h) {
       Agent& agent = Of(h.agent);
       if (agent.ranks.version != h.version) return;
       agent.ranks.written |= agent.ranks.frozen == h.b && agent.ranks.attempt == h.c;
+      const auto generation = static_cast<Generation>(h.a);
+      const auto attempt = static_cast<int32_t>(h.c);
       if (agent.alive)
-        StepMember(h.agent, Member::Written{static_cast<Generation>(h.a), h.b,
-                                            static_cast<int32_t>(h.c), h.d != 0});
+        StepMember(h.agent,
+                   Member::Written{generation, h.b, attempt, h.d != 0,
+                                   checker_.Written(generation, h.b, attempt, agent.node)});
       return;
     }
     case What::kVerified: {
@@ -358,6 +382,7 @@ void World::Boot(Index index) {
   agent.member.emplace(scenario_.control, identity, adopted, Local(agent, now_));
   agent.tick_at = -1;
   StepMember(index, Member::Tick{});
+  if (agent.alive && agent.ranks.AwaitsSettle()) SayProgress(index);
 }
 
 void World::ScheduleTick(Index index) {
@@ -454,7 +479,12 @@ void World::Perform(Index index, Member::Effects& effects) {
       KillRanks(index, kill->generation);
     } else if (auto* freeze = std::get_if<Member::FreezeState>(&effect)) {
       GenerationBooks& books = generations_[freeze->save.generation];
-      if (agent.ranks.state == Ranks::kRunning) books.freeze_after = freeze->save.after;
+      const StepIndex after = freeze->save.after;
+      books.freeze_last |= freeze->save.last;
+      // One that they hold, or are about to, is what is asked for.
+      if (agent.ranks.state == Ranks::kRunning && agent.ranks.frozen <= after &&
+          books.freeze_step <= std::max(after, agent.ranks.finished))
+        books.freeze_after = after;
     } else if (auto* write = std::get_if<Member::WriteState>(&effect)) {
       WriteState(index, write->write);
     } else if (auto* verify = std::get_if<Member::VerifyFile>(&effect)) {
@@ -485,6 +515,13 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
       const Timed timed(measure_ ? &lead_nanos_ : nullptr);
       Send(index, send->to, send->message);
     } else if (auto* append = std::get_if<Coordinator::Append>(&effect)) {
+      const EntryKind kind = append->entry.kind;
+      if (kind == EntryKind::kStart || kind == EntryKind::kCommit) WantNotes(index);
+      if (kind == EntryKind::kNote && !NoteHasBody(append->entry.note, index)) {
+        At(now_ + kMs,
+           {.what = What::kLeadReply, .agent = index, .version = lead_id, .d = kUnpublished});
+        continue;
+      }
       if (append->entry.kind == EntryKind::kCommit && now_ < scenario_.heal_at &&
           scenario_.manifest_fails > 0 && manifests_.PerMille(scenario_.manifest_fails)) {
         At(now_ + kMs,
@@ -510,7 +547,14 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
                       .a = static_cast<int64_t>(measure->generation),
                       .b = measure->step,
                       .d = kMeasured});
+    } else if (auto* choose = std::get_if<Coordinator::ChooseCheckpoint>(&effect)) {
+      Choose(index, *choose);
+    } else if (auto* noted = std::get_if<Coordinator::Noted>(&effect)) {
+      OnNoted(index, noted->tag);
+    } else if (auto* good = std::get_if<Coordinator::GoodSteps>(&effect)) {
+      OnGoodSteps(index, good->generation);
     } else if (auto* join = std::get_if<Coordinator::JoinParts>(&effect)) {
+      Join(index, *join);
       At(now_ + kMs, {.what = What::kLeadReply,
                       .agent = index,
                       .version = lead_id,
@@ -519,6 +563,8 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
                       .c = join->attempt,
                       .d = kJoined});
     } else if (auto* remark = std::get_if<Coordinator::Remark>(&effect)) {
+      // The planner's: all nodes are leaving, or broken.
+      if (remark->text.starts_with("none of ")) checker_.OnNoSlots();
       if (trace_)
         Trace(fmt::format("job {} node {} (term {}): {}", agent.job, agent.node, agent.lead->term(),
                           remark->text));

@@ -13,7 +13,9 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "runtime/control/coordinator.h"
@@ -30,6 +32,8 @@ inline constexpr int32_t kNodesLookedAt = 64;
 
 // Of a rank.
 std::string Address(Generation generation, const Seat& seat);
+// What is in a part file of a checkpoint, in whose words `packed` is.
+std::string PartOf(const std::string& packed);
 
 struct Outcome {
   std::string violation;  // Empty: none.
@@ -40,6 +44,9 @@ struct Outcome {
   int64_t generations = 0, commits = 0, steps = 0, leads = 0;
   uint32_t faults_hit = 0;  // Bit by FaultKind: it struck something that was there.
   uint32_t resumed_from_memory = 0, adopted = 0;
+  // Checkpoints that were found bad, runs that were complete, notes in the log, generations that
+  // were told to be good, failures that the program caused by itself, the most of them at one step.
+  int64_t bad = 0, complete = 0, noted = 0, good = 0, crashes = 0, failures_max = 0;
 };
 
 class World {
@@ -89,6 +96,8 @@ class World {
     kHeal,
     kNextJob,
     kHardEnd,
+    kNote,
+    kChosen,
   };
   struct Happening {
     What what = What::kTick;
@@ -120,7 +129,10 @@ class World {
     int32_t failed_local_rank = -1;
     bool contributed = false;
     bool stop_at_boundary = false;
-    enum class Waits : uint8_t { kNo, kToContribute, kToApply, kToFreeze } waits = Waits::kNo;
+    // kToFreeze: until another state is settled; kForLast: until the last one is.
+    enum class Waits : uint8_t { kNo, kToContribute, kToApply, kToFreeze, kForLast };
+    Waits waits = Waits::kNo;
+    bool AwaitsSettle() const { return waits == Waits::kToFreeze || waits == Waits::kForLast; }
     StepIndex frozen = -1;
     uint64_t frozen_value = 0;
     int32_t attempt = 0;       // At writing it: the last that was begun,
@@ -169,7 +181,24 @@ class World {
     std::vector<NodeId> nodes;
     std::map<StepIndex, StepBooks> steps;
     std::optional<StepIndex> freeze_after;
+    bool freeze_last = false;  // Of what is asked for,
+    StepIndex last_step = -1;  // and when it is known which that is.
     StepIndex freeze_step = -1;
+  };
+
+  struct Checkpoint {  // Of the run, by COMMIT.
+    StepIndex step = 0;
+    Generation generation = 0;
+    std::string name;
+    enum class Bad : uint8_t { kNo, kSeenByStore, kSeenByRanks } bad = Bad::kNo;
+    bool known = false;  // That it is bad.
+  };
+  struct NoteBooks {  // By tag.
+    Index agent = 0;
+    uint64_t lead_id = 0;
+    Nanos told_at = 0;
+    int in_log = 0, noted = 0;
+    bool dropped = false;  // It had no body.
   };
 
   // world.cc
@@ -218,6 +247,7 @@ class World {
   bool AnyCut(const std::vector<std::pair<Index, uint64_t>>& agents) const;
   void Apply(Index index);
   void Freeze(Index index);
+  bool Last(const RankGroup& ranks);
   void SettleState(Index index, const msg::Settle& settle);
   void StopRanks(Index index, Generation generation, bool at_boundary);
   void KillRanks(Index index, Generation generation);
@@ -226,8 +256,25 @@ class World {
   void FailRank(Index index, int32_t local_rank, EvidenceKind kind, bool slot_lost);
   void DropOwn(Agent& agent, int32_t rank);
   void Remember(Agent& agent, const Held& held);
+  void FinishTraining(Index index);
+  void SayProgress(Index index);
+  bool FailsByItself(Index index);
   void WriteState(Index index, const msg::Write& write);
   void VerifyFile(Index index, const msg::Verify& verify);
+
+  // store.cc
+  void OnCommit(const LogEntry& commit);
+  void Choose(Index index, const Coordinator::ChooseCheckpoint& order);
+  void AnswerChosen(Index index, uint64_t question);
+  void FindBad(Checkpoint& checkpoint);
+  bool LoadsCheckpoint(Index index, const Resume& resume);
+  void PersonLooks();
+  void Join(Index index, const Coordinator::JoinParts& order);
+  void WantNotes(Index index);
+  bool NoteHasBody(uint64_t tag, Index index);
+  void OnNoted(Index index, uint64_t tag);
+  void CheckNotes();
+  void OnGoodSteps(Index index, Generation generation);
 
   // faults.cc
   void Strike(const Fault& fault);
@@ -264,7 +311,12 @@ class World {
   int64_t commits_at_heal_ = 0;
   std::vector<bool> job_ending_;
   uint64_t incarnations_ = 0;
-  Prng network_, disk_, work_, clocks_, manifests_;
+  std::vector<Checkpoint> store_;
+  std::vector<NoteBooks> notes_;
+  std::set<std::tuple<Index, uint64_t, Generation>> told_good_;
+  bool looked_ = false;    // A person, at what makes the program fail.
+  bool complete_ = false;  // The run.
+  Prng network_, disk_, work_, clocks_, manifests_, shell_;
   Checker checker_;
   Outcome outcome_;
   Member::Effects member_effects_;

@@ -157,13 +157,35 @@ TEST(EstimateMemory, OneRankByHand) {
   EXPECT_GT(memory.buffers, 8192 + 16384 + 14336);  // Partial sums, gradients, a slice's work.
   EXPECT_EQ(memory.total(), memory.parameters + memory.gradients + memory.optimizer +
                                 memory.activations + memory.buffers + memory.checkpoint +
-                                memory.runtime);
+                                memory.snapshots + memory.runtime);
   // The frozen state, and as much on its way to disk, with room for what HDF5 writes.
   EXPECT_EQ(memory.checkpoint, 2 * 12 * elements + (2 << 20));
   RunConfig synchronous = config;
   synchronous.checkpoint.asynchronous = false;
   EXPECT_EQ(EstimateMemory(synchronous, Layout(config, 1, 1), config.phases[0]).checkpoint,
             12 * elements + (2 << 20));
+}
+
+// Two files of its own; and two of a ward's, where there is another node to have one.
+TEST(EstimateMemory, SnapshotsByHand) {
+  RunConfig config = Tiny();
+  const int64_t elements = CountParameters(config.model);
+  const auto snapshots = [&](int64_t data, int64_t zero) {
+    return EstimateMemory(config, Layout(config, data, zero), config.phases[0]).snapshots;
+  };
+  config.job.ranks_per_node = 2;
+  EXPECT_EQ(snapshots(1, 1), 2 * 12 * elements);
+  EXPECT_EQ(snapshots(2, 1) % 24, 0);
+  EXPECT_NEAR(static_cast<double>(snapshots(2, 0)), 12.0 * static_cast<double>(elements),
+              0.1 * 12.0 * static_cast<double>(elements));
+  config.job.ranks_per_node = 1;
+  EXPECT_NEAR(static_cast<double>(snapshots(2, 3)), 24.0 * static_cast<double>(elements),
+              0.1 * 24.0 * static_cast<double>(elements));
+  config.snapshot.peers = false;
+  EXPECT_NEAR(static_cast<double>(snapshots(2, 3)), 12.0 * static_cast<double>(elements),
+              0.1 * 12.0 * static_cast<double>(elements));
+  config.snapshot.every = 0;
+  EXPECT_EQ(snapshots(2, 3), 0);
 }
 
 TEST(EstimateMemory, ZeroShardsWhatItSays) {
@@ -243,10 +265,12 @@ TEST(EstimateMemory, OnAGpu) {
                                  .head_dim = model.head_dim};
   EXPECT_EQ(gpu.buffers - cpu.buffers, CudaAttentionWorkBytes(attention, DType::kBF16));
   EXPECT_EQ(gpu.checkpoint, cpu.checkpoint);
+  EXPECT_EQ(gpu.snapshots, cpu.snapshots);
+  EXPECT_EQ(gpu.host(), gpu.checkpoint + gpu.snapshots);
   EXPECT_EQ(gpu.total(), gpu.parameters + gpu.gradients + gpu.optimizer + gpu.activations +
                              gpu.buffers + gpu.runtime);
   EXPECT_EQ(cpu.total(), cpu.parameters + cpu.gradients + cpu.optimizer + cpu.activations +
-                             cpu.buffers + cpu.runtime + cpu.checkpoint);
+                             cpu.buffers + cpu.runtime + cpu.checkpoint + cpu.snapshots);
 }
 
 TEST(CudnnMemory, SlicesKeepWithinAGibibyteOrAreOneKeyHead) {

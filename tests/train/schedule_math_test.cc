@@ -117,12 +117,17 @@ TEST(StepSchedule, WalkingStepByStepAgrees) {
         ASSERT_EQ(info.context, 16);
         consumed += now;
         ++step;
+        const Consumed after = schedule.After(step);
+        ASSERT_EQ(after, (Consumed{.samples = consumed, .tokens = consumed * 16, .phase = 0}));
         ASSERT_EQ(info.ends_phase, consumed + BatchAt(batch, consumed) > samples);
       }
       ASSERT_EQ(schedule.phases()[0].steps, step);
       ASSERT_EQ(schedule.phases()[0].samples, consumed);
       ASSERT_EQ(schedule.phases()[0].batch_final, schedule.At(step - 1).batch);
       ASSERT_EQ(schedule.steps(), step + 33);
+      ASSERT_EQ(schedule.After(0), Consumed());
+      ASSERT_EQ(schedule.After(step + 2),
+                (Consumed{.samples = consumed + 6, .tokens = consumed * 16 + 6 * 32, .phase = 1}));
       const StepInfo second = schedule.At(step);
       EXPECT_EQ(second.phase, 1);
       EXPECT_EQ(second.phase_step, 0);

@@ -16,8 +16,8 @@
 #include "runtime/base/random.h"
 #include "runtime/base/status.h"
 #include "runtime/comm/group.h"
-#include "tests/model/counting_ops.h"
 #include "tests/kernels/device_ops.h"
+#include "tests/model/counting_ops.h"
 #include "tests/train/transport_threads.h"
 
 namespace perdure {
@@ -399,6 +399,42 @@ TEST(ShardedState, OwnersShareTheAtoms) {
     });
     for (size_t a = 0; a < owners.size(); ++a) EXPECT_EQ(owners[a], 1) << "atom " << a;
   }
+}
+
+// What a rank keeps of others' atoms is what it would keep if they were its own.
+TEST(ShardedState, SharedAtomsAreThoseThatAreKept) {
+  for (const DType dtype : {DType::kF32, DType::kBF16})
+    for (const int zero : {0, 1, 2, 3}) {
+      const Layout setup{.replicas = 3, .zero = zero, .dtype = dtype};
+      const AtomTable table = TableOf(setup);
+      const auto shared = ShardedState::SharedParts(zero, dtype);
+      EXPECT_EQ(shared[0], zero == 0 || (zero < 3 && dtype == DType::kF32));
+      EXPECT_EQ(shared[1], zero == 0);
+      EXPECT_EQ(shared[2], zero == 0);
+      RunTransportThreads(3, [&](Transport* transport) {
+        Group group(transport, {0, 1, 2}, 5);
+        CountingOps ops;
+        ShardedState state(OptionsOf(setup), BucketsOf(table), &table, &ops, &group);
+        std::vector<AtomState> kept(table.atoms().size());
+        for (const AtomState& atom : state.KeptAtoms()) kept[static_cast<size_t>(atom.atom)] = atom;
+        for (int d = 0; d < 3; ++d) {
+          const std::vector<AtomState> atoms = state.SharedAtoms(d);
+          const std::vector<int64_t> indices = state.OwnedAtomIndices(d);
+          ASSERT_EQ(atoms.size(), indices.size());
+          for (size_t i = 0; i < atoms.size(); ++i) {
+            EXPECT_EQ(atoms[i].atom, indices[i]);
+            const AtomState& own = kept[static_cast<size_t>(indices[i])];
+            for (size_t part = 0; part < kStatePartCount; ++part) {
+              EXPECT_EQ(atoms[i].parts[part] != nullptr, shared[part]);
+              if (shared[part] && (zero == 0 || d == group.index())) {
+                EXPECT_EQ(atoms[i].parts[part], own.parts[part]);
+              }
+            }
+          }
+        }
+        EXPECT_FALSE(state.gathering());
+      });
+    }
 }
 
 TEST(ShardedState, ALostReplicaIsAnError) {

@@ -74,6 +74,14 @@ void CheckMesh(const Mesh& mesh) {
         StatisticsGather::Create(mesh, rank.at, mesh.pipeline() * kAtomsPerStage, &rank.tensor,
                                  &rank.data, &rank.pipeline, owned);
     ASSERT_TRUE(gather.ok()) << gather.status();
+    std::vector<Digest> digests;
+    for (int64_t atom : owned[static_cast<size_t>(rank.at.data)])
+      digests.push_back(DigestOf(&atom, sizeof atom));
+    const absl::StatusOr<std::vector<Digest>> all = gather->GatherDigests(digests);
+    ASSERT_TRUE(all.ok()) << all.status();
+    ASSERT_EQ(all->size(), static_cast<size_t>(mesh.pipeline() * kAtomsPerStage));
+    for (int64_t atom = 0; atom < mesh.pipeline() * kAtomsPerStage; ++atom)
+      EXPECT_EQ((*all)[static_cast<size_t>(atom)], DigestOf(&atom, sizeof atom));
     std::vector<double> squares;
     for (int64_t atom : owned[static_cast<size_t>(rank.at.data)]) squares.push_back(SquareOf(atom));
     for (const int64_t leaves : {1, 2, 3, 7}) {
@@ -115,6 +123,36 @@ TEST(StatisticsGather, TheValuesTellOrdersApart) {
   for (int64_t i = 0; i < kAtomsPerStage; ++i) forward += SquareOf(i);
   for (int64_t i = kAtomsPerStage; i-- > 0;) backward += SquareOf(i);
   EXPECT_NE(forward, backward);
+}
+
+// What ranks of a tensor group hold alike they must hold alike.
+TEST(StatisticsGather, RanksThatDoNotAgreeAreAnError) {
+  const Mesh mesh({.tensor = 2, .pipeline = 1, .data = 1});
+  RunTransportThreads(2, [&](Transport* transport) {
+    Rank rank(transport, mesh);
+    const std::vector<int64_t> owned = {transport->rank(), 2};
+    absl::StatusOr<StatisticsGather> gather = StatisticsGather::Create(
+        mesh, rank.at, 3, &rank.tensor, &rank.data, &rank.pipeline, {owned});
+    ASSERT_TRUE(gather.ok()) << gather.status();
+    const std::vector<Digest> digests = {DigestOf("mine"),
+                                         DigestOf(transport->rank() == 0 ? "a" : "b")};
+    const absl::Status status = gather->GatherDigests(digests).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+    EXPECT_EQ(status.message(),
+              "atom 2 is not the same on ranks 0 and 1: one of them has wrong memory");
+  });
+}
+
+TEST(StatisticsGather, AnAtomOfNobodyIsAnError) {
+  const Mesh mesh({.tensor = 1, .pipeline = 1, .data = 1});
+  RunTransportThreads(1, [&](Transport* transport) {
+    Rank rank(transport, mesh);
+    absl::StatusOr<StatisticsGather> gather =
+        StatisticsGather::Create(mesh, rank.at, 2, &rank.tensor, &rank.data, &rank.pipeline, {{1}});
+    ASSERT_TRUE(gather.ok()) << gather.status();
+    const std::vector<Digest> digests = {DigestOf("mine")};
+    EXPECT_EQ(gather->GatherDigests(digests).status().code(), absl::StatusCode::kInternal);
+  });
 }
 
 TEST(StatisticsGather, ALostPeerIsAnError) {

@@ -1,6 +1,5 @@
 #include "tests/train/trainer_harness.h"
 
-#include <atomic>
 #include <bit>
 #include <condition_variable>
 #include <filesystem>
@@ -20,8 +19,13 @@ namespace {
 
 class MemoryHost final : public RankHost {
  public:
-  MemoryHost(const RunConfig& config, std::string run_directory, TrainingResult* result)
-      : config_(config), run_directory_(std::move(run_directory)), result_(result) {}
+  MemoryHost(const TrainingJob& job, TrainingResult* result)
+      : job_(job), config_(job.config), result_(result) {
+    if (job_.chains == nullptr) job_.chains = &chains_;
+    (*job_.chains)[job_.start.step] = job_.start.sample_chain;
+  }
+
+  void Certificate(const Digest& certificate) override { result_->loaded = certificate; }
 
   absl::Status Loaded(std::span<const int64_t>, std::span<const Digest>) override {
     return absl::OkStatus();
@@ -31,8 +35,16 @@ class MemoryHost final : public RankHost {
     const std::lock_guard lock(mutex_);
     result_->loss_bits.push_back(std::bit_cast<uint64_t>(report.loss));
     result_->grad_norms.push_back(report.grad_norm);
-    chains_[report.step] = report.sample_chain;
-    return Command::kNone;
+    (*job_.chains)[report.step] = report.sample_chain;
+    result_->finished = report.step;
+    return job_.command ? job_.command(report.step) : Command::kNone;
+  }
+
+  // A rank is lost: nothing will be settled any more.
+  void GiveUp() {
+    const std::lock_guard lock(mutex_);
+    given_up_ = true;
+    settled_.notify_all();
   }
 
   absl::Status Saved(const SavedRun& saved) override {
@@ -50,7 +62,8 @@ class MemoryHost final : public RankHost {
 
   absl::StatusOr<SaveOrder> NextOrder(int64_t step) override {
     std::unique_lock lock(mutex_);
-    settled_.wait(lock, [&] { return settled_step_ >= step; });
+    settled_.wait(lock, [&] { return settled_step_ >= step || given_up_; });
+    if (settled_step_ < step) return absl::CancelledError("the generation has ended");
     return SaveOrder{.kind = SaveOrder::Kind::kSettled};
   }
 
@@ -67,26 +80,35 @@ class MemoryHost final : public RankHost {
     manifest.phase_name = "tiny";
     manifest.run_id = "tiny";
     manifest.created = "2026-01-01T00:00:00.000Z";
-    manifest.generation = 1;
-    manifest.sample_chain = chains_[step];
+    manifest.generation = job_.generation;
+    manifest.sample_chain = (*job_.chains)[step];
+    manifest.samples = SamplesAt(step);
     for (const auto& [_, runs] : runs_) {
       ASSIGN_OR_RETURN(PartReport part, JoinRuns(runs));
       manifest.parts.push_back(std::move(part));
     }
-    result_->checkpoint = run_directory_ + "/ckpt/" + CheckpointName(step, 1, 0);
+    result_->checkpoint = job_.run_directory + "/ckpt/" + CheckpointName(step, job_.generation, 0);
     const absl::Status status = WriteManifest(result_->checkpoint, table, manifest).status();
     result_->certificate = manifest.certificate;
+    result_->certificates[step] = manifest.certificate;
     return status;
   }
 
+  int64_t SamplesAt(int64_t step) const {
+    if (step == 0) return 0;
+    const StepInfo last = StepSchedule(config_).At(step - 1);
+    return last.first_sample + last.batch;
+  }
+
+  TrainingJob job_;
   RunConfig config_;
-  std::string run_directory_;
   TrainingResult* result_;
   std::mutex mutex_;
   std::condition_variable settled_;
   std::map<std::string, std::vector<RunReport>> runs_;  // By file.
   int64_t written_ = 0;
   int64_t settled_step_ = -1;
+  bool given_up_ = false;
   std::map<int64_t, Digest> chains_;  // By step: training goes on while a step is being saved.
 };
 
@@ -146,27 +168,48 @@ void WriteTinyData(const std::string& directory) {
   }
 }
 
-TrainingResult Train(const RunConfig& config, const std::string& data_directory,
-                     const std::string& run_directory, const std::string& start_checkpoint,
-                     int64_t until_step, const OpsFactory& make_ops) {
+namespace {
+
+// One rank's life.
+absl::StatusOr<Outcome> RunRank(const TrainingJob& job, int rank,
+                                std::span<const std::string> addresses, MemoryHost* memory_host,
+                                std::unique_ptr<Transport> transport) {
+  if (job.wrap_transport) transport = job.wrap_transport(rank, std::move(transport));
+  std::unique_ptr<RankHost> wrapped;
+  if (job.wrap_host) wrapped = job.wrap_host(rank, memory_host);
+  RankHost* host = wrapped == nullptr ? memory_host : wrapped.get();
+  RETURN_IF_ERROR(transport->Connect(addresses, absl::Seconds(30)));
+  TrainerOptions options{.config = job.config,
+                         .data_directory = job.data_directory,
+                         .run_directory = job.run_directory,
+                         .generation = job.generation,
+                         .ranks_per_file = 2,
+                         .run_id = "tiny",
+                         .until_step = job.until_step,
+                         .snapshot_peers = job.snapshot_peers};
+  if (!job.snapshot_directories.empty())
+    options.snapshot_directory = job.snapshot_directories[static_cast<size_t>(rank)];
+  ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer,
+                   Trainer::Create(options, job.start, job.make_ops(), transport.get(), host));
+  if (job.made) job.made(rank, trainer.get());
+  absl::StatusOr<Outcome> outcome = trainer->Run();
+  if (job.made) job.made(rank, nullptr);
+  if (!outcome.ok()) memory_host->GiveUp();  // Before the trainer ends: it waits for its saver.
+  return outcome;
+}
+
+}  // namespace
+
+TrainingResult RunJob(const TrainingJob& job) {
   TrainingResult result;
-  StartPoint start;
-  if (!start_checkpoint.empty()) {
-    absl::StatusOr<Manifest> manifest = ReadManifest(start_checkpoint, nullptr);
-    if (!manifest.ok()) return {.status = manifest.status()};
-    start = {.step = manifest->step,
-             .sample_chain = manifest->sample_chain,
-             .checkpoint = start_checkpoint};
-    start.manifest = *std::move(manifest);
-  }
-  if (const absl::Status made = MakeDirectories(run_directory + "/ckpt"); !made.ok())
+  if (const absl::Status made = MakeDirectories(job.run_directory + "/ckpt"); !made.ok())
     return {.status = made};
-  const auto ranks = static_cast<int>(config.layout.ranks());
+  const auto ranks = static_cast<int>(job.config.layout.ranks());
   const std::shared_ptr<LocalHub> hub = NewLocalHub(ranks);
-  MemoryHost host(config, run_directory, &result);
+  MemoryHost host(job, &result);
   std::vector<std::string> addresses(static_cast<size_t>(ranks));
-  std::vector<absl::Status> statuses(static_cast<size_t>(ranks));
-  std::atomic<bool> complete = false;
+  result.statuses.resize(static_cast<size_t>(ranks));
+  result.outcomes.resize(static_cast<size_t>(ranks));
   std::vector<std::unique_ptr<Transport>> transports;
   for (int r = 0; r < ranks; ++r) {
     transports.push_back(*NewTransport("local", {.rank = r, .size = ranks}, hub));
@@ -174,28 +217,39 @@ TrainingResult Train(const RunConfig& config, const std::string& data_directory,
   }
   std::vector<std::thread> threads;
   for (int r = 0; r < ranks; ++r)
-    threads.emplace_back([&, r] {
-      std::unique_ptr<Transport> transport = std::move(transports[static_cast<size_t>(r)]);
-      absl::Status& status = statuses[static_cast<size_t>(r)];
-      status = transport->Connect(addresses, absl::Seconds(30));
-      if (!status.ok()) return;
-      TrainerOptions options{.config = config,
-                             .data_directory = data_directory,
-                             .run_directory = run_directory,
-                             .ranks_per_file = 2,
-                             .run_id = "tiny",
-                             .until_step = until_step};
-      auto trainer = Trainer::Create(options, start, make_ops(), transport.get(), &host);
-      status = trainer.status();
-      if (!status.ok()) return;
-      const absl::StatusOr<bool> ran = (*trainer)->Run();
-      status = ran.status();
-      if (ran.ok() && *ran) complete = true;
+    threads.emplace_back([&, at = static_cast<size_t>(r), r] {
+      const absl::StatusOr<Outcome> ran =
+          RunRank(job, r, addresses, &host, std::move(transports[at]));
+      result.statuses[at] = ran.status();
+      if (ran.ok())
+        result.outcomes[at] = *ran;
+      else
+        host.GiveUp();
+      if (job.ended) job.ended(r);
     });
   for (std::thread& thread : threads) thread.join();
-  for (const absl::Status& status : statuses) result.status.Update(status);
-  result.complete = complete;
+  for (const absl::Status& status : result.statuses) result.status.Update(status);
+  result.complete = result.outcomes[0] == Outcome::kComplete;
   return result;
+}
+
+TrainingResult Train(const RunConfig& config, const std::string& data_directory,
+                     const std::string& run_directory, const std::string& start_checkpoint,
+                     int64_t until_step, const OpsFactory& make_ops) {
+  TrainingJob job{.config = config,
+                  .data_directory = data_directory,
+                  .run_directory = run_directory,
+                  .until_step = until_step,
+                  .make_ops = make_ops};
+  if (!start_checkpoint.empty()) {
+    absl::StatusOr<Manifest> manifest = ReadManifest(start_checkpoint, nullptr);
+    if (!manifest.ok()) return {.status = manifest.status()};
+    job.start = {.step = manifest->step,
+                 .sample_chain = manifest->sample_chain,
+                 .checkpoint = start_checkpoint};
+    job.start.manifest = *std::move(manifest);
+  }
+  return RunJob(job);
 }
 
 }  // namespace perdure

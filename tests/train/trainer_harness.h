@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,10 +29,41 @@ struct TrainingResult {
   Digest certificate;      // Of the last checkpoint.
   std::string checkpoint;  // Its directory.
   bool complete = false;
+
+  std::vector<absl::Status> statuses;            // By rank.
+  std::vector<std::optional<Outcome>> outcomes;  // By rank; none after an error.
+  std::map<int64_t, Digest> certificates;        // By step, of checkpoints.
+  std::optional<Digest> loaded;                  // Certificate of what it started from.
+  int64_t finished = -1;                         // The last step that rank 0 has finished.
 };
 
 // Makes the Ops of a rank, in its thread.
 using OpsFactory = std::function<std::unique_ptr<Ops>()>;
+
+// One generation of ranks that are threads.
+struct TrainingJob {
+  RunConfig config;
+  std::string data_directory;
+  std::string run_directory;
+  StartPoint start;
+  int64_t until_step = -1;
+  uint64_t generation = 1;
+  OpsFactory make_ops = [] { return NewCpuOps(1); };
+  std::vector<std::string> snapshot_directories;  // By rank; empty: no snapshots.
+  std::vector<int32_t> snapshot_peers;
+  std::map<int64_t, Digest>* chains = nullptr;  // By step, shared by the generations of a run.
+  // Asked by rank 0 after each step, where there is one.
+  std::function<Command(int64_t step)> command;
+  // What stands between a rank and its transport and host, where there is something. In the rank's
+  // thread.
+  std::function<std::unique_ptr<Transport>(int rank, std::unique_ptr<Transport>)> wrap_transport;
+  std::function<std::unique_ptr<RankHost>(int rank, RankHost*)> wrap_host;
+  // In the rank's thread: its trainer is there, and then gone (null).
+  std::function<void(int rank, Trainer*)> made;
+  std::function<void(int rank)> ended;  // In the rank's thread, as its last act.
+};
+
+TrainingResult RunJob(const TrainingJob& job);
 
 // Trains from `start_checkpoint` (empty: from the beginning) until `until_step` (negative: the
 // end).

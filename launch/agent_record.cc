@@ -1,0 +1,241 @@
+#include "launch/agent_record.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "runtime/agent/process.h"
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr auto kProgressEvery = std::chrono::milliseconds(100);
+constexpr auto kPlainProgressEvery = std::chrono::seconds(2);
+
+// Whoever started the agents, and so outlives them.
+Json Supervisor(pid_t pid) {
+  return {{"supervisor_pid", pid}, {"supervisor_start", ProcessStart(pid)}};
+}
+
+Json StatusHead(const RunConfig& config, pid_t supervisor) {
+  Json status = Supervisor(supervisor);
+  status["name"] = config.name;
+  status["steps_total"] = StepSchedule(config).steps();
+  return status;
+}
+
+absl::Status WriteStatus(const std::string& run_directory, Json status) {
+  status["time"] = TimeNow();
+  return ReplaceFileFast(run_directory + "/status.json", status.dump(2) + "\n");
+}
+
+}  // namespace
+
+AgentRecord::AgentRecord(std::string run_directory, const RunConfig& config, bool quiet)
+    : run_directory_(std::move(run_directory)),
+      config_(config),
+      schedule_(config),
+      quiet_(quiet),
+      terminal_(::isatty(STDERR_FILENO) != 0) {}
+
+absl::StatusOr<std::unique_ptr<AgentRecord>> AgentRecord::Open(const std::string& run_directory,
+                                                               const RunConfig& config,
+                                                               bool quiet) {
+  std::unique_ptr<AgentRecord> record(new AgentRecord(run_directory, config, quiet));
+  RETURN_IF_ERROR(MakeDirectories(run_directory + "/metrics"));
+  RETURN_IF_ERROR(MakeDirectories(run_directory + "/ckpt"));
+  ASSIGN_OR_RETURN(record->journal_, Journal::Open(run_directory + "/journal.jsonl"));
+  return record;
+}
+
+void AgentRecord::Warn(const absl::Status& status) {
+  if (status.ok() || warned_) return;
+  warned_ = true;
+  Say(fmt::format("warning: {}; training goes on without that record", Message(status)));
+}
+
+// Another agent may have left its progress line open.
+void AgentRecord::Say(const std::string& line) {
+  line_open_ = false;
+  std::fprintf(stderr, "%s%s\n", terminal_ ? "\r\033[K" : "", line.c_str());
+}
+
+void AgentRecord::Event(std::string_view event, const Json& fields) {
+  Warn(journal_->Append(event, fields));
+}
+
+void AgentRecord::Step(uint64_t generation, int64_t ranks, const StepReport& r) {
+  const bool again = r.seconds == 0;
+  // Where the generation begins is known with its first step.
+  constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
+  if (generation != generation_) OpenLosses(generation, again ? kAll : r.step - 1);
+  if (again && r.step <= last_row_) return;
+  if (!again && r.step != last_row_ + 1) OpenLosses(generation, r.step - 1);
+  last_row_ = r.step;
+  const std::string& phase = config_.phases[static_cast<size_t>(r.phase)].name;
+  if (loss_csv_ != nullptr)
+    Warn(loss_csv_->Append(
+        {.step = r.step,
+         .samples = r.samples,
+         .tokens = r.tokens,
+         .loss = r.loss,
+         .grad_norm = r.grad_norm,
+         .learning_rate = r.rate,
+         .batch = r.batch,
+         .context = r.context,
+         .step_seconds = r.seconds,
+         .tokens_per_second = again ? 0 : static_cast<double>(r.step_tokens) / r.seconds,
+         .generation = generation,
+         .ranks = ranks,
+         .phase = phase}));
+  if (again) {
+    Event("step_told_again", {{"step", r.step}, {"generation", generation}});
+    return;
+  }
+  Event("step", {{"step", r.step},
+                 {"generation", generation},
+                 {"phase", phase},
+                 {"samples", {r.first_sample, r.first_sample + r.batch}},
+                 {"sample_chain", r.sample_chain.Hex()}});
+  ShowProgress(r);
+}
+
+void AgentRecord::OpenLosses(uint64_t generation, int64_t resume_step) {
+  const std::string path = run_directory_ + "/metrics/loss.csv";
+  generation_ = generation;
+  loss_csv_.reset();
+  absl::StatusOr<std::unique_ptr<LossCsv>> csv = LossCsv::Open(path, resume_step);
+  Warn(csv.status());
+  if (csv.ok()) loss_csv_ = *std::move(csv);
+  const absl::StatusOr<std::optional<LossRow>> last = LastLossRow(path);
+  last_row_ = last.ok() && last->has_value() ? (*last)->step : 0;
+}
+
+void AgentRecord::ShowProgress(const StepReport& r) {
+  const auto now = std::chrono::steady_clock::now();
+  const bool last = r.step == schedule_.steps();
+  if (quiet_ || (!last && now - progress_shown_ <
+                              (terminal_ ? std::chrono::milliseconds(kProgressEvery)
+                                         : std::chrono::milliseconds(kPlainProgressEvery))))
+    return;
+  progress_shown_ = now;
+  const std::string line = fmt::format(
+      "step {:>6}/{}  {}  loss {:.4f}  grad norm {:.3f}  rate {:.2e}  batch {}  {:.0f} tokens/s",
+      r.step, schedule_.steps(), config_.phases[static_cast<size_t>(r.phase)].name, r.loss,
+      r.grad_norm, r.rate, r.batch, static_cast<double>(r.step_tokens) / r.seconds);
+  if (terminal_) {
+    std::fprintf(stderr, "\r\033[K%s%s", line.c_str(), last ? "\n" : "");
+    line_open_ = !last;
+  } else {
+    std::fprintf(stderr, "%s\n", line.c_str());
+  }
+}
+
+void AgentRecord::Job(const Json& state) {
+  if (state == job_) return;
+  job_ = state;
+  Json status = StatusHead(config_, ::getppid());
+  status.update(state);
+  Warn(WriteStatus(run_directory_, std::move(status)));
+}
+
+void AgentRecord::Node(const std::string& directory, const Json& node) {
+  if (node == node_) return;
+  node_ = node;
+  Warn(ReplaceFileFast(fmt::format("{}/node-{:05}.json", directory, node["node"].get<int64_t>()),
+                       node.dump(2) + "\n"));
+}
+
+absl::Status RecordEnd(const std::string& run_directory, const RunConfig& config,
+                       const std::string& state) {
+  Json status = StatusHead(config, ::getpid());
+  const absl::StatusOr<std::string> text = ReadFile(run_directory + "/status.json");
+  if (text.ok())
+    if (const Json before = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
+        before.is_object())
+      status.update(before);
+  status["state"] = state;
+  status["nodes"] = Json::array();
+  return WriteStatus(run_directory, std::move(status));
+}
+
+// ---- reading
+
+namespace {
+
+// What each of `nodes` runs, by what its agent wrote last.
+Json Members(const std::string& directory, const Json& nodes) {
+  Json members = Json::array();
+  for (const Json& node : nodes) {
+    const absl::StatusOr<std::string> text =
+        ReadFile(fmt::format("{}/node-{:05}.json", directory, node.get<int64_t>()));
+    if (!text.ok()) continue;
+    Json member = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
+    if (member.is_object()) members.push_back(std::move(member));
+  }
+  return members;
+}
+
+}  // namespace
+
+absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directory) {
+  const std::string path = run_directory + "/status.json";
+  const absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok())
+    return NotFound("{} is not there: {} is no run directory, or its first job has not begun", path,
+                    run_directory);
+  const Json read = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  if (!read.is_object() || !read.contains("state") || !read["state"].is_string())
+    return DataLoss("{} is not a status; the next job writes it anew", path);
+  const std::string state = read["state"];
+  const bool live =
+      state == "starting" || state == "running" || state == "recovering" || state == "stopping";
+  const bool lost = live && !ProcessLives(read.value("supervisor_pid", 0),
+                                          read.value("supervisor_start", uint64_t{0}));
+  if (!read.contains("nodes") || !read["nodes"].is_array()) {  // Not of agents.
+    nlohmann::ordered_json status = nlohmann::ordered_json::parse(*text);
+    if (lost) {
+      status["state"] = "lost";
+      status["members"] = Json::array();
+    }
+    return status;
+  }
+  nlohmann::ordered_json status;
+  const auto copy = [&](const char* key) { status[key] = read.value(key, Json()); };
+  copy("name");
+  copy("state");
+  if (lost) status["state"] = "lost";  // It ended without being able to say so.
+  const absl::StatusOr<std::optional<LossRow>> last =
+      LastLossRow(run_directory + "/metrics/loss.csv");
+  const bool stepped = last.ok() && last->has_value();
+  status["phase"] = stepped ? Json((*last)->phase) : Json();
+  status["step"] = stepped ? (*last)->step : 0;
+  copy("steps_total");
+  status["loss"] = stepped ? Json((*last)->loss) : Json();
+  status["tokens_per_second"] = stepped ? Json((*last)->tokens_per_second) : Json();
+  copy("generation");
+  copy("layout");
+  const Json nodes = read.value("nodes", Json::array());
+  status["nodes"] = nodes.size();
+  copy("job");
+  copy("coordinator");
+  copy("supervisor_pid");
+  copy("supervisor_start");
+  status["members"] =
+      live && !lost
+          ? Members(fmt::format("{}/jobs/{}", run_directory, read.value("job", uint64_t{0})), nodes)
+          : Json::array();
+  copy("time");
+  return status;
+}
+
+}  // namespace perdure

@@ -1,0 +1,70 @@
+// What people see of a job while it runs: loss.csv, journal.jsonl, status.json, jobs/<job>/, lines
+// on the terminal.
+//
+// Every agent has one. Events and lines are anybody's; steps are told by the agent of rank 0, the
+// job by the one that coordinates. Nothing is read here to decide.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "monitoring/journal.h"
+#include "monitoring/loss_csv.h"
+#include "runtime/train/rank_host.h"
+#include "runtime/train/run_config.h"
+#include "runtime/train/schedule_math.h"
+
+namespace perdure {
+
+class AgentRecord {
+ public:
+  static absl::StatusOr<std::unique_ptr<AgentRecord>> Open(const std::string& run_directory,
+                                                           const RunConfig& config, bool quiet);
+
+  void Say(const std::string& line);  // On stderr, above the progress line.
+  // A failed write of a record is said once and does not stop training.
+  void Event(std::string_view event, const nlohmann::json& fields);
+  // A row of loss.csv. The first one of a generation drops those that are behind it; one that is
+  // told again is written if it is missing.
+  void Step(uint64_t generation, int64_t ranks, const StepReport& report);
+  // What the job does: status.json, with what is the same for all of it. Written when it changes.
+  void Job(const nlohmann::json& state);
+  // What a node runs: <directory>/node-00003.json; likewise.
+  void Node(const std::string& directory, const nlohmann::json& node);
+
+ private:
+  AgentRecord(std::string run_directory, const RunConfig& config, bool quiet);
+  void OpenLosses(uint64_t generation, int64_t resume_step);
+  void ShowProgress(const StepReport& report);
+  void Replace(const std::string& path, const nlohmann::json& content);
+  void Warn(const absl::Status& status);
+
+  const std::string run_directory_;
+  const RunConfig config_;
+  const StepSchedule schedule_;
+  const bool quiet_, terminal_;
+  bool line_open_ = false;
+  bool warned_ = false;
+  std::unique_ptr<Journal> journal_;
+  std::unique_ptr<LossCsv> loss_csv_;  // While rank 0 is of this node.
+  uint64_t generation_ = 0;            // Of its rows,
+  int64_t last_row_ = 0;               // and the step of the last one.
+  nlohmann::json job_, node_;          // As written.
+  std::chrono::steady_clock::time_point progress_shown_;
+};
+
+// status.json of a job that is over: complete, stopped, failed.
+absl::Status RecordEnd(const std::string& run_directory, const RunConfig& config,
+                       const std::string& state);
+
+// What `perdure status` shows: status.json with the newest step and what each node runs. The state
+// is "lost" where whoever started the job is gone. NotFound: no job has begun. DataLoss: it is no
+// status.
+absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directory);
+
+}  // namespace perdure

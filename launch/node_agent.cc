@@ -1,0 +1,322 @@
+#include "launch/node_agent.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "launch/agent_record.h"
+#include "launch/agents_job.h"
+#include "launch/config.h"
+#include "launch/job_health.h"
+#include "launch/layout_rule.h"
+#include "launch/run_data.h"
+#include "launch/run_export.h"
+#include "runtime/agent/agent.h"
+#include "runtime/agent/job_start.h"
+#include "runtime/agent/log_layouts.h"
+#include "runtime/agent/process_ranks.h"
+#include "runtime/agent/run_checkpoints.h"
+#include "runtime/agent/snapshot_shelf.h"
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+#include "runtime/train/plan.h"
+#include "runtime/train/schedule_math.h"
+
+namespace perdure {
+namespace {
+
+using Json = nlohmann::json;
+
+// How often what people read is brought up to date.
+constexpr absl::Duration kTell = absl::Milliseconds(200);
+class NodeAgent {
+ public:
+  NodeAgent(const NodeAgentOptions& options, RunConfig config)
+      : options_(options), config_(std::move(config)), oom_(OomKills::OfThisProcess()) {}
+
+  absl::Status Begin();
+  int Run();
+
+ private:
+  absl::Status OpenRecords();
+  absl::Status OpenCheckpoints();
+  void OpenRanks(const std::string& run_id);
+  AgentOptions OptionsOfAgent(int64_t step) const;
+  void OnFailure(const RankFailure& failure);
+  void OnStep(Generation generation, const StepReport& report);
+  void Tell();
+  Json State() const;
+  void End(int exit_code);
+
+  const NodeAgentOptions options_;
+  const RunConfig config_;
+  OomKills oom_;
+  std::string logs_;  // RUN/jobs/<job>.
+  std::unique_ptr<EventLoop> loop_;
+  std::unique_ptr<AgentRecord> record_;
+  std::unique_ptr<JobHealth> health_;
+  std::unique_ptr<SnapshotShelf> shelf_;
+  std::unique_ptr<RunCheckpoints> checkpoints_;
+  std::unique_ptr<ControlLog> log_;
+  std::unique_ptr<ProcessRanks> ranks_;
+  std::unique_ptr<Agent> agent_;
+  bool asked_ = false;  // To stop.
+  std::optional<int> exit_code_;
+};
+
+absl::Status NodeAgent::OpenRecords() {
+  logs_ = fmt::format("{}/jobs/{}", options_.run_directory, options_.job);
+  RETURN_IF_ERROR(MakeDirectories(logs_));
+  ASSIGN_OR_RETURN(record_, AgentRecord::Open(options_.run_directory, config_, options_.quiet));
+  health_ = std::make_unique<JobHealth>(
+      static_cast<int>(options_.ranks_per_node),
+      JobHealth::Hooks{.event = [this](const std::string& event,
+                                       const Json& fields) { record_->Event(event, fields); },
+                       .warn = [this](const std::string& line) { record_->Say(line); }});
+  return absl::OkStatus();
+}
+
+absl::Status NodeAgent::OpenCheckpoints() {
+  ASSIGN_OR_RETURN(
+      checkpoints_,
+      RunCheckpoints::New(
+          loop_.get(),
+          {.run_directory = options_.run_directory,
+           .job = options_.job,
+           .config = config_,
+           .ranks_per_node = options_.ranks_per_node,
+           .retry = options_.retry,
+           .data_files = DataFiles(config_, options_.data_directory)},
+          {.event = [this](const std::string& what,
+                           const Json& fields) { record_->Event(what, fields); },
+           .warn = [this](const std::string& line) { record_->Say(line); },
+           .note = [this](uint64_t tag) { return agent_->TellLead(Coordinator::Note{tag}); },
+           .print = PrintConfig,
+           .missing_exports =
+               [directory = options_.run_directory, config = config_.checkpoint](
+                   const RunLog& log) { return MissingExports(log, directory, config); },
+           .export_checkpoint =
+               [directory = options_.run_directory,
+                config = config_](const CheckpointEntry& entry) {
+                 return ExportFromRun(directory, entry, config);
+               }}));
+  return absl::OkStatus();
+}
+
+// What libraries of the ranks read when they are loaded.
+std::vector<std::string> RankEnvironment(const RunConfig& config) {
+  std::vector<std::string> environment;
+  const auto set = [&](const char* name, const char* value) {
+    if (::getenv(name) == nullptr) environment.push_back(fmt::format("{}={}", name, value));
+  };
+  // Waiting OpenMP threads must not burn a shared core.
+  set("OMP_WAIT_POLICY", "passive");
+  set("UCX_HANDLE_ERRORS", "none");
+  if (config.numerics.backend != "cuda") return environment;
+  // A stream of its own for each lane of a pipeline and for what is computed: of eight hardware
+  // queues two streams would share one, and one wait behind the other.
+  set("CUDA_DEVICE_MAX_CONNECTIONS", "32");
+  // Loading a kernel at its first use may wait for all that run, hence for other ranks' messages.
+  if (config.layout.device_transport != "staged") set("CUDA_MODULE_LOADING", "EAGER");
+  return environment;
+}
+
+void NodeAgent::OpenRanks(const std::string& run_id) {
+  ProcessRanksOptions options{
+      .node = options_.node,
+      .argv = {"/proc/self/exe", "rank-main"},
+      .environment = RankEnvironment(config_),
+      .log_directory = logs_,
+      .config = PrintConfig(config_),
+      .data_directory = options_.data_directory,
+      .run_directory = options_.run_directory,
+      .run_id = run_id,
+      .ranks_per_file = RanksPerFile(config_.checkpoint, options_.ranks_per_node),
+      .cores = static_cast<int64_t>(std::thread::hardware_concurrency()),
+      .threads_per_rank = config_.numerics.threads,
+      .until_step = options_.until_step};
+  ProcessRanksHooks hooks{.tell = [this](Member::Event event) { agent_->Tell(std::move(event)); },
+                          .layouts =
+                              [this](std::vector<Generation> generations, auto then) {
+                                ReadLayouts(loop_.get(), log_.get(), std::move(generations),
+                                            std::move(then));
+                              }};
+  hooks.send_snapshot = [this](NodeId to, const SnapshotFrame& frame) {
+    return agent_->SendSnapshot(to, frame);
+  };
+  hooks.failed = [this](const RankFailure& failure) { OnFailure(failure); };
+  hooks.step = [this](Generation generation, const StepReport& report) {
+    OnStep(generation, report);
+  };
+  hooks.certificate = [this](Generation generation, const Digest& certificate) {
+    record_->Event("loaded", {{"generation", generation}, {"certificate", certificate.Hex()}});
+  };
+  hooks.health = [this](int32_t local_rank, const Json& report) {
+    health_->OnHealth(local_rank, static_cast<int>(options_.node), report);
+  };
+  hooks.evidence = [this](int32_t local_rank, const Json& evidence) {
+    health_->OnEvidence(local_rank, static_cast<int>(options_.node), evidence);
+  };
+  hooks.remark = [this](const std::string& line) {
+    record_->Event("remark", {{"node", options_.node}, {"line", line}});
+    record_->Say(line);
+  };
+  ranks_ =
+      std::make_unique<ProcessRanks>(loop_.get(), &oom_, shelf_.get(), options, std::move(hooks));
+}
+
+AgentOptions NodeAgent::OptionsOfAgent(int64_t step) const {
+  const StepSchedule schedule(config_);
+  AgentOptions options{.run_directory = options_.run_directory,
+                       .job = options_.job,
+                       .node = options_.node,
+                       .nodes = options_.nodes,
+                       .slots = options_.ranks_per_node >= 64
+                                    ? ~uint64_t{0}
+                                    : (uint64_t{1} << options_.ranks_per_node) - 1,
+                       .domain = options_.domain,
+                       .interface = options_.interface};
+  options.control.save_every = config_.checkpoint.every > absl::ZeroDuration()
+                                   ? config_.checkpoint.every
+                                   : absl::InfiniteDuration();
+  const bool stops = options_.until_step >= 0 && options_.until_step < schedule.steps();
+  options.control.done_code = stops ? kExitStopped : kExitComplete;
+  options.rule = LayoutRuleOf(config_, step, options_.nodes, options_.ranks_per_node);
+  return options;
+}
+
+absl::Status NodeAgent::Begin() {
+  RETURN_IF_ERROR(OpenRecords());
+  ASSIGN_OR_RETURN(loop_, EventLoop::New());
+  const int signals[] = {SIGTERM, SIGINT};
+  RETURN_IF_ERROR(loop_->AddSignals(signals, [this](int signal) { asked_ |= signal == SIGTERM; }));
+  ASSIGN_OR_RETURN(RunLog log, RunLog::Open(options_.run_directory));
+  const std::string run_id = log.run_id();
+  int64_t step = 0;
+  for (const CheckpointEntry& entry : ListCheckpoints(log, options_.run_directory))
+    step = std::max(step, entry.commit.step);
+  if (config_.snapshot.every > 0) {
+    ASSIGN_OR_RETURN(shelf_, SnapshotShelf::Open({.directory = config_.snapshot.directory,
+                                                  .run_id = run_id,
+                                                  .job = options_.job,
+                                                  .node = options_.node}));
+  }
+  RETURN_IF_ERROR(OpenCheckpoints());
+  ASSIGN_OR_RETURN(log_, ControlLog::New(loop_.get(), std::move(log)));
+  OpenRanks(run_id);
+  ASSIGN_OR_RETURN(
+      agent_,
+      Agent::New(loop_.get(), log_.get(), OptionsOfAgent(step), ranks_.get(), checkpoints_.get(),
+                 {.remark =
+                      [this](const std::string& text) {
+                        record_->Event("remark", {{"node", options_.node}, {"line", text}});
+                        record_->Say(text);
+                      },
+                  .evidence =
+                      [this](const Coordinator::Evidence& evidence) {
+                        record_->Event("evidence", {{"node", evidence.node},
+                                                    {"kind", NameOf(evidence.kind)},
+                                                    {"number", evidence.number}});
+                      },
+                  .ended = [this](int exit_code) { End(exit_code); }}));
+  Tell();
+  return absl::OkStatus();
+}
+
+void NodeAgent::OnFailure(const RankFailure& failure) {
+  const std::string rank = failure.rank < 0 ? fmt::format("slot {}", failure.local_rank)
+                                            : fmt::format("rank {}", failure.rank);
+  record_->Say(fmt::format("{} (node {}, process {}): {}{}", rank, options_.node, failure.pid,
+                           failure.words, health_->EvidenceOf(failure.local_rank)));
+  record_->Event("rank_failed", {{"generation", failure.generation},
+                                 {"rank", failure.rank},
+                                 {"node", options_.node},
+                                 {"local_rank", failure.local_rank},
+                                 {"process", failure.pid},
+                                 {"kind", NameOf(failure.kind)},
+                                 {"number", failure.number},
+                                 {"why", failure.words}});
+}
+
+void NodeAgent::OnStep(Generation generation, const StepReport& report) {
+  const LayoutShape& shape = ranks_->shape();
+  record_->Step(generation, shape.ranks(), report);
+}
+
+// ---- what people read
+
+// Of the job, by whoever coordinates it.
+Json NodeAgent::State() const {
+  using Phase = Coordinator::Phase;
+  const Coordinator& lead = *agent_->lead();
+  const PlacedLayout& layout = lead.layout();
+  const bool began = layout.generation != 0;
+  std::string state = began ? "recovering" : "starting";
+  if (lead.phase() == Phase::kRunning) state = "running";
+  if (asked_ || lead.phase() == Phase::kEnding || lead.phase() == Phase::kEnded) state = "stopping";
+  std::vector<NodeId> nodes = lead.members();
+  return {{"state", state},
+          {"job", options_.job},
+          {"coordinator", options_.node},
+          {"generation", layout.generation},
+          {"layout",
+           {{"tensor", layout.shape.tensor},
+            {"pipeline", layout.shape.pipeline},
+            {"data", layout.shape.data},
+            {"zero", config_.layout.zero}}},
+          {"nodes", nodes}};
+}
+
+void NodeAgent::Tell() {
+  loop_->AddTimer(MonotonicNow() + kTell, [this] { Tell(); });
+  Json ranks = Json::array();
+  for (const ProcessRanks::Running& rank : ranks_->running())
+    if (rank.rank >= 0)
+      ranks.push_back({{"rank", rank.rank}, {"local_rank", rank.local_rank}, {"pid", rank.pid}});
+  record_->Node(logs_, {{"node", options_.node}, {"agent_pid", ::getpid()}, {"ranks", ranks}});
+  if (agent_->lead() == nullptr) return;
+  // A coordinator that came since does not know.
+  if (asked_) (void)agent_->TellLead(Coordinator::EndJob{kExitStopped});
+  record_->Job(State());
+}
+
+void NodeAgent::End(int exit_code) {
+  if (exit_code_.has_value()) return;
+  exit_code_ = exit_code;
+  ranks_->End([this] { loop_->Stop(); });
+}
+
+int NodeAgent::Run() {
+  loop_->Run();
+  agent_.reset();
+  checkpoints_->Finish();
+  if (shelf_ != nullptr) shelf_->Remove();
+  return *exit_code_;
+}
+
+}  // namespace
+
+int RunNodeAgent(const NodeAgentOptions& options) {
+  const auto refuse = [&](const absl::Status& status, int exit_code) {
+    std::fprintf(stderr, "perdure agent: node %u: %s\n", options.node, Message(status).c_str());
+    return exit_code;
+  };
+  const std::string path = options.run_directory + "/run.toml";
+  const absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok()) return refuse(text.status(), kExitUsage);
+  absl::StatusOr<RunConfig> config = ParseConfig(*text, path, {});
+  if (!config.ok()) return refuse(config.status(), kExitUsage);
+  NodeAgent agent(options, *std::move(config));
+  if (const absl::Status begun = agent.Begin(); !begun.ok())
+    return refuse(begun, absl::IsDataLoss(begun) ? kExitNoRestart : kExitFailed);
+  return agent.Run();
+}
+
+}  // namespace perdure

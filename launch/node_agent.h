@@ -1,0 +1,32 @@
+// The agent of one node of a job, with all that it hosts: the node's rank processes, its snapshots,
+// and, while it coordinates, the run's checkpoints and what people read of the job.
+//
+// One process per node; `perdure run` starts them on this machine, a batch system on many.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "runtime/control/ids.h"
+
+namespace perdure {
+
+struct NodeAgentOptions {
+  std::string run_directory;   // A run; its run.toml is the job's configuration.
+  std::string data_directory;  // Absolute.
+  uint64_t job = 0;            // JobStart.
+  NodeId node = 0;
+  NodeId nodes = 1;  // Of the job.
+  int64_t ranks_per_node = 1;
+  uint32_t domain = 0;                  // Of failures.
+  std::string interface = "127.0.0.1";  // Where other agents reach this one.
+  int64_t until_step = -1;              // Negative: to the end.
+  bool quiet = false;                   // No progress lines.
+  bool retry = false;  // Attempts to load a checkpoint that failed before do not count.
+};
+
+// Lives until the job ends, and returns its exit code; errors have been printed. SIGTERM: the job
+// is to stop after a step, with a checkpoint. SIGINT is for whoever started us.
+int RunNodeAgent(const NodeAgentOptions& options);
+
+}  // namespace perdure

@@ -1,0 +1,211 @@
+// What comes after a generation: with which layout the next one begins, and with which state; or
+// that none does.
+#include <algorithm>
+#include <utility>
+
+#include "runtime/base/status.h"
+#include "runtime/control/coordinator.h"
+#include "runtime/control/resume.h"
+
+namespace perdure {
+namespace {
+
+// A store reads files: it gets more time than a member.
+constexpr int64_t kChooseResends = 10;
+
+}  // namespace
+
+// ---- why a generation ended
+
+// Of the newest generation, whoever started it.
+void Coordinator::Learn(NodeId node, const msg::Report& before, Effects& effects) {
+  const msg::Report& r = peers_[node].report;
+  if (r.generation != view_.generation || !RanBefore()) return;
+  finished_ = std::max(finished_, r.finished);
+  if (phase_ == Phase::kRunning) {
+    if (before.generation == r.generation && before.waits && !r.waits)
+      Detect(FailureDetector::StoodStill{r.generation}, effects);
+    if (good_at_.has_value() && finished_ >= *good_at_) {
+      good_at_.reset();
+      effects.emplace_back(GoodSteps{layout_.generation});
+    }
+  }
+  if (r.failed_local_rank < 0) return;
+  Blame(r.failure, r.failure_number, node);
+  if (r.failure == EvidenceKind::kTrainingFailed) ending_ = ending_.value_or(kExitPersonMustLook);
+  if (r.failure == EvidenceKind::kBadCheckpoint && r.generation == layout_.generation &&
+      !loads_.empty()) {
+    last_is_bad_ = true;
+    last_checkpoint_ = loads_;
+  }
+}
+
+// What fails on one node breaks the connections of others, who may be heard first.
+void Coordinator::Blame(EvidenceKind kind, int64_t number, std::optional<NodeId> node) {
+  const bool first = !cause_.has_value() || (cause_->kind == EvidenceKind::kNetworkError &&
+                                             kind != EvidenceKind::kNetworkError);
+  if (first) cause_ = Failure{.kind = kind, .number = number, .step = 0, .node = node};
+}
+
+bool Coordinator::RanBefore() const {
+  return !view_.live.empty() && view_.live.back().job == identity_.me.at.job;
+}
+
+Failure Coordinator::Ended() const {
+  if (!RanBefore()) return {};
+  Failure failure = cause_.value_or(Failure{});
+  failure.step = finished_;
+  return failure;
+}
+
+// Whether the job ends because it fails at the same step again and again.
+bool Coordinator::GoesNowhere(Effects& effects) {
+  std::vector<FailedGeneration> failures = view_.failures;
+  AddFailure({.generation = view_.generation, .failure = Ended()}, failures);
+  ProgressVerdict verdict = JudgeProgress(failures);
+  if (!verdict.words.empty() && verdict != verdict_) Say(verdict.words, effects);
+  verdict_ = std::move(verdict);
+  for (NodeId node : verdict_.drains)
+    if (node < identity_.nodes) peers_[node].drained = true;
+  return verdict_.ends;
+}
+
+// ---- deciding
+
+Situation Coordinator::Survey() const {
+  Situation situation;
+  for (NodeId node = 0; node < identity_.nodes; ++node) {
+    const Peer& peer = peers_[node];
+    if (!peer.present || peer.stuck || peer.report.leaving) continue;
+    NodeOffer offer{
+        .node = node, .slots = {}, .domain = peer.report.domain, .drained = peer.drained};
+    for (int32_t slot = 0; slot < 64; ++slot)
+      if ((peer.report.slots >> slot & 1) != 0) offer.slots.push_back(slot);
+    situation.offers.push_back(std::move(offer));
+  }
+  if (layout_.generation != 0)
+    situation.current = layout_;
+  else if (RanBefore())
+    situation.current = *view_.live.back().layout;
+  situation.now = now_;
+  situation.unchanged_since = changed_at_;
+  situation.waiting_since = waiting_since_;
+  return situation;
+}
+
+void Coordinator::Decide(Effects& effects) {
+  if (!ending_.has_value() && GoesNowhere(effects)) ending_ = kExitPersonMustLook;
+  if (ending_.has_value()) {
+    TryEnd(effects);
+    return;
+  }
+  Situation situation = Survey();
+  const std::string before = std::move(decision_.words);
+  decision_ = DecideLayout(rule_, situation);
+  look_again_ = decision_.look_again;
+  // Each report asks again; it is told once for each change of the nodes.
+  const bool waits = decision_.action == LayoutAction::kWait;
+  const bool told = waits ? phase_ == Phase::kWaiting && situation.offers == waits_with_
+                          : phase_ == Phase::kChoosing && decision_.words == before;
+  if (!told) Say(decision_.words, effects);
+  if (waits) waits_with_ = std::move(situation.offers);
+  if (decision_.action == LayoutAction::kEnd) {
+    ending_ = decision_.exit_code;
+    TryEnd(effects);
+    return;
+  }
+  if (waits) {
+    phase_ = Phase::kWaiting;
+    phase_due_ = absl::InfiniteFuture();
+    waiting_since_ = std::min(waiting_since_, now_);
+    chosen_.reset();
+    return;
+  }
+  waiting_since_ = absl::InfiniteFuture();
+  look_again_ = absl::InfiniteFuture();
+  Choose(effects);
+}
+
+// The state: from memory if it serves, otherwise from a checkpoint, which the store knows.
+void Coordinator::Choose(Effects& effects) {
+  std::vector<NodeHoldings> holdings;
+  for (NodeId node = 0; node < identity_.nodes; ++node)
+    if (peers_[node].present && !peers_[node].stuck && !peers_[node].holdings.empty())
+      holdings.push_back({node, &peers_[node].holdings});
+  std::vector<LogView::Live> trusted = view_.live;
+  std::erase_if(trusted, [&](const LogView::Live& live) {
+    return live.layout->generation <= verdict_.distrusted;
+  });
+  Resume resume = ChooseResume(trusted, holdings, view_.commit_step);
+  if (!resume.from_checkpoint) {
+    Start(std::move(resume), std::nullopt, effects);
+    return;
+  }
+  if (!chosen_.has_value()) {
+    phase_ = Phase::kChoosing;
+    phase_due_ = absl::InfiniteFuture();
+    ++question_;
+    AskWhichCheckpoint(effects);
+    return;
+  }
+  resume.step = chosen_->step.value_or(0);
+  resume.checkpoint = chosen_->packed;
+  Start(std::move(resume), chosen_->step, effects);
+}
+
+void Coordinator::AskWhichCheckpoint(Effects& effects) {
+  choose_due_ = now_ + kChooseResends * options_.resend;
+  effects.emplace_back(ChooseCheckpoint{
+      .question = question_, .last_is_bad = last_is_bad_, .last = last_checkpoint_});
+}
+
+// Nodes may have come and gone meanwhile.
+void Coordinator::On(const CheckpointChosen& event, Effects& effects) {
+  if (phase_ != Phase::kChoosing || event.question != question_) return;
+  choose_due_ = absl::InfiniteFuture();
+  last_is_bad_ = false;
+  last_checkpoint_.clear();
+  if (!event.ok) {
+    Say(event.words, effects);
+    ending_ = event.exit_code;
+    TryEnd(effects);
+    return;
+  }
+  chosen_ = event;
+  Decide(effects);
+}
+
+// With `checkpoint`'s state; none: memory's, or the run begins.
+void Coordinator::Start(Resume resume, std::optional<StepIndex> checkpoint, Effects& effects) {
+  resume_ = std::move(resume);
+  chosen_.reset();
+  good_at_.reset();
+  if (checkpoint.has_value()) good_at_ = *checkpoint + kGoodSteps;
+  phase_ = Phase::kStarting;
+  phase_due_ = absl::InfiniteFuture();
+  LogEntry start{.kind = EntryKind::kStart,
+                 .generation = view_.generation + 1,
+                 .step = resume_.step,
+                 .layout = PlacedLayout{.generation = view_.generation + 1,
+                                        .shape = decision_.shape,
+                                        .seats = decision_.seats},
+                 .failure = Ended()};
+  Post(std::move(start), 0, effects);
+}
+
+// The set of usable nodes may have changed, or something that was too early is not any more.
+void Coordinator::ConsiderChange(Effects& effects) {
+  if (phase_ == Phase::kWaiting) {
+    Decide(effects);
+    return;
+  }
+  if (phase_ != Phase::kRunning || ending_.has_value()) return;
+  const Decision decision = DecideLayout(rule_, Survey());
+  look_again_ = decision.look_again;
+  if (decision.action == LayoutAction::kKeep || decision.action == LayoutAction::kWait ||
+      decision.action == LayoutAction::kEnd)
+    return;
+  BeginStop(true, decision.words, effects);
+}
+
+}  // namespace perdure

@@ -1,0 +1,264 @@
+// Jobs whose rank processes and nodes are killed, stopped, joined by others: they must end in the
+// same bits as one that was left alone.
+#include "runtime/agent/process_ranks.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <bit>
+#include <cstdio>
+#include <filesystem>
+#include <set>
+
+#include "runtime/base/status.h"
+#include "tests/agent/job_stage.h"
+
+namespace perdure {
+namespace {
+
+using ::testing::Contains;
+using ::testing::HasSubstr;
+
+constexpr int kSamples = 300;
+
+// Of a run of so many samples that nobody disturbs.
+struct Undisturbed {
+  CommitRecord commit;
+  std::map<int64_t, uint64_t> losses;  // Bits, by step.
+};
+
+class ProcessRanksTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (!JobStage::Possible()) GTEST_SKIP() << "no transport between processes in this build";
+    stage_ = std::make_unique<JobStage>(kSamples);
+  }
+  void TearDown() override {
+    if (HasFailure() && stage_ != nullptr) std::printf("%s", stage_->Story().c_str());
+  }
+  static const Undisturbed& Alone() {
+    static const Undisturbed* const alone = [] {
+      auto* const run = new Undisturbed;
+      JobStage stage(kSamples);
+      stage.options.nodes = 1;
+      stage.Start(0);
+      EXPECT_EQ(stage.Completed(), 0) << stage.Story();
+      run->commit = stage.LastCommit();
+      for (const JobStage::Step& step : stage.steps)
+        run->losses[step.report.step] = std::bit_cast<uint64_t>(step.report.loss);
+      return run;
+    }();
+    return *alone;
+  }
+  // Every step was taken, some more than once, always with the same loss; the end is the same.
+  void ExpectTheSame() {
+    const Undisturbed& alone = Alone();
+    std::set<int64_t> seen;
+    for (const JobStage::Step& step : stage_->steps) {
+      seen.insert(step.report.step);
+      EXPECT_EQ(std::bit_cast<uint64_t>(step.report.loss), alone.losses.at(step.report.step))
+          << step.report.step;
+    }
+    EXPECT_EQ(seen.size(), alone.losses.size());
+    const CommitRecord commit = stage_->LastCommit();
+    EXPECT_EQ(commit.step, alone.commit.step);
+    EXPECT_EQ(commit.certificate, alone.commit.certificate);
+    // Nothing is left in memory.
+    EXPECT_TRUE(std::filesystem::is_empty(stage_->shelves()));
+  }
+  // Steps that were taken again in a later generation.
+  int64_t Redone() const {
+    return static_cast<int64_t>(stage_->steps.size() - Alone().losses.size());
+  }
+  void StartAll(NodeId nodes) {
+    stage_->options.nodes = nodes;
+    for (NodeId node = 0; node < nodes; ++node) stage_->Start(node);
+  }
+  // Once, behind that step of the first generation.
+  void At(int64_t step, std::function<void()> what) {
+    stage_->on_step = [step, what = std::move(what), done = false](const auto& s) mutable {
+      if (s.report.step >= step && !std::exchange(done, true)) what();
+    };
+  }
+
+  std::unique_ptr<JobStage> stage_;
+};
+
+TEST_F(ProcessRanksTest, ARunIsTakenToItsEnd) {
+  StartAll(2);
+  ASSERT_EQ(stage_->Completed(), 0);
+  EXPECT_EQ(stage_->Starts().size(), 1u);
+  EXPECT_EQ(stage_->Starts()[0].shape, (LayoutShape{1, 1, 2}));
+  EXPECT_TRUE(stage_->failures.empty());
+  EXPECT_EQ(Redone(), 0);
+  ExpectTheSame();
+}
+
+TEST_F(ProcessRanksTest, AKilledRankIsMadeAnewAndGoesOnFromMemory) {
+  StartAll(2);
+  pid_t killed = 0;
+  At(10, [&] { ::kill(killed = stage_->PidOf(1), SIGKILL); });
+  ASSERT_EQ(stage_->Completed(), 0);
+  const std::vector<StartRecord> starts = stage_->Starts();
+  ASSERT_EQ(starts.size(), 2u);
+  EXPECT_GE(starts[1].step, 9);  // No checkpoint is there yet.
+  EXPECT_EQ(starts[1].seats, starts[0].seats);
+  ASSERT_EQ(stage_->failures.size(), 1u);
+  EXPECT_EQ(stage_->failures[0].first, 1u);
+  const RankFailure& failure = stage_->failures[0].second;
+  EXPECT_EQ(failure.kind, EvidenceKind::kRankKilled);
+  EXPECT_EQ(failure.number, SIGKILL);
+  EXPECT_EQ(failure.pid, killed);
+  EXPECT_THAT(failure.words, HasSubstr("signal 9"));
+  EXPECT_THAT(failure.words, HasSubstr("last it did: step 1"));
+  // The others' processes live on.
+  const std::vector<pid_t>&before = stage_->pids[1], &after = stage_->pids[2];
+  ASSERT_EQ(after.size(), 2u);
+  EXPECT_EQ(after[0], before[0]);
+  EXPECT_NE(after[1], before[1]);
+  EXPECT_LE(Redone(), 2);
+  ExpectTheSame();
+}
+
+TEST_F(ProcessRanksTest, RankZeroIsNoBetter) {
+  StartAll(2);
+  At(10, [&] { ::kill(stage_->PidOf(0), SIGSEGV); });
+  ASSERT_EQ(stage_->Completed(), 0);
+  EXPECT_EQ(stage_->Starts().size(), 2u);
+  EXPECT_EQ(stage_->failures.at(0).second.number, SIGSEGV);
+  EXPECT_EQ(stage_->pids[2][1], stage_->pids[1][1]);
+  ExpectTheSame();
+}
+
+// The detector finds the stall, the agent kills who does not stop.
+TEST_F(ProcessRanksTest, AStoppedRankIsKilledAndMadeAnew) {
+  stage_->options.control.stall_min = absl::Seconds(2);
+  stage_->options.control.stop_max = absl::Seconds(4);
+  StartAll(2);
+  At(10, [&] { ::kill(stage_->PidOf(1), SIGSTOP); });
+  ASSERT_EQ(stage_->Completed(), 0);
+  EXPECT_GE(stage_->Starts().size(), 2u);
+  ASSERT_FALSE(stage_->failures.empty());
+  EXPECT_EQ(stage_->failures[0].first, 1u);
+  EXPECT_EQ(stage_->failures[0].second.kind, EvidenceKind::kHung);
+  EXPECT_THAT(stage_->failures[0].second.words, HasSubstr("did not stop"));
+  EXPECT_GE(stage_->Starts()[1].step, 9);
+  ExpectTheSame();
+}
+
+// Its rank's state is in its peer's node.
+TEST_F(ProcessRanksTest, ALostNodeIsDoneWithout) {
+  StartAll(2);
+  bool lost = false;
+  At(10, [&] { lost = true; });
+  ASSERT_TRUE(stage_->Until([&] { return lost; }));
+  stage_->Kill(1);
+  ASSERT_EQ(stage_->Completed(), 0);
+  const std::vector<StartRecord> starts = stage_->Starts();
+  ASSERT_EQ(starts.size(), 2u);
+  EXPECT_EQ(starts[1].shape.data, 1);
+  EXPECT_GE(starts[1].step, 9);
+  std::filesystem::remove_all(stage_->shelves() + "/" +
+                              std::filesystem::directory_iterator(stage_->shelves())
+                                  ->path()
+                                  .filename()
+                                  .string());  // The lost node's.
+  ExpectTheSame();
+}
+
+// Three become two: each needs what others owned, from nodes that it has to ask.
+TEST_F(ProcessRanksTest, StateComesFromOtherNodes) {
+  StartAll(3);
+  bool lost = false;
+  At(10, [&] { lost = true; });
+  ASSERT_TRUE(stage_->Until([&] { return lost; }));
+  stage_->Kill(2);
+  ASSERT_TRUE(stage_->Until([&] { return stage_->pids.contains(2); }));
+  uint64_t bytes = 0;
+  for (const NodeId node : {0u, 1u}) bytes += stage_->at(node).ranks->fetch()->counters().bytes;
+  EXPECT_GT(bytes, 10000u);
+  ASSERT_EQ(stage_->Completed(), 0);
+  const std::vector<StartRecord> starts = stage_->Starts();
+  ASSERT_EQ(starts.size(), 2u);
+  EXPECT_EQ(starts[1].shape.data, 2);
+  EXPECT_GE(starts[1].step, 9);
+  EXPECT_EQ(stage_->pids[2], (std::vector<pid_t>{stage_->pids[1][0], stage_->pids[1][1]}));
+  std::filesystem::remove_all(
+      stage_->shelves() + "/" +
+      std::filesystem::directory_iterator(stage_->shelves())->path().filename().string());
+  ExpectTheSame();
+}
+
+// All leave at a boundary: not a step is done again.
+TEST_F(ProcessRanksTest, ANodeThatComesIsTakenInAtABoundary) {
+  stage_->options.nodes = 2;
+  stage_->options.control.gather = absl::Milliseconds(300);
+  stage_->Start(0);
+  // Held back until it is told to leave: alone it would be done before the other comes.
+  pid_t held = 0;
+  At(5, [&] { ::kill(held = stage_->PidOf(0), SIGSTOP); });
+  ASSERT_TRUE(stage_->Until([&] { return held != 0; }));
+  stage_->Start(1);
+  ASSERT_TRUE(stage_->Until(
+      [&] { return stage_->at(0).agent->lead()->phase() == Coordinator::Phase::kStopping; }));
+  ::kill(held, SIGCONT);
+  ASSERT_EQ(stage_->Completed(), 0);
+  const std::vector<StartRecord> starts = stage_->Starts();
+  ASSERT_EQ(starts.size(), 2u);
+  EXPECT_EQ(starts[1].shape.data, 2);
+  EXPECT_GT(starts[1].step, 0);
+  EXPECT_EQ(stage_->pids[2][0], stage_->pids[1][0]);
+  EXPECT_TRUE(stage_->failures.empty());
+  EXPECT_EQ(Redone(), 0);
+  ExpectTheSame();
+}
+
+// Agents that are started again find what the ones before have left in memory.
+TEST_F(ProcessRanksTest, AgentsThatComeBackHaveWhatWasHeld) {
+  stage_->options.control.gather_again = absl::Seconds(5);
+  StartAll(2);
+  bool enough = false;
+  At(10, [&] { enough = true; });
+  ASSERT_TRUE(stage_->Until([&] { return enough; }));
+  for (const NodeId node : {0u, 1u}) stage_->Kill(node);
+  for (const NodeId node : {0u, 1u}) stage_->Start(node);
+  ASSERT_EQ(stage_->Completed(), 0);
+  // On a busy machine one of them may come in later, at a boundary.
+  const std::vector<StartRecord> starts = stage_->Starts();
+  ASSERT_GE(starts.size(), 2u);
+  EXPECT_GE(starts[1].step, 9);
+  ExpectTheSame();
+}
+
+TEST_F(ProcessRanksTest, ARankThatCannotBeStartedIsToldAsSuch) {
+  stage_->ranks.argv = {"/nowhere/rank"};
+  stage_->options.nodes = 1;
+  stage_->Start(0);
+  ASSERT_TRUE(stage_->Until([&] { return !stage_->failures.empty(); }));
+  EXPECT_EQ(stage_->failures[0].second.kind, EvidenceKind::kStartFailed);
+  EXPECT_THAT(stage_->failures[0].second.words, HasSubstr("/nowhere/rank"));
+}
+
+// A rank that says what makes no sense is killed, its agent and the others live.
+TEST_F(ProcessRanksTest, ARankThatMakesNoSenseIsKilled) {
+  stage_->ranks.argv = {"/bin/sh", "-c", "printf '\\3\\0\\0\\0abc' >&3; sleep 1000"};
+  stage_->options.nodes = 1;
+  stage_->Start(0);
+  ASSERT_TRUE(stage_->Until([&] { return !stage_->failures.empty(); }));
+  EXPECT_EQ(stage_->failures[0].second.kind, EvidenceKind::kRankCrashed);
+  EXPECT_THAT(stage_->failures[0].second.words, HasSubstr("not a JSON object"));
+  EXPECT_EQ(stage_->at(0).agent->peers().counters().malformed, 0u);
+}
+
+TEST_F(ProcessRanksTest, DataThatIsMissingIsARanksError) {
+  std::filesystem::remove(stage_->ranks.data_directory + "/fr.idx");
+  stage_->options.nodes = 1;
+  stage_->Start(0);
+  ASSERT_TRUE(stage_->Until([&] { return !stage_->failures.empty(); }));
+  EXPECT_THAT(stage_->failures[0].second.words, HasSubstr("fr.idx"));
+  EXPECT_EQ(stage_->failures[0].second.rank, 0);
+}
+
+}  // namespace
+}  // namespace perdure

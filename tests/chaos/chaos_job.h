@@ -1,0 +1,62 @@
+// A job of real processes that something is done to: the built `perdure`, a small model on four
+// nodes of two ranks (tensor 2, pipeline 2, data 2), so that a node is a quarter of the layout and
+// half of a replica.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "monitoring/loss_csv.h"
+
+namespace perdure {
+
+inline constexpr int64_t kChaosSteps = 40;
+
+// What a run came to.
+struct ChaosEnd {
+  int exit_code = -1;
+  std::string certificate;
+  std::vector<std::string> loss_bits;  // By step, from 1.
+};
+
+// The same run, undisturbed, on one rank.
+ChaosEnd Undisturbed(const std::string& folder, const std::vector<std::string>& more = {});
+
+class ChaosJob {
+ public:
+  // Starts it in FOLDER/run, with data of WriteNanoData in FOLDER.
+  ChaosJob(const std::string& folder, const std::vector<std::string>& more);
+  ~ChaosJob();  // Kills what is left.
+  ChaosJob(const ChaosJob&) = delete;
+  ChaosJob& operator=(const ChaosJob&) = delete;
+
+  const std::string& run() const { return run_; }
+  // Steps that are finished.
+  int64_t Step() const;
+  // False: it has ended, or a minute has passed.
+  bool AwaitStep(int64_t step);
+  bool AwaitEvent(const std::string& name, const std::string& part, absl::Duration within);
+  nlohmann::json Status() const;
+
+  // Of the newest status; 0: it has none.
+  int Agent(int64_t node) const;
+  std::vector<int> Ranks(int64_t node) const;
+  int64_t Coordinator() const;
+  // All processes of a node.
+  void SignalNode(int64_t node, int signal) const;
+
+  ChaosEnd Wait();
+  std::string Errors() const;
+
+ private:
+  nlohmann::json Member(int64_t node) const;
+
+  const std::string run_, errors_;
+  int pid_ = 0;
+};
+
+}  // namespace perdure
