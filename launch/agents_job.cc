@@ -19,6 +19,7 @@
 #include "monitoring/journal.h"
 #include "runtime/agent/job_start.h"
 #include "runtime/agent/records.h"
+#include "runtime/agent/snapshot_shelf.h"
 #include "runtime/agent/supervised_process.h"
 #include "runtime/base/status.h"
 #include "runtime/train/plan.h"
@@ -227,6 +228,14 @@ absl::StatusOr<int> AgentsJob::Run() {
   loop_->Run();
   while (::waitpid(-1, nullptr, 0) > 0 || errno == EINTR) {
   }
+  // What agents left that did not come back. No process of the job is there any more.
+  for (size_t node = 0; node < nodes_.size(); ++node)
+    if (const auto shelf = SnapshotShelf::Open({.directory = options_.config.snapshot.directory,
+                                                .run_id = log_.run_id(),
+                                                .job = job_,
+                                                .node = static_cast<NodeId>(node)});
+        shelf.ok())
+      (*shelf)->Remove();
   RETURN_IF_ERROR(log_.Refresh());
   if (!EndOf(log_, job_).has_value()) {
     Say(why_);
