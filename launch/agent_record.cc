@@ -18,9 +18,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr auto kProgressEvery = std::chrono::milliseconds(100);
-constexpr auto kPlainProgressEvery = std::chrono::seconds(2);
-
 // Whoever started the agents, and so outlives them.
 Json Supervisor(pid_t pid) {
   return {{"supervisor_pid", pid}, {"supervisor_start", ProcessStart(pid)}};
@@ -44,8 +41,7 @@ AgentRecord::AgentRecord(std::string run_directory, const RunConfig& config, boo
     : run_directory_(std::move(run_directory)),
       config_(config),
       schedule_(config),
-      quiet_(quiet),
-      terminal_(::isatty(STDERR_FILENO) != 0) {}
+      line_(config, quiet) {}
 
 absl::StatusOr<std::unique_ptr<AgentRecord>> AgentRecord::Open(const std::string& run_directory,
                                                                const RunConfig& config,
@@ -63,11 +59,7 @@ void AgentRecord::Warn(const absl::Status& status) {
   Say(fmt::format("warning: {}; training goes on without that record", Message(status)));
 }
 
-// Another agent may have left its progress line open.
-void AgentRecord::Say(const std::string& line) {
-  line_open_ = false;
-  std::fprintf(stderr, "%s%s\n", terminal_ ? "\r\033[K" : "", line.c_str());
-}
+void AgentRecord::Say(const std::string& line) { line_.Say(line, true); }
 
 void AgentRecord::Event(std::string_view event, const Json& fields) {
   Warn(journal_->Append(event, fields));
@@ -82,21 +74,7 @@ void AgentRecord::Step(uint64_t generation, int64_t ranks, const StepReport& r) 
   if (!again && r.step != last_row_ + 1) OpenLosses(generation, r.step - 1);
   last_row_ = r.step;
   const std::string& phase = config_.phases[static_cast<size_t>(r.phase)].name;
-  if (loss_csv_ != nullptr)
-    Warn(loss_csv_->Append(
-        {.step = r.step,
-         .samples = r.samples,
-         .tokens = r.tokens,
-         .loss = r.loss,
-         .grad_norm = r.grad_norm,
-         .learning_rate = r.rate,
-         .batch = r.batch,
-         .context = r.context,
-         .step_seconds = r.seconds,
-         .tokens_per_second = again ? 0 : static_cast<double>(r.step_tokens) / r.seconds,
-         .generation = generation,
-         .ranks = ranks,
-         .phase = phase}));
+  if (loss_csv_ != nullptr) Warn(loss_csv_->Append(LossRowOf(config_, generation, ranks, r)));
   if (again) {
     Event("step_told_again", {{"step", r.step}, {"generation", generation}});
     return;
@@ -106,7 +84,7 @@ void AgentRecord::Step(uint64_t generation, int64_t ranks, const StepReport& r) 
                  {"phase", phase},
                  {"samples", {r.first_sample, r.first_sample + r.batch}},
                  {"sample_chain", r.sample_chain.Hex()}});
-  ShowProgress(r);
+  line_.Show(r);
 }
 
 void AgentRecord::OpenLosses(uint64_t generation, int64_t resume_step) {
@@ -118,26 +96,6 @@ void AgentRecord::OpenLosses(uint64_t generation, int64_t resume_step) {
   if (csv.ok()) loss_csv_ = *std::move(csv);
   const absl::StatusOr<std::optional<LossRow>> last = LastLossRow(path);
   last_row_ = last.ok() && last->has_value() ? (*last)->step : 0;
-}
-
-void AgentRecord::ShowProgress(const StepReport& r) {
-  const auto now = std::chrono::steady_clock::now();
-  const bool last = r.step == schedule_.steps();
-  if (quiet_ || (!last && now - progress_shown_ <
-                              (terminal_ ? std::chrono::milliseconds(kProgressEvery)
-                                         : std::chrono::milliseconds(kPlainProgressEvery))))
-    return;
-  progress_shown_ = now;
-  const std::string line = fmt::format(
-      "step {:>6}/{}  {}  loss {:.4f}  grad norm {:.3f}  rate {:.2e}  batch {}  {:.0f} tokens/s",
-      r.step, schedule_.steps(), config_.phases[static_cast<size_t>(r.phase)].name, r.loss,
-      r.grad_norm, r.rate, r.batch, static_cast<double>(r.step_tokens) / r.seconds);
-  if (terminal_) {
-    std::fprintf(stderr, "\r\033[K%s%s", line.c_str(), last ? "\n" : "");
-    line_open_ = !last;
-  } else {
-    std::fprintf(stderr, "%s\n", line.c_str());
-  }
 }
 
 void AgentRecord::Job(const Json& state) {

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "launch/step_lines.h"
 #include "monitoring/journal.h"
 #include "monitoring/loss_csv.h"
 #include "runtime/train/rank_host.h"
@@ -40,22 +41,19 @@ class AgentRecord {
  private:
   AgentRecord(std::string run_directory, const RunConfig& config, bool quiet);
   void OpenLosses(uint64_t generation, int64_t resume_step);
-  void ShowProgress(const StepReport& report);
   void Replace(const std::string& path, const nlohmann::json& content);
   void Warn(const absl::Status& status);
 
   const std::string run_directory_;
   const RunConfig config_;
   const StepSchedule schedule_;
-  const bool quiet_, terminal_;
-  bool line_open_ = false;
+  StepLine line_;
   bool warned_ = false;
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<LossCsv> loss_csv_;  // While rank 0 is of this node.
   uint64_t generation_ = 0;            // Of its rows,
   int64_t last_row_ = 0;               // and the step of the last one.
   nlohmann::json job_, node_;          // As written.
-  std::chrono::steady_clock::time_point progress_shown_;
 };
 
 // status.json of a job that is over: complete, stopped, failed.

@@ -45,19 +45,6 @@ uint64_t NewJobId() {
 
 void Say(const std::string& line) { std::fprintf(stderr, "perdure run: %s\n", line.c_str()); }
 
-int Refuse(const absl::Status& status) {
-  Say(Message(status));
-  switch (status.code()) {
-    case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kNotFound:
-    case absl::StatusCode::kFailedPrecondition:
-    case absl::StatusCode::kDataLoss:
-      return kExitUsage;
-    default:
-      return kExitFailed;
-  }
-}
-
 // The last job of the log that has begun and not ended.
 std::optional<uint64_t> OpenJob(const RunLog& log) {
   std::optional<uint64_t> open;
@@ -274,21 +261,6 @@ int AgentsJob::Tell(const EndRecord& end) const {
   return exit_code;
 }
 
-// The exit code of a run that has nothing to do.
-std::optional<int> NothingToDo(const LocalJobOptions& options, const OpenedRun& run) {
-  const std::string& name = run.config.name;
-  if (run.start.step >= StepSchedule(run.config).steps()) {
-    Say(fmt::format("run {} is complete at step {}", name, run.start.step));
-    return kExitComplete;
-  }
-  if (options.until_step < 0 || !run.start.manifest.has_value() ||
-      run.start.step < options.until_step)
-    return std::nullopt;
-  Say(fmt::format("run {} is at step {} already; --until-step {} asks for nothing more", name,
-                  run.start.step, options.until_step));
-  return kExitStopped;
-}
-
 }  // namespace
 
 int RunAgentsJob(const AgentsJobOptions& agents) {
@@ -296,18 +268,18 @@ int RunAgentsJob(const AgentsJobOptions& agents) {
   // Whether anything fits, said before anything is written.
   const absl::StatusOr<LayoutConfig> layout =
       ResolveLayout(options.config, options.nodes * options.ranks_per_node);
-  if (!layout.ok()) return Refuse(layout.status());
+  if (!layout.ok()) return RefuseRun(layout.status());
   if (const absl::Status data = CheckData(options.config, options.data_directory); !data.ok())
-    return Refuse(data);
+    return RefuseRun(data);
   absl::StatusOr<OpenedRun> run = OpenRun(options.run_directory, options.config, options.retry);
   if (!run.ok()) {
-    Refuse(run.status());
+    RefuseRun(run.status());
     return absl::IsDataLoss(run.status()) ? kExitNoRestart : kExitUsage;
   }
   absl::StatusOr<LocalLock> lock = LocalLock::Take(options.run_directory);
-  if (!lock.ok()) return Refuse(lock.status());
+  if (!lock.ok()) return RefuseRun(lock.status());
   if (options.config.layout.transport == "local")
-    return Refuse(InvalidArgument(
+    return RefuseRun(InvalidArgument(
         "layout.transport = \"local\" is for threads of one process, and every rank is a process "
         "of its own here; take \"ucx\" or \"libfabric\""));
   if (const std::optional<int> exit_code = NothingToDo(options, *run)) return *exit_code;
@@ -315,16 +287,16 @@ int RunAgentsJob(const AgentsJobOptions& agents) {
   if (const std::optional<uint64_t> open = OpenJob(run->log);
       open.has_value() && open == lock->last_job()) {
     const absl::Status ended = AppendEnd(run->log, *open, "its processes are gone");
-    if (!ended.ok()) return Refuse(ended);
+    if (!ended.ok()) return RefuseRun(ended);
   }
   const uint64_t job = JobStart(NewJobId(), 0);
-  if (const absl::Status held = lock->Hold(job); !held.ok()) return Refuse(held);
+  if (const absl::Status held = lock->Hold(job); !held.ok()) return RefuseRun(held);
   absl::StatusOr<std::unique_ptr<EventLoop>> loop = EventLoop::New();
-  if (!loop.ok()) return Refuse(loop.status());
+  if (!loop.ok()) return RefuseRun(loop.status());
   AgentsJob agents_job(options, agents.restart_agents, *std::move(lock), std::move(run->log), job,
                        *std::move(loop));
   const absl::StatusOr<int> exit_code = agents_job.Run();
-  return exit_code.ok() ? *exit_code : Refuse(exit_code.status());
+  return exit_code.ok() ? *exit_code : RefuseRun(exit_code.status());
 }
 
 }  // namespace perdure

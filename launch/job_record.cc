@@ -12,8 +12,6 @@ namespace perdure {
 namespace {
 
 constexpr auto kStatusEvery = std::chrono::milliseconds(200);
-constexpr auto kProgressEvery = std::chrono::milliseconds(100);
-constexpr auto kPlainProgressEvery = std::chrono::seconds(2);
 
 }  // namespace
 
@@ -24,8 +22,7 @@ JobRecord::JobRecord(std::string run_directory, const RunConfig& config, uint64_
       schedule_(config),
       generation_(generation),
       nodes_(nodes),
-      quiet_(quiet),
-      terminal_(::isatty(STDERR_FILENO) != 0) {}
+      line_(config, quiet) {}
 
 absl::StatusOr<std::unique_ptr<JobRecord>> JobRecord::Open(const std::string& run_directory,
                                                            const RunConfig& config,
@@ -63,11 +60,7 @@ void JobRecord::Warn(const absl::Status& status) {
   Say(fmt::format("warning: {}; training goes on without that record", Message(status)));
 }
 
-void JobRecord::Say(const std::string& line) {
-  if (line_open_) std::fputs("\r\033[K", stderr);
-  line_open_ = false;
-  std::fprintf(stderr, "%s\n", line.c_str());
-}
+void JobRecord::Say(const std::string& line) { line_.Say(line, false); }
 
 void JobRecord::Event(std::string_view event, const nlohmann::json& fields) {
   Warn(journal_->Append(event, fields));
@@ -76,19 +69,7 @@ void JobRecord::Event(std::string_view event, const nlohmann::json& fields) {
 void JobRecord::Step(const StepReport& r) {
   const std::string& phase = config_.phases[static_cast<size_t>(r.phase)].name;
   const double tokens_per_second = static_cast<double>(r.step_tokens) / r.seconds;
-  Warn(loss_csv_->Append({.step = r.step,
-                          .samples = r.samples,
-                          .tokens = r.tokens,
-                          .loss = r.loss,
-                          .grad_norm = r.grad_norm,
-                          .learning_rate = r.rate,
-                          .batch = r.batch,
-                          .context = r.context,
-                          .step_seconds = r.seconds,
-                          .tokens_per_second = tokens_per_second,
-                          .generation = generation_,
-                          .ranks = config_.layout.ranks(),
-                          .phase = phase}));
+  Warn(loss_csv_->Append(LossRowOf(config_, generation_, config_.layout.ranks(), r)));
   Event("step", {{"step", r.step},
                  {"generation", generation_},
                  {"phase", phase},
@@ -100,27 +81,7 @@ void JobRecord::Step(const StepReport& r) {
   status_["loss"] = r.loss;
   status_["tokens_per_second"] = tokens_per_second;
   WriteStatus(false);
-  ShowProgress(r);
-}
-
-void JobRecord::ShowProgress(const StepReport& r) {
-  const auto now = std::chrono::steady_clock::now();
-  const bool last = r.step == schedule_.steps();
-  if (quiet_ || (!last && now - progress_shown_ <
-                              (terminal_ ? std::chrono::milliseconds(kProgressEvery)
-                                         : std::chrono::milliseconds(kPlainProgressEvery))))
-    return;
-  progress_shown_ = now;
-  const std::string line = fmt::format(
-      "step {:>6}/{}  {}  loss {:.4f}  grad norm {:.3f}  rate {:.2e}  batch {}  {:.0f} tokens/s",
-      r.step, schedule_.steps(), config_.phases[static_cast<size_t>(r.phase)].name, r.loss,
-      r.grad_norm, r.rate, r.batch, static_cast<double>(r.step_tokens) / r.seconds);
-  if (terminal_) {
-    std::fprintf(stderr, "\r\033[K%s%s", line.c_str(), last ? "\n" : "");
-    line_open_ = !last;
-  } else {
-    std::fprintf(stderr, "%s\n", line.c_str());
-  }
+  line_.Show(r);
 }
 
 void JobRecord::State(const std::string& state, const std::vector<LocalRank>& ranks) {
@@ -134,10 +95,7 @@ void JobRecord::State(const std::string& state, const std::vector<LocalRank>& ra
   }
   status_["members"] = members;
   WriteStatus(true);
-  if (line_open_ && state != "running" && state != "starting") {
-    std::fputs("\n", stderr);
-    line_open_ = false;
-  }
+  if (state != "running" && state != "starting") line_.Close();
 }
 
 void JobRecord::WriteStatus(bool force) {

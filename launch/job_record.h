@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "launch/local_ranks.h"
+#include "launch/step_lines.h"
 #include "monitoring/journal.h"
 #include "monitoring/loss_csv.h"
 #include "runtime/train/run_config.h"
@@ -37,7 +38,6 @@ class JobRecord {
   JobRecord(std::string run_directory, const RunConfig& config, uint64_t generation, int64_t nodes,
             bool quiet);
   void WriteStatus(bool force);
-  void ShowProgress(const StepReport& report);
   void Warn(const absl::Status& status);
 
   std::string run_directory_;
@@ -45,14 +45,12 @@ class JobRecord {
   StepSchedule schedule_;
   uint64_t generation_;
   int64_t nodes_;
-  bool quiet_;
-  bool terminal_;
-  bool line_open_ = false;
+  StepLine line_;
   bool warned_ = false;
   std::unique_ptr<Journal> journal_;
   std::unique_ptr<LossCsv> loss_csv_;
   nlohmann::ordered_json status_;
-  std::chrono::steady_clock::time_point status_written_, progress_shown_;
+  std::chrono::steady_clock::time_point status_written_;
 };
 
 }  // namespace perdure

@@ -602,9 +602,7 @@ absl::StatusOr<int> LocalJob::Run() {
 
 }  // namespace
 
-namespace {
-
-int Refuse(const absl::Status& status) {
+int RefuseRun(const absl::Status& status) {
   std::fprintf(stderr, "perdure run: %s\n", Message(status).c_str());
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
@@ -617,7 +615,6 @@ int Refuse(const absl::Status& status) {
   }
 }
 
-// The exit code of a run that has nothing to do.
 std::optional<int> NothingToDo(const LocalJobOptions& options, const OpenedRun& run) {
   const std::string& name = run.config.name;
   if (run.start.step >= StepSchedule(run.config).steps()) {
@@ -635,21 +632,19 @@ std::optional<int> NothingToDo(const LocalJobOptions& options, const OpenedRun& 
   return kExitStopped;
 }
 
-}  // namespace
-
 int RunLocalJob(const LocalJobOptions& options) {
   RunConfig config = options.config;
   const absl::StatusOr<LayoutConfig> layout =
       ResolveLayout(config, options.nodes * options.ranks_per_node);
-  if (!layout.ok()) return Refuse(layout.status());
+  if (!layout.ok()) return RefuseRun(layout.status());
   config.layout = *layout;
   if (const absl::Status data = CheckData(config, options.data_directory); !data.ok())
-    return Refuse(data);
+    return RefuseRun(data);
   // Once more with an older checkpoint for each that proves bad while it is loaded.
   for (;;) {
     absl::StatusOr<OpenedRun> run = OpenRun(options.run_directory, config, options.retry);
     if (!run.ok()) {
-      Refuse(run.status());
+      RefuseRun(run.status());
       return absl::IsDataLoss(run.status())
                  ? kExitNoRestart
                  : kExitUsage;  // A damaged run is a person's to look at.
@@ -660,11 +655,11 @@ int RunLocalJob(const LocalJobOptions& options) {
     const absl::StatusOr<int> exit_code = job.Run();
     if (exit_code.ok()) return *exit_code;
     if (!absl::IsDataLoss(exit_code.status()) || checkpoint.empty())
-      return Refuse(exit_code.status());
+      return RefuseRun(exit_code.status());
     const std::string name = std::filesystem::path(checkpoint).filename();
     const absl::Status moved =
         QuarantineCheckpoint(options.run_directory, name, Message(exit_code.status()));
-    if (!moved.ok()) return Refuse(moved);
+    if (!moved.ok()) return RefuseRun(moved);
     std::fprintf(stderr, "perdure run: %s is bad and now in quarantine/; trying the one before\n",
                  name.c_str());
   }

@@ -8,9 +8,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
+#include "launch/run_directory.h"
 #include "runtime/train/run_config.h"
 
 namespace perdure {
@@ -32,6 +34,11 @@ struct LocalJobOptions {
   bool quiet = false;      // No progress lines.
   bool retry = false;      // Attempts to load a checkpoint that failed before do not count.
 };
+
+// Prints why the job does not begin; the exit code that fits.
+int RefuseRun(const absl::Status& status);
+// The exit code of a run that has nothing to do, which is said.
+std::optional<int> NothingToDo(const LocalJobOptions& options, const OpenedRun& run);
 
 // Runs the job to its end and returns its exit code; errors have been printed.
 int RunLocalJob(const LocalJobOptions& options);

@@ -155,6 +155,7 @@ void NodeAgent::OpenRanks(const std::string& run_id) {
   hooks.step = [this](Generation generation, const StepReport& report) {
     OnStep(generation, report);
   };
+  hooks.waiting = [this](StepIndex step) { checkpoints_->Waiting(step); };
   hooks.certificate = [this](Generation generation, const Digest& certificate) {
     record_->Event("loaded", {{"generation", generation}, {"certificate", certificate.Hex()}});
   };

@@ -73,7 +73,7 @@ struct Encoder {
     PutNumber(fetch.offset, 8, bytes);
     PutNumber(fetch.bytes, 4, bytes);
   }
-  void operator()(const Piece& piece) const {
+  void operator()(const SnapshotPiece& piece) const {
     bytes.reserve(1 + kPieceHeadBytes + piece.bytes.size());
     bytes.push_back(kPiece);
     PutNumber(piece.number, 8, bytes);
@@ -146,7 +146,7 @@ absl::StatusOr<PeerFrame> DecodePeerFrame(std::string_view bytes) {
     case kPiece: {
       if (bytes.size() <= kPieceHeadBytes || bytes.size() > kPieceHeadBytes + kPieceBytesMax)
         return DataLoss("a piece of {} bytes", bytes.size());
-      Piece piece;
+      SnapshotPiece piece;
       piece.number = TakeNumber(bytes, 8);
       piece.file_bytes = TakeNumber(bytes, 8);
       if (piece.file_bytes > kFetchOffsetMax)

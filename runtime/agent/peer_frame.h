@@ -39,8 +39,8 @@ struct Where {
 };
 inline constexpr size_t kWhereNodesMax = 256;
 
-// Asks for bytes of the snapshot that a rank of a generation left at a step; answered by a Piece or
-// by Refused.
+// Asks for bytes of the snapshot that a rank of a generation left at a step; answered by a
+// SnapshotPiece or by Refused.
 struct Fetch {
   uint64_t number = 0;  // Of the question; chosen by who asks, comes back with the answer.
   Generation generation = 0;
@@ -54,11 +54,11 @@ inline constexpr uint64_t kFetchOffsetMax = uint64_t{1} << 62;
 inline constexpr uint32_t kPieceBytesMax = uint32_t{256} << 10;
 
 // As many bytes as were asked for.
-struct Piece {
+struct SnapshotPiece {
   uint64_t number = 0;
   uint64_t file_bytes = 0;  // Of the whole file; at most kFetchOffsetMax.
   std::string bytes;
-  friend bool operator==(const Piece&, const Piece&) = default;
+  friend bool operator==(const SnapshotPiece&, const SnapshotPiece&) = default;
 };
 
 struct Refused {
@@ -71,9 +71,9 @@ struct Refused {
   friend bool operator==(const Refused&, const Refused&) = default;
 };
 
-using SnapshotFrame = std::variant<Fetch, Piece, Refused>;
+using SnapshotFrame = std::variant<Fetch, SnapshotPiece, Refused>;
 using PeerFrame =
-    std::variant<ControlMessage, Introduction, Directory, Where, Fetch, Piece, Refused>;
+    std::variant<ControlMessage, Introduction, Directory, Where, Fetch, SnapshotPiece, Refused>;
 
 std::string EncodePeerFrame(const PeerFrame& frame);
 

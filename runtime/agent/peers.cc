@@ -16,7 +16,7 @@ constexpr uint64_t kGuestJob = std::numeric_limits<uint64_t>::max();
 // REQUIRES: it is one.
 SnapshotFrame TakeSnapshotFrame(PeerFrame frame) {
   if (auto* fetch = std::get_if<Fetch>(&frame)) return *fetch;
-  if (auto* piece = std::get_if<Piece>(&frame)) return std::move(*piece);
+  if (auto* piece = std::get_if<SnapshotPiece>(&frame)) return std::move(*piece);
   return std::get<Refused>(frame);
 }
 

@@ -71,6 +71,7 @@ struct ProcessRanksHooks {
   std::function<void(const RankFailure& failure)> failed = {};
   std::function<void(Generation generation, const StepReport& report)> step = {};
   std::function<void(Generation generation, const Digest& certificate)> certificate = {};
+  std::function<void(StepIndex step)> waiting = {};  // Training does, for the save before.
   std::function<void(int32_t local_rank, const Json& report)> health = {};
   std::function<void(int32_t local_rank, const Json& evidence)> evidence = {};
   std::function<void(const std::string& line)> remark = {};

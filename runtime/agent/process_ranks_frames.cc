@@ -87,6 +87,8 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Progress& frame)
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Waiting& frame) {
   if (!Current(slot.second, frame.generation) || std::exchange(waits_, true)) return;
   TellProgress();
+  // All ranks wait for the same reason.
+  if (slot.second.rank == 0 && hooks_.waiting) hooks_.waiting(frame.step);
 }
 
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Done& frame) {
@@ -213,7 +215,7 @@ void ProcessRanks::Take(NodeId from, SnapshotFrame frame) {
   if (fetch_ == nullptr) return;
   if (const auto* fetch = std::get_if<Fetch>(&frame))
     server_->Answer(from, *fetch);
-  else if (const auto* piece = std::get_if<Piece>(&frame))
+  else if (const auto* piece = std::get_if<SnapshotPiece>(&frame))
     fetch_->Take(from, *piece);
   else
     fetch_->Take(from, std::get<Refused>(frame));

@@ -88,7 +88,7 @@ void RankLine::On(const to_rank::Prepare& frame) {
   fetched_.reset();
   stopping_ = Stopping::kNo;
   freeze_after_.reset();
-  freezes_ = -1;
+  freezes_ = kNothingFrozen;
   last_ = false;
   save_ = {};
 }

@@ -125,7 +125,9 @@ class RankLine {
   bool interrupted_ = false;
   std::optional<int64_t> freeze_after_;
   bool last_ = false;  // The state that is frozen next is the last one.
-  int64_t freezes_ = -1;  // A state later than this is frozen, or about to be.
+  // A state later than this is frozen, or about to be. A first order says "later than -1".
+  static constexpr int64_t kNothingFrozen = -2;
+  int64_t freezes_ = kNothingFrozen;
   Save save_;
   std::thread receiver_;  // Last: it uses all of the above.
 };

@@ -342,7 +342,11 @@ absl::StatusOr<CommitRecord> RunCheckpoints::Publish(const LogEntry& commit, Slo
 void RunCheckpoints::Do(const Coordinator::SaveOver& order) {
   saving_ = -1;
   watch_.Clear();
-  if (!order.committed) return;
+  if (!order.committed) {
+    Event("checkpoint_failed", {{"step", order.step}, {"generation", order.generation}});
+    Warn(fmt::format("warning: no checkpoint of step {}", order.step));
+    return;
+  }
   std::optional<Save> save;
   {
     const std::lock_guard lock(mutex_);

@@ -271,6 +271,8 @@ Json RunCheckpoints::Describe(const std::vector<SaveWatch::Stall>& stalls) const
 
 // Until now what took long cost nothing.
 void RunCheckpoints::Waiting(StepIndex step) {
+  // Another agent leads; or what they wait for is the last save.
+  if (saving_ < 0 || step <= saving_) return;
   Event("back_pressure", {{"step", step},
                           {"unsettled", saving_},
                           {"under_way", Describe(watch_.UnderWay(MonotonicNow()))}});

@@ -78,9 +78,9 @@ SnapshotFrame SnapshotServer::AnswerOf(const Fetch& fetch) const {
   const UniqueFd fd(::open(path->c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
   struct stat facts {};
   if (!fd.open() || ::fstat(fd.get(), &facts) != 0) return refused;
-  Piece piece{.number = fetch.number,
-              .file_bytes = static_cast<uint64_t>(facts.st_size),
-              .bytes = std::string(fetch.bytes, '\0')};
+  SnapshotPiece piece{.number = fetch.number,
+                      .file_bytes = static_cast<uint64_t>(facts.st_size),
+                      .bytes = std::string(fetch.bytes, '\0')};
   if (!ReadWhole(fd.get(), fetch.offset, piece.bytes)) return refused;
   return piece;
 }
@@ -242,7 +242,7 @@ void SnapshotFetch::Finish(uint64_t id, absl::Status status) {
 }
 
 // What is not asked for stays a hole, but the file is as long as the one it is a copy of.
-absl::Status SnapshotFetch::Write(Job& job, const Part& part, const Piece& piece) const {
+absl::Status SnapshotFetch::Write(Job& job, const Part& part, const SnapshotPiece& piece) const {
   if (job.file_bytes != piece.file_bytes) {
     job.file_bytes = piece.file_bytes;
     if (::ftruncate(job.file.get(), static_cast<off_t>(piece.file_bytes)) != 0)
@@ -251,7 +251,7 @@ absl::Status SnapshotFetch::Write(Job& job, const Part& part, const Piece& piece
   return WriteWhole(job.file.get(), part.offset, piece.bytes);
 }
 
-void SnapshotFetch::Take(NodeId from, const Piece& piece) {
+void SnapshotFetch::Take(NodeId from, const SnapshotPiece& piece) {
   const auto at = questions_.find(piece.number);
   if (at == questions_.end() || at->second.holder != from ||
       at->second.part.bytes != piece.bytes.size() ||

@@ -89,7 +89,7 @@ class SnapshotFetch {
   void CancelAll();
   bool idle() const { return jobs_.empty(); }
 
-  void Take(NodeId from, const Piece& piece);
+  void Take(NodeId from, const SnapshotPiece& piece);
   void Take(NodeId from, const Refused& refused);
   const Counters& counters() const { return counters_; }
 
@@ -116,7 +116,7 @@ class SnapshotFetch {
   };
 
   absl::Status Open(Job& job) const;
-  absl::Status Write(Job& job, const Part& part, const Piece& piece) const;
+  absl::Status Write(Job& job, const Part& part, const SnapshotPiece& piece) const;
   void Pump();
   bool Ask(uint64_t id, Job& job);
   void NextHolder(uint64_t id, Job& job, const std::string& why);

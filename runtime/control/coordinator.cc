@@ -307,9 +307,9 @@ void Coordinator::Reconcile(NodeId node, Effects& effects) {
            effects);
     else if (peer.member && r.generation < layout_.generation)
       Tell(node, PrepareFor(node), effects);
-    else if (peer.member && current && r.stage == Stage::kPresent && !peer.addressed)
+    else if (peer.member && current && r.stage == NodeStage::kPresent && !peer.addressed)
       Tell(node, PrepareFor(node), effects);
-    else if (peer.member && current && r.stage == Stage::kReady && phase_ == Phase::kRunning)
+    else if (peer.member && current && r.stage == NodeStage::kReady && phase_ == Phase::kRunning)
       Tell(node, msg::Go{.term = term_, .generation = layout_.generation}, effects);
   } else if (holds && phase_ != Phase::kGathering) {
     Tell(node, msg::Stop{.term = term_, .generation = r.generation, .at_boundary = false}, effects);
@@ -325,7 +325,8 @@ void Coordinator::Advance(NodeId node, const msg::Report& before, Effects& effec
     const Generation others = peer.member && layout_.generation == view_.generation
                                   ? view_.generation - 1
                                   : view_.generation;
-    fence_.Stopped(node, r.stage == Stage::kIdle ? std::max(r.generation, others) : r.generation);
+    fence_.Stopped(node,
+                   r.stage == NodeStage::kIdle ? std::max(r.generation, others) : r.generation);
     if (peer.stuck) {
       peer.stuck = false;
       changed_at_ = now_;
@@ -337,7 +338,7 @@ void Coordinator::Advance(NodeId node, const msg::Report& before, Effects& effec
       Gather(node, effects);
       return;
     case Phase::kStopping:
-      if (r.stage == Stage::kBroken) StopWithoutBoundary(effects);
+      if (r.stage == NodeStage::kBroken) StopWithoutBoundary(effects);
       CountStopped(node);
       TryStopped(effects);
       return;

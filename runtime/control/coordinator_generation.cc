@@ -33,7 +33,7 @@ void Coordinator::Gather(NodeId node, Effects& effects) {
     if (!peers_[member].present) return;
   for (NodeId member : nodes) {
     const msg::Report& r = peers_[member].report;
-    if (r.generation != layout.generation || r.stage != Stage::kRunning) {
+    if (r.generation != layout.generation || r.stage != NodeStage::kRunning) {
       BeginStop(false, fmt::format("node {} does not run generation {}", member, layout.generation),
                 effects);
       return;
@@ -79,7 +79,7 @@ void Coordinator::TakeOver(PlacedLayout layout) {
 
 bool Coordinator::StoppedFor(const Peer& peer) const {
   const msg::Report& r = peer.report;
-  if (r.generation == 0 && r.stage == Stage::kIdle) return true;
+  if (r.generation == 0 && r.stage == NodeStage::kIdle) return true;
   return Idle(r.stage) && peer.stopped == r.generation;
 }
 
@@ -125,7 +125,7 @@ void Coordinator::OnStopped(NodeId node, const msg::Stopped& m, Effects& effects
   peer.holdings = m.holdings;
   if (peer.report.generation != m.generation || !Idle(peer.report.stage)) {
     peer.report.generation = m.generation;
-    peer.report.stage = Stage::kStopped;
+    peer.report.stage = NodeStage::kStopped;
   }
   fence_.Stopped(node, m.generation);
   if (phase_ != Phase::kStopping) return;
@@ -252,30 +252,37 @@ void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects
   }
   if (r.generation != layout_.generation) return;
   switch (r.stage) {
-    case Stage::kBroken:
+    case NodeStage::kBroken:
       effects.emplace_back(Evidence{.node = node, .kind = r.failure, .number = r.failure_number});
       MembersFail(fmt::format("local rank {} of node {} failed: {}", r.failed_local_rank, node,
                               WordsOf(r.failure, r.failure_number)),
                   effects);
       return;
-    case Stage::kIdle:
-    case Stage::kStopping:
-    case Stage::kStopped:
+    case NodeStage::kIdle:
+    case NodeStage::kStopping:
+    case NodeStage::kStopped:
       MembersFail(fmt::format("the ranks of node {} have stopped", node), effects);
       return;
-    case Stage::kDone:
+    case NodeStage::kDone:
       if (phase_ != Phase::kRunning || std::exchange(peer.done, true)) return;
       if (++done_ < members_.size()) return;
       BeginStop(false, ending_.has_value() ? "the job ends" : "nothing is left to do", effects);
+      if (!ending_.has_value() && view_.commit_step < finished_) {
+        Say(fmt::format("the state of step {} could not be saved, the newest checkpoint is of step "
+                        "{}: what lies between will be done again",
+                        finished_, view_.commit_step),
+            effects);
+        ending_ = kExitUnsaved;
+      }
       ending_ = ending_.value_or(options_.done_code);
       return;
-    case Stage::kReady:
+    case NodeStage::kReady:
       if (phase_ == Phase::kForming && !std::exchange(peer.ready, true)) {
         ++ready_;
         TryGo(effects);
       }
       return;
-    case Stage::kRunning:
+    case NodeStage::kRunning:
       if (phase_ != Phase::kRunning) return;
       Detect(FailureDetector::StepProgress{r.generation, node, r.finished, 0}, effects);
       if (phase_ == Phase::kRunning) OnSaving(node, r, effects);

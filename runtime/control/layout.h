@@ -17,7 +17,8 @@ struct LayoutShape {
 
   int32_t replica_ranks() const { return tensor * pipeline; }
   int32_t ranks() const { return replica_ranks() * data; }
-  // Stage p, replica d, t: numbered as by Mesh of runtime/train, a tensor group's ranks in a row.
+  // NodeStage p, replica d, t: numbered as by Mesh of runtime/train, a tensor group's ranks in a
+  // row.
   int32_t Rank(int32_t p, int32_t d, int32_t t) const { return (p * data + d) * tensor + t; }
   int32_t ReplicaOf(int32_t rank) const { return rank / tensor % data; }
 

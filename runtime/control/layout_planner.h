@@ -34,6 +34,7 @@
 namespace perdure {
 
 // Of the command and the job: see docs/operating.md.
+inline constexpr int kExitUnsaved = 1;  // Failed: what was done last is not kept.
 inline constexpr int kExitMoreToDo = 75;
 inline constexpr int kExitPersonMustLook = 93;
 

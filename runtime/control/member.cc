@@ -36,7 +36,7 @@ Member::Member(const ControlOptions& options, const Identity& identity, const Ad
       report_due_(now) {
   sent_.fill(absl::InfinitePast());
   if (adopted.generation == 0) return;
-  stage_ = adopted.holdings.empty() ? Stage::kRunning : Stage::kStopped;
+  stage_ = adopted.holdings.empty() ? NodeStage::kRunning : NodeStage::kStopped;
   holdings_ = adopted.holdings;
   generation_ = adopted.generation;
   finished_ = adopted.finished;
@@ -55,7 +55,7 @@ absl::Time Member::NextDeadline() const {
   return std::min({kill_due_, table_due_, report_due_, seek_due_, TurnToLead()});
 }
 
-void Member::Enter(Stage stage) {
+void Member::Enter(NodeStage stage) {
   if (stage_ == stage) return;
   stage_ = stage;
   changed_ = true;
@@ -243,7 +243,7 @@ void Member::OnMessage(const msg::Answer& m, Effects& effects) {
   if (m.sequence > sequence_ || sequence_ - m.sequence >= kSentKept) return;
   echo_ = std::max(echo_, m.stamp);
   if (m.lease <= 0 || m.generation != generation_ || generation_ == 0) return;
-  if (stage_ != Stage::kRunning && stage_ != Stage::kReady) return;
+  if (stage_ != NodeStage::kRunning && stage_ != NodeStage::kReady) return;
   const absl::Time sent = sent_[m.sequence % kSentKept];
   const absl::Time until =
       sent + HolderCounts(options_, std::min(absl::Nanoseconds(m.lease), options_.lease_agent));
@@ -253,7 +253,7 @@ void Member::OnMessage(const msg::Answer& m, Effects& effects) {
 // ---- generations
 
 void Member::BeginStop(bool at_boundary, Effects& effects) {
-  Enter(Stage::kStopping);
+  Enter(NodeStage::kStopping);
   table_due_ = absl::InfiniteFuture();
   kill_due_ = now_ + options_.stop_max / 2;
   effects.emplace_back(StopRanks{generation_, at_boundary});
@@ -262,17 +262,17 @@ void Member::BeginStop(bool at_boundary, Effects& effects) {
 void Member::OnMessage(const msg::Stop& m, Effects& effects) {
   if (m.generation < generation_) return;
   switch (stage_) {
-    case Stage::kIdle:
-    case Stage::kStopped:
-    case Stage::kDone:
+    case NodeStage::kIdle:
+    case NodeStage::kStopped:
+    case NodeStage::kDone:
       SendStopped(effects);
       return;
-    case Stage::kStopping:
+    case NodeStage::kStopping:
       // What was to end at a boundary that will not come is to end now.
       if (!m.at_boundary) effects.emplace_back(StopRanks{generation_, false});
       return;
     default:
-      BeginStop(m.at_boundary && stage_ == Stage::kRunning, effects);
+      BeginStop(m.at_boundary && stage_ == NodeStage::kRunning, effects);
   }
 }
 
@@ -284,22 +284,23 @@ void Member::SendStopped(Effects& effects) {
 }
 
 void Member::On(const RanksStopped& event, Effects& effects) {
-  if (event.generation != generation_ || stage_ == Stage::kStopped || stage_ == Stage::kDone)
+  if (event.generation != generation_ || stage_ == NodeStage::kStopped ||
+      stage_ == NodeStage::kDone)
     return;
   holdings_ = event.holdings;
   kill_due_ = absl::InfiniteFuture();
   Unfreeze();
   waits_ = false;
   failed_local_rank_ = -1;
-  Enter(Stage::kStopped);
+  Enter(NodeStage::kStopped);
   if (has_term_) SendStopped(effects);
 }
 
 void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
-  if (m.generation == generation_ && stage_ == Stage::kPresent) SendPresent(effects);
+  if (m.generation == generation_ && stage_ == NodeStage::kPresent) SendPresent(effects);
   if (m.generation <= generation_) return;
   if (!Idle(stage_)) {
-    if (stage_ != Stage::kStopping) BeginStop(false, effects);
+    if (stage_ != NodeStage::kStopping) BeginStop(false, effects);
     return;  // It will be said again.
   }
   generation_ = m.generation;
@@ -311,14 +312,14 @@ void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
   Unfreeze();
   waits_ = false;
   failed_local_rank_ = -1;
-  Enter(Stage::kSpawning);
+  Enter(NodeStage::kSpawning);
   effects.emplace_back(MakeRanks{m});
 }
 
 void Member::On(const RanksMade& event, Effects& effects) {
-  if (event.generation != generation_ || stage_ != Stage::kSpawning) return;
+  if (event.generation != generation_ || stage_ != NodeStage::kSpawning) return;
   addresses_ = event.addresses;
-  Enter(Stage::kPresent);
+  Enter(NodeStage::kPresent);
   table_due_ = now_ + 4 * options_.resend;
   SendPresent(effects);
 }
@@ -330,7 +331,7 @@ void Member::SendPresent(Effects& effects) {
 
 // Parts come from the parent in the tree, or from the coordinator.
 void Member::OnMessage(const msg::Table& m, Effects& effects) {
-  if (m.generation != generation_ || stage_ != Stage::kPresent || m.count <= 0) return;
+  if (m.generation != generation_ || stage_ != NodeStage::kPresent || m.count <= 0) return;
   const auto at = std::lower_bound(parts_.begin(), parts_.end(), m.first);
   if (at != parts_.end() && *at == m.first) return;
   parts_.insert(at, m.first);
@@ -340,17 +341,17 @@ void Member::OnMessage(const msg::Table& m, Effects& effects) {
   effects.emplace_back(Connect{m});
   if (parts_ranks_ < m.ranks) return;
   table_due_ = absl::InfiniteFuture();
-  Enter(Stage::kLoading);
+  Enter(NodeStage::kLoading);
   effects.emplace_back(Load{generation_});
 }
 
 void Member::On(const RanksLoaded& event, Effects&) {
-  if (event.generation == generation_ && stage_ == Stage::kLoading) Enter(Stage::kReady);
+  if (event.generation == generation_ && stage_ == NodeStage::kLoading) Enter(NodeStage::kReady);
 }
 
 void Member::OnMessage(const msg::Go& m, Effects& effects) {
-  if (m.generation != generation_ || stage_ != Stage::kReady) return;
-  Enter(Stage::kRunning);
+  if (m.generation != generation_ || stage_ != NodeStage::kReady) return;
+  Enter(NodeStage::kRunning);
   effects.emplace_back(Run{generation_});
 }
 
@@ -362,20 +363,20 @@ void Member::On(const Progress& event, Effects&) {
   if (!event.complete) return;
   kill_due_ = absl::InfiniteFuture();
   holdings_.clear();
-  Enter(Stage::kDone);
+  Enter(NodeStage::kDone);
 }
 
 void Member::On(const RankFailed& event, Effects&) {
   if (event.slot_lost) identity_.slots &= ~(uint64_t{1} << event.local_rank);
   changed_ |= event.slot_lost;
-  if (event.generation != generation_ || stage_ == Stage::kStopping || Idle(stage_)) return;
+  if (event.generation != generation_ || stage_ == NodeStage::kStopping || Idle(stage_)) return;
   if (failed_local_rank_ < 0) {
     failure_ = event.kind;
     failure_number_ = event.number;
     failed_local_rank_ = event.local_rank;
   }
   table_due_ = absl::InfiniteFuture();
-  Enter(Stage::kBroken);
+  Enter(NodeStage::kBroken);
 }
 
 void Member::On(const Leave&, Effects&) {
@@ -386,7 +387,7 @@ void Member::On(const Leave&, Effects&) {
 // ---- checkpoints
 
 void Member::OnMessage(const msg::Save& m, Effects& effects) {
-  if (m.generation == generation_ && stage_ == Stage::kRunning && frozen_ < 0)
+  if (m.generation == generation_ && stage_ == NodeStage::kRunning && frozen_ < 0)
     effects.emplace_back(FreezeState{m});
 }
 
@@ -397,7 +398,7 @@ void Member::Unfreeze() {
 }
 
 void Member::On(const Frozen& event, Effects&) {
-  if (event.generation != generation_ || stage_ == Stage::kStopped) return;
+  if (event.generation != generation_ || stage_ == NodeStage::kStopped) return;
   Unfreeze();
   frozen_ = event.step;
   changed_ = true;

@@ -171,7 +171,7 @@ class Member {
   absl::Time NextDeadline() const;
 
   const LogView& view() const { return view_; }
-  Stage stage() const { return stage_; }
+  NodeStage stage() const { return stage_; }
   Generation generation() const { return generation_; }
   Slot term() const { return term_; }
   bool exited() const { return exited_; }
@@ -213,7 +213,7 @@ class Member {
   int64_t PlaceInLine() const;
   absl::Time TurnToLead() const;  // Infinite: while it leads, or has to read the log first.
   void BeginStop(bool at_boundary, Effects& effects);
-  void Enter(Stage stage);
+  void Enter(NodeStage stage);
   void Report(Effects& effects);
   void SendStopped(Effects& effects);
   // At what is frozen; 0: none yet.
@@ -255,7 +255,7 @@ class Member {
   std::array<absl::Time, kSentKept> sent_;  // By sequence: when it was sent.
 
   // The ranks.
-  Stage stage_ = Stage::kIdle;
+  NodeStage stage_ = NodeStage::kIdle;
   Generation generation_ = 0;
   StepIndex finished_ = 0;
   int32_t failed_local_rank_ = -1;

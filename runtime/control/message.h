@@ -20,7 +20,7 @@
 namespace perdure {
 
 // What a node is about.
-enum class Stage : uint8_t {
+enum class NodeStage : uint8_t {
   kIdle,      // No rank of it belongs to a generation.
   kSpawning,  // Ranks of `generation` are made; they have no addresses yet.
   kPresent,   // They have, and wait for the others'.
@@ -34,8 +34,8 @@ enum class Stage : uint8_t {
 };
 
 // Whether no rank of a node in that stage steps, now or later by itself.
-inline bool Idle(Stage stage) {
-  return stage == Stage::kIdle || stage == Stage::kStopped || stage == Stage::kDone;
+inline bool Idle(NodeStage stage) {
+  return stage == NodeStage::kIdle || stage == NodeStage::kStopped || stage == NodeStage::kDone;
 }
 
 // State of a rank of `generation` at `step`, verified, in this node's memory.
@@ -78,7 +78,7 @@ struct Report {
   uint32_t domain = 0;    // Of failures: rack, switch.
   bool leaving = false;   // Its node is to be given back.
   Generation generation = 0;
-  Stage stage = Stage::kIdle;
+  NodeStage stage = NodeStage::kIdle;
   StepIndex finished = 0;
   int32_t failed_local_rank = -1;  // kBroken: the first rank that failed, and of what:
   EvidenceKind failure = EvidenceKind::kRankCrashed;

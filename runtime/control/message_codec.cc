@@ -58,7 +58,7 @@ void Fields(auto& io, OneOf<msg::Settle> auto& m) { io(m.term, m.generation, m.s
 void Fields(auto& io, OneOf<msg::Bye> auto& m) { io(m.term, m.exit_code); }
 
 // The highest value of an enum that travels.
-uint64_t Highest(Stage) { return static_cast<uint64_t>(Stage::kDone); }
+uint64_t Highest(NodeStage) { return static_cast<uint64_t>(NodeStage::kDone); }
 uint64_t Highest(EvidenceKind) { return kEvidenceKinds - 1; }
 
 class Writer {

@@ -30,8 +30,8 @@ TEST(PeerFrame, ComesBackAsItWas) {
             .rank = 1 << 30,
             .offset = kFetchOffsetMax,
             .bytes = kPieceBytesMax},
-      Piece{.number = 3, .file_bytes = kFetchOffsetMax, .bytes = std::string("\0\xff", 2)},
-      Piece{.number = 3, .bytes = std::string(kPieceBytesMax, 'x')},
+      SnapshotPiece{.number = 3, .file_bytes = kFetchOffsetMax, .bytes = std::string("\0\xff", 2)},
+      SnapshotPiece{.number = 3, .bytes = std::string(kPieceBytesMax, 'x')},
       Refused{.number = 9, .why = Refused::Why::kBusy}};
   for (const PeerFrame& frame : frames) {
     const std::string bytes = EncodePeerFrame(frame);
@@ -64,9 +64,9 @@ TEST(PeerFrame, HostileBytesAreRefused) {
     change(wrong);
     fails(wrong);
   }
-  fails(Piece{.number = 1, .bytes = ""});
-  fails(Piece{.number = 1, .bytes = std::string(kPieceBytesMax + 1, 'x')});
-  fails(Piece{.number = 1, .file_bytes = kFetchOffsetMax + 1, .bytes = "x"});
+  fails(SnapshotPiece{.number = 1, .bytes = ""});
+  fails(SnapshotPiece{.number = 1, .bytes = std::string(kPieceBytesMax + 1, 'x')});
+  fails(SnapshotPiece{.number = 1, .file_bytes = kFetchOffsetMax + 1, .bytes = "x"});
   fails(Refused{.number = 1, .why = static_cast<Refused::Why>(2)});
   TestRandom random(1);
   for (int i = 0; i < 20000; ++i) {
@@ -176,10 +176,10 @@ TEST_F(PeersTest, WhoLeadsKnowsWhereOthersListen) {
   ASSERT_TRUE(Until([&] { return !b.snapshots.empty(); }));
   EXPECT_EQ(b.snapshots[0].first, 1u);
   EXPECT_EQ(std::get<Fetch>(b.snapshots[0].second), fetch);
-  EXPECT_OK(b.peers->SendSnapshot(1, Piece{.number = 5, .bytes = "x"}));
+  EXPECT_OK(b.peers->SendSnapshot(1, SnapshotPiece{.number = 5, .bytes = "x"}));
   EXPECT_OK(b.peers->SendSnapshot(1, Refused{.number = 6}));
   ASSERT_TRUE(Until([&] { return a.snapshots.size() == 2; }));
-  EXPECT_EQ(std::get<Piece>(a.snapshots[0].second).bytes, "x");
+  EXPECT_EQ(std::get<SnapshotPiece>(a.snapshots[0].second).bytes, "x");
   EXPECT_EQ(std::get<Refused>(a.snapshots[1].second).number, 6u);
   EXPECT_THAT(lead.snapshots, IsEmpty());
 }

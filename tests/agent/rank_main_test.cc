@@ -339,12 +339,12 @@ TEST_F(RankMainTest, StopIsObeyedWhereverItIs) {
 TEST_F(RankMainTest, AStateIsFrozenOnceAndWrittenOnce) {
   Load();
   Go(1, /*lease=*/false);
-  for (int i = 0; i < 3; ++i) rank().Send(to_rank::Freeze{.generation = 1, .after = 0});
+  for (int i = 0; i < 3; ++i) rank().Send(to_rank::Freeze{.generation = 1, .after = -1});
   rank().page().Renew(1, MonotonicNow() + kLong);
   const auto frozen = rank().Get<from_rank::Frozen>();
   EXPECT_GT(frozen.step, 0);
   EXPECT_EQ(frozen.file, "part-00000.h5");
-  rank().Send(to_rank::Freeze{.generation = 1, .after = 0});  // It is there.
+  rank().Send(to_rank::Freeze{.generation = 1, .after = -1});  // It is there.
   rank().Send(Write(frozen.step + 1));                        // Not what is frozen.
   for (int i = 0; i < 3; ++i) rank().Send(Write(frozen.step));
   const auto written = rank().Get<from_rank::Written>();

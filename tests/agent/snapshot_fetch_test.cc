@@ -45,7 +45,7 @@ class SnapshotFetchTest : public testing::Test {
     if (full_-- > 0) return ResourceExhausted("too much waits");
     loop_->AddTimer(MonotonicNow(), [this, from, frame] {
       --open_[from];
-      if (const auto* piece = std::get_if<Piece>(&frame))
+      if (const auto* piece = std::get_if<SnapshotPiece>(&frame))
         fetch_->Take(from, *piece);
       else
         fetch_->Take(from, std::get<Refused>(frame));
@@ -156,7 +156,7 @@ TEST_F(SnapshotFetchTest, StrangeAnswersAreNone) {
   std::optional<absl::Status> status;
   fetch_->Begin(Order({1}, {{0, 10}}), [&](const absl::Status& s) { status = s; });
   const auto piece = [](uint64_t number, const std::string& bytes, uint64_t file_bytes = 10) {
-    return Piece{.number = number, .file_bytes = file_bytes, .bytes = bytes};
+    return SnapshotPiece{.number = number, .file_bytes = file_bytes, .bytes = bytes};
   };
   fetch_->Take(1, piece(77, "0123456789"));    // No question.
   fetch_->Take(2, piece(1, "0123456789"));     // Not his.
@@ -210,7 +210,7 @@ TEST_F(SnapshotFetchTest, AServerIsBounded) {
   SnapshotServer server(
       loop_.get(), [this](const Fetch& f) { return PathAt(1, f); },
       [&](NodeId to, const SnapshotFrame& frame) {
-        ++(std::holds_alternative<Piece>(frame) ? got[to].first : got[to].second);
+        ++(std::holds_alternative<SnapshotPiece>(frame) ? got[to].first : got[to].second);
         return absl::OkStatus();
       });
   const Fetch fetch{.number = 1, .generation = 3, .step = 17, .rank = 5, .offset = 0, .bytes = 100};
@@ -261,7 +261,7 @@ TEST(SnapshotFetchOverPeers, AsksWhereTheHolderListens) {
                if (const auto* question = std::get_if<Fetch>(&frame)) {
                  ASSERT_EQ(node, 2u);
                  server->Answer(from, *question);
-               } else if (const auto* piece = std::get_if<Piece>(&frame)) {
+               } else if (const auto* piece = std::get_if<SnapshotPiece>(&frame)) {
                  ASSERT_EQ(node, 1u);
                  fetch->Take(from, *piece);
                }

@@ -34,7 +34,7 @@ class CoordinatorChooses : public testing::Test {
     story_.LogStaysAsItIs();
     story_.StoreIsSilent();
     story_.Win();
-    for (NodeId node : {0, 1}) story_.Report(node, Stage::kIdle);
+    for (NodeId node : {0, 1}) story_.Report(node, NodeStage::kIdle);
   }
   const Coordinator::ChooseCheckpoint Asked() const {
     const auto asked = story_.All<Coordinator::ChooseCheckpoint>();
@@ -50,7 +50,7 @@ class CoordinatorChooses : public testing::Test {
   // Of the newest generation.
   Generation generation() { return story_.lead().layout().generation; }
   void Broken(NodeId node, EvidenceKind kind) {
-    story_.Report(node, Stage::kBroken, generation(), [=](msg::Report& r) {
+    story_.Report(node, NodeStage::kBroken, generation(), [=](msg::Report& r) {
       r.failed_local_rank = 0;
       r.failure = kind;
     });
@@ -63,7 +63,8 @@ class CoordinatorChooses : public testing::Test {
                                : std::vector<Holding>{{stopped, holds, static_cast<int>(node)}});
   }
   void Finished(NodeId node, StepIndex step) {
-    story_.Report(node, Stage::kRunning, generation(), [=](msg::Report& r) { r.finished = step; });
+    story_.Report(node, NodeStage::kRunning, generation(),
+                  [=](msg::Report& r) { r.finished = step; });
   }
 
   CoordinatorStory story_;
@@ -166,7 +167,7 @@ TEST_F(CoordinatorChooses, AnotherWhenThatOneIsBad) {
 TEST_F(CoordinatorChooses, AnotherWhoeverFindsItBadAndWhen) {
   Answer(Asked().question, 30);
   story_.Win();
-  for (NodeId node : {0, 1}) story_.Report(node, Stage::kLoading, 2);
+  for (NodeId node : {0, 1}) story_.Report(node, NodeStage::kLoading, 2);
   Broken(0, EvidenceKind::kNetworkError);
   ASSERT_EQ(story_.phase(), Phase::kStopping);
   Broken(1, EvidenceKind::kBadCheckpoint);
@@ -180,12 +181,12 @@ TEST_F(CoordinatorChooses, AnotherWhoeverFindsItBadAndWhen) {
 TEST_F(CoordinatorChooses, NoOtherCheckpointIsBadThanWhatWasLoaded) {
   Answer(Asked().question, 30);
   story_.Win();
-  for (NodeId node : {0, 1}) story_.Report(node, Stage::kLoading, 2);
+  for (NodeId node : {0, 1}) story_.Report(node, NodeStage::kLoading, 2);
   Broken(0, EvidenceKind::kBadCheckpoint);
   StopAll();
   Answer(Asked().question, 20);
   ASSERT_TRUE(story_.Appends(EntryKind::kStart));
-  story_.Report(1, Stage::kStopped, 2, [](msg::Report& r) {
+  story_.Report(1, NodeStage::kStopped, 2, [](msg::Report& r) {
     r.failed_local_rank = 0;
     r.failure = EvidenceKind::kBadCheckpoint;
   });
@@ -233,7 +234,7 @@ TEST_F(CoordinatorChoosesForTwo, AnewAfterItHadToWait) {
   EXPECT_EQ(story_.phase(), Phase::kWaiting);
   story_.AfterInTouch(absl::Seconds(20), {0});
   EXPECT_THAT(story_.All<Coordinator::ChooseCheckpoint>(), IsEmpty());
-  story_.Report(1, Stage::kIdle);
+  story_.Report(1, NodeStage::kIdle);
   EXPECT_EQ(story_.phase(), Phase::kChoosing);
   EXPECT_EQ(Asked().question, 2u) << "it may be another by now";
 }
@@ -285,9 +286,9 @@ TEST(CoordinatorTakesOver, AndSaysWhatProvesGoodMeanwhile) {
     CoordinatorStory story(2, View({lead, commit, start}));
     story.Win();
     for (NodeId node : {0, 1})
-      story.Report(node, Stage::kRunning, 2, [](msg::Report& r) { r.finished = 33; });
+      story.Report(node, NodeStage::kRunning, 2, [](msg::Report& r) { r.finished = 33; });
     EXPECT_EQ(story.phase(), Phase::kRunning);
-    story.Report(0, Stage::kRunning, 2, [](msg::Report& r) { r.finished = 33; });
+    story.Report(0, NodeStage::kRunning, 2, [](msg::Report& r) { r.finished = 33; });
     return story.All<Coordinator::GoodSteps>().size();
   };
   EXPECT_EQ(takes_over(30), 1u);

@@ -8,6 +8,7 @@ namespace perdure {
 namespace {
 
 using testing::ElementsAre;
+using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::SizeIs;
 using Phase = Coordinator::Phase;
@@ -21,7 +22,7 @@ TEST(CoordinatorEnds, AJobAfterASaveAtABoundary) {
   ASSERT_THAT(story.Sent<msg::Save>(), SizeIs(1));
   EXPECT_TRUE(story.Sent<msg::Save>()[0].last);
   EXPECT_EQ(story.phase(), Phase::kRunning) << "until it is saved";
-  story.Report(0, Stage::kRunning, 1, Frozen);
+  story.Report(0, NodeStage::kRunning, 1, Frozen);
   story.Do(Coordinator::Measured{1, 12, true});
   story.Wrote(0, 12, 1);
   story.Do(Coordinator::PartsJoined{1, 12, 1, {0}, {"A"}, true});
@@ -44,7 +45,7 @@ TEST(CoordinatorEnds, AJobWhoseLastSaveFails) {
   CoordinatorStory story(1);
   story.RunAll();
   story.Do(Coordinator::EndJob{75});
-  story.Report(0, Stage::kRunning, 1, Frozen);
+  story.Report(0, NodeStage::kRunning, 1, Frozen);
   story.Do(Coordinator::Measured{1, 12, false});
   ASSERT_THAT(story.Sent<msg::Stop>(), SizeIs(1));
   story.Stopped(0, 1);
@@ -55,7 +56,7 @@ TEST(CoordinatorEnds, AJobWhoseSaveIsUnderWayWhenThatIsOver) {
   CoordinatorStory story(1);
   story.RunAll();
   story.Do(Coordinator::SaveNow{});
-  story.Report(0, Stage::kRunning, 1, Frozen);
+  story.Report(0, NodeStage::kRunning, 1, Frozen);
   story.Do(Coordinator::EndJob{75});
   EXPECT_THAT(story.Sent<msg::Save>(), IsEmpty()) << "one is enough";
   story.Do(Coordinator::Measured{1, 12, false});
@@ -66,7 +67,7 @@ TEST(CoordinatorEnds, AJobThatFailsBeforeItIsSaved) {
   CoordinatorStory story(1);
   story.RunAll();
   story.Do(Coordinator::EndJob{75});
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   story.Stopped(0, 1, {{1, 40, 0}});
   EXPECT_EQ(story.Win().kind, EntryKind::kEnd) << "no other generation";
 }
@@ -75,20 +76,20 @@ TEST(CoordinatorEnds, AJobWhateverItIsAbout) {
   CoordinatorStory claiming(1), gathering(2), starting(1), forming(1);
   claiming.Do(Coordinator::EndJob{75});
   claiming.Win();
-  claiming.Report(0, Stage::kIdle);
+  claiming.Report(0, NodeStage::kIdle);
   gathering.Win();
-  gathering.Report(0, Stage::kIdle);
+  gathering.Report(0, NodeStage::kIdle);
   gathering.Do(Coordinator::EndJob{75});
   starting.Win();
-  starting.Report(0, Stage::kIdle);
+  starting.Report(0, NodeStage::kIdle);
   starting.Do(Coordinator::EndJob{75});
   EXPECT_EQ(starting.Win().kind, EntryKind::kStart) << "it may be in its slot already";
   EXPECT_THAT(starting.Sent<msg::Prepare>(), IsEmpty());
   forming.Win();
-  forming.Report(0, Stage::kIdle);
+  forming.Report(0, NodeStage::kIdle);
   forming.Win();
   ASSERT_EQ(forming.phase(), Phase::kForming);
-  forming.Report(0, Stage::kLoading, 1);
+  forming.Report(0, NodeStage::kLoading, 1);
   forming.Do(Coordinator::EndJob{75});
   EXPECT_THAT(forming.Sent<msg::Stop>(), SizeIs(1));
   forming.Stopped(0, 1);
@@ -102,7 +103,7 @@ TEST(CoordinatorEnds, AJobThatWaitsForNodes) {
   CoordinatorStory story(2, {}, CoordinatorStory::Needs(2, absl::Hours(1)));
   story.LogStaysAsItIs();
   story.Win();
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   story.AfterInTouch(absl::Minutes(1), {0});
   ASSERT_EQ(story.phase(), Phase::kWaiting);
   story.Do(Coordinator::EndJob{75});
@@ -114,8 +115,8 @@ TEST(CoordinatorEnds, AJobThatItTakesOverWithASaveAtOnce) {
   CoordinatorStory story(2, View({Lead(0, 1), Start(1, 1, {0, 1})}));
   story.Do(Coordinator::EndJob{75});
   story.Win();
-  story.Report(0, Stage::kRunning, 1);
-  story.Report(1, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
+  story.Report(1, NodeStage::kRunning, 1);
   EXPECT_EQ(story.phase(), Phase::kRunning);
   EXPECT_THAT(story.Sent<msg::Save>(), SizeIs(1));
 }
@@ -125,7 +126,7 @@ TEST(CoordinatorEnds, WithTheFirstCodeThatWasSaid) {
   story.RunAll();
   story.Do(Coordinator::EndJob{75});
   story.Do(Coordinator::EndJob{1});
-  story.Report(0, Stage::kDone, 1);
+  story.Report(0, NodeStage::kDone, 1);
   story.Stopped(0, 1);
   EXPECT_EQ(story.Win().exit_code, 75);
 }
@@ -133,13 +134,25 @@ TEST(CoordinatorEnds, WithTheFirstCodeThatWasSaid) {
 TEST(CoordinatorEnds, ACompleteRunWhenEachNodeIsDone) {
   CoordinatorStory story(2);
   story.RunAll();
-  story.Report(0, Stage::kDone, 1);
-  story.Report(0, Stage::kDone, 1);
+  story.SaveAll(12);
+  story.Done(0, 12);
+  story.Done(0, 12);
   EXPECT_EQ(story.phase(), Phase::kRunning);
-  story.Report(1, Stage::kDone, 1);
+  story.Done(1, 12);
   EXPECT_EQ(story.phase(), Phase::kStopping);
   for (NodeId node : {0, 1}) story.Stopped(node, 1);
   EXPECT_EQ(story.Win().exit_code, 0);
+}
+
+// Nobody may take a run for complete whose last state is not kept.
+TEST(CoordinatorEnds, WithAFailureWhereTheLastStateIsNotKept) {
+  CoordinatorStory story(1);
+  story.RunAll();
+  story.SaveAll(11);
+  story.Done(0, 12);
+  EXPECT_THAT(story.said(), HasSubstr("the state of step 12 could not be saved"));
+  story.Stopped(0, 1);
+  EXPECT_EQ(story.Win().exit_code, kExitUnsaved);
 }
 
 // Node 1 is silent and may step until its lease has ended.
@@ -149,8 +162,8 @@ TEST(CoordinatorEnds, WhenNobodyCanStepAnyMore) {
   CoordinatorStory story(2, {}, CoordinatorStory::Rule(), options);
   story.RunAll();
   story.Do(Coordinator::EndJob{75});
-  story.Report(0, Stage::kRunning, 1);
-  story.Report(1, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
+  story.Report(1, NodeStage::kRunning, 1);
   const absl::Duration lease = story.LeaseOf(1);
   story.AfterInTouch(Ms(1100), {0});
   ASSERT_EQ(story.phase(), Phase::kStopping);
@@ -165,7 +178,7 @@ TEST(CoordinatorEnds, WhenNobodyCanStepAnyMore) {
 TEST(CoordinatorEnds, OnceAndTellsWhoAsksLater) {
   CoordinatorStory story(2);
   story.RunAll();
-  for (NodeId node : {0, 1}) story.Report(node, Stage::kDone, 1);
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kDone, 1);
   for (NodeId node : {0, 1}) story.Stopped(node, 1);
   story.Win();
   EXPECT_EQ(story.phase(), Phase::kEnded);
@@ -174,7 +187,7 @@ TEST(CoordinatorEnds, OnceAndTellsWhoAsksLater) {
   story.After(absl::Minutes(5));
   EXPECT_THAT(story.All<Coordinator::Append>(), IsEmpty());
   EXPECT_THAT(story.All<Coordinator::ReadLog>(), IsEmpty()) << "it leads no more";
-  story.Report(1, Stage::kStopped, 1);
+  story.Report(1, NodeStage::kStopped, 1);
   EXPECT_THAT(story.Sent<msg::Bye>(), SizeIs(1));
   story.Do(Coordinator::LogRead{.asked = story.now(), .entries = {{Lead(3, 1, kOtherJob)}}});
   EXPECT_TRUE(story.resigned().empty()) << "the next job has begun";

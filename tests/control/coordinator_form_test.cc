@@ -20,7 +20,7 @@ CoordinatorStory Forming(NodeId nodes, const LayoutRule& rule = CoordinatorStory
   CoordinatorStory story(nodes, {}, rule, options);
   story.LogStaysAsItIs();
   story.Win();
-  for (NodeId node = 0; node < nodes; ++node) story.Report(node, Stage::kIdle);
+  for (NodeId node = 0; node < nodes; ++node) story.Report(node, NodeStage::kIdle);
   story.Win();
   EXPECT_EQ(story.phase(), Phase::kForming);
   return story;
@@ -44,14 +44,14 @@ TEST(CoordinatorForms, SaysPrepareAgainUntilItIsHeard) {
   CoordinatorStory story = Forming(2);
   story.AfterInTouch(Ms(1200), {0, 1});
   EXPECT_THAT(story.WhenSent<msg::Prepare>(1, kStart), ElementsAre(Ms(500), Ms(1000)));
-  story.Report(1, Stage::kSpawning, 1);
+  story.Report(1, NodeStage::kSpawning, 1);
   story.AfterInTouch(Ms(1200), {1});
   EXPECT_THAT(story.Sent<msg::Prepare>(), IsEmpty());
 }
 
 TEST(CoordinatorForms, AsksAgainForAddressesThatGotLost) {
   CoordinatorStory story = Forming(2);
-  story.Report(1, Stage::kPresent, 1);
+  story.Report(1, NodeStage::kPresent, 1);
   story.AfterInTouch(Ms(600), {1});
   EXPECT_THAT(story.WhenSent<msg::Prepare>(1, kStart), ElementsAre(Ms(500)));
   story.Present(1, 1);
@@ -148,7 +148,7 @@ TEST(CoordinatorForms, SendsTheTableAgainToWhoNeedsIt) {
   EXPECT_EQ(need(2, 1), 0u) << "no member";
   story.Hear(1, msg::NeedTable{.term = 4, .generation = 1});
   EXPECT_TRUE(story.DoesNothing());
-  for (NodeId node : {0, 1}) story.Report(node, Stage::kReady, 1);
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kReady, 1);
   EXPECT_EQ(need(1, 1), 0u) << "all have it";
 }
 
@@ -157,10 +157,10 @@ TEST(CoordinatorForms, SendsTheTableAgainToWhoNeedsIt) {
 TEST(CoordinatorForms, GoesWhenEachIsReady) {
   CoordinatorStory story = Forming(2);
   for (NodeId node : {0, 1}) story.Present(node, 1);
-  story.Report(0, Stage::kReady, 1);
-  story.Report(0, Stage::kReady, 1);
+  story.Report(0, NodeStage::kReady, 1);
+  story.Report(0, NodeStage::kReady, 1);
   EXPECT_THAT(story.Sent<msg::Go>(), IsEmpty());
-  story.Report(1, Stage::kReady, 1);
+  story.Report(1, NodeStage::kReady, 1);
   EXPECT_THAT(story.Sent<msg::Go>(), SizeIs(2));
 }
 
@@ -168,8 +168,8 @@ TEST(CoordinatorForms, SaysGoAgainUntilTheyRun) {
   CoordinatorStory story(2);
   story.LogStaysAsItIs();
   story.RunAll();
-  story.Report(0, Stage::kRunning, 1);
-  story.Report(1, Stage::kReady, 1);
+  story.Report(0, NodeStage::kRunning, 1);
+  story.Report(1, NodeStage::kReady, 1);
   story.AfterInTouch(Ms(1200), {0, 1});
   EXPECT_THAT(story.WhenSent<msg::Go>(1, kStart), ElementsAre(Ms(500), Ms(1000)));
   EXPECT_THAT(story.WhenSent<msg::Go>(0, kStart), IsEmpty());
@@ -181,7 +181,7 @@ TEST(CoordinatorForms, WithoutANodeThatWasLostWhileStartWasWritten) {
   CoordinatorStory story(2);
   story.LogStaysAsItIs();
   story.Win();
-  for (NodeId node : {0, 1}) story.Report(node, Stage::kIdle);
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kIdle);
   story.AfterInTouch(Ms(2100), {0});
   story.Win();
   EXPECT_THAT(story.Sent<msg::Prepare>(), IsEmpty());
@@ -194,8 +194,8 @@ TEST(CoordinatorForms, WithoutANodeThatWasLostWhileStartWasWritten) {
 TEST(CoordinatorForms, ForFormMaxAndBlamesWhoIsNotReady) {
   CoordinatorStory story = Forming(2);
   for (NodeId node : {0, 1}) story.Present(node, 1);
-  story.Report(0, Stage::kReady, 1);
-  story.Report(1, Stage::kLoading, 1);
+  story.Report(0, NodeStage::kReady, 1);
+  story.Report(1, NodeStage::kLoading, 1);
   story.AfterInTouch(absl::Minutes(10) - Ms(100), {0, 1});
   EXPECT_THAT(story.Blamed(), IsEmpty());
   story.AfterInTouch(Ms(100), {0, 1});
@@ -206,7 +206,7 @@ TEST(CoordinatorForms, ForFormMaxAndBlamesWhoIsNotReady) {
 
 TEST(CoordinatorReplaces, AFailedRankAndKeepsTheEvidence) {
   CoordinatorStory story = Forming(2);
-  story.Report(1, Stage::kBroken, 1, [](msg::Report& r) {
+  story.Report(1, NodeStage::kBroken, 1, [](msg::Report& r) {
     r.failed_local_rank = 0;
     r.failure = EvidenceKind::kDeviceError;
     r.failure_number = 79;
@@ -222,7 +222,7 @@ TEST(CoordinatorReplaces, ASilentMemberAfterNodeSilence) {
   CoordinatorStory story(2);
   story.LogStaysAsItIs();
   story.RunAll();
-  story.Report(1, Stage::kRunning, 1);
+  story.Report(1, NodeStage::kRunning, 1);
   story.AfterInTouch(Ms(2100), {0});
   EXPECT_EQ(story.WhenSent<msg::Stop>(0, kStart), std::vector{absl::Seconds(2)});
   EXPECT_THAT(story.said(), HasSubstr("node 1 is silent for 2s"));
@@ -230,9 +230,9 @@ TEST(CoordinatorReplaces, ASilentMemberAfterNodeSilence) {
 
 TEST(CoordinatorReplaces, RanksThatAreNotThereAnyMore) {
   CoordinatorStory story = Forming(2);
-  story.Report(1, Stage::kSpawning, 1);
+  story.Report(1, NodeStage::kSpawning, 1);
   EXPECT_EQ(story.phase(), Phase::kForming);
-  story.Report(1, Stage::kIdle, 0, [](msg::Report& r) { r.incarnation = 777; });
+  story.Report(1, NodeStage::kIdle, 0, [](msg::Report& r) { r.incarnation = 777; });
   EXPECT_EQ(story.phase(), Phase::kStarting) << "nobody has ranks to stop";
   EXPECT_THAT(story.said(), HasSubstr("node 1 came back without its ranks"));
 }
@@ -240,12 +240,12 @@ TEST(CoordinatorReplaces, RanksThatAreNotThereAnyMore) {
 TEST(CoordinatorReplaces, RanksThatAreNotThereAnyMoreWhileItRuns) {
   CoordinatorStory story(2);
   story.RunAll();
-  story.Report(1, Stage::kIdle, 0, [](msg::Report& r) { r.incarnation = 777; });
+  story.Report(1, NodeStage::kIdle, 0, [](msg::Report& r) { r.incarnation = 777; });
   EXPECT_EQ(story.phase(), Phase::kStopping);
 }
 
 TEST(CoordinatorReplaces, RanksThatStoppedByThemselves) {
-  for (const Stage stage : {Stage::kStopping, Stage::kStopped}) {
+  for (const NodeStage stage : {NodeStage::kStopping, NodeStage::kStopped}) {
     CoordinatorStory story(2);
     story.RunAll();
     story.Report(1, stage, 1);
@@ -256,7 +256,7 @@ TEST(CoordinatorReplaces, RanksThatStoppedByThemselves) {
 
 TEST(CoordinatorReplaces, NothingOnTheWordOfAnOlderGeneration) {
   CoordinatorStory story = Forming(2);
-  for (NodeId node : {0, 1}) story.Report(node, Stage::kIdle);
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kIdle);
   EXPECT_EQ(story.phase(), Phase::kForming) << "they have not heard Prepare";
 }
 
@@ -264,9 +264,9 @@ TEST(CoordinatorReplaces, NothingOnTheWordOfAnOlderGeneration) {
 TEST(CoordinatorReplaces, CountsOnNothingOfALifeThatIsOver) {
   CoordinatorStory story(2);
   story.RunAll();
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   story.Stopped(1, 1, {{1, 40, 0}, {1, 40, 1}});
-  story.Report(1, Stage::kIdle, 0, [](msg::Report& r) { r.incarnation = 777; });
+  story.Report(1, NodeStage::kIdle, 0, [](msg::Report& r) { r.incarnation = 777; });
   story.Stopped(0, 1);
   ASSERT_TRUE(story.Appends(EntryKind::kStart));
   EXPECT_EQ(story.append()->step, 0);
@@ -276,8 +276,8 @@ TEST(CoordinatorReplaces, CountsOnNothingOfALifeThatIsOver) {
 TEST(CoordinatorReplaces, CountsOnNothingThatALifeSaysWhichIsOver) {
   CoordinatorStory story(2);
   story.RunAll();
-  story.Report(0, Stage::kBroken, 1);
-  story.Report(1, Stage::kIdle, 0, [](msg::Report& r) { r.incarnation = 777; });
+  story.Report(0, NodeStage::kBroken, 1);
+  story.Report(1, NodeStage::kIdle, 0, [](msg::Report& r) { r.incarnation = 777; });
   story.Hear(
       1, msg::Stopped{
              .term = 0, .incarnation = 101, .generation = 1, .holdings = {{1, 40, 0}, {1, 40, 1}}});
@@ -292,12 +292,12 @@ TEST(CoordinatorChanges, GrowsAtABoundaryWhenTheNodesHaveBeenTheSameForGrowAfter
   CoordinatorStory story(3, View({Lead(0, 1), Start(1, 1, {0, 1})}));
   story.LogStaysAsItIs();
   story.Win();
-  for (NodeId node : {0, 1}) story.Report(node, Stage::kRunning, 1);
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kRunning, 1);
   ASSERT_EQ(story.phase(), Phase::kRunning);
   story.AfterInTouch(absl::Seconds(5), {0, 1});
   EXPECT_THAT(story.Sent<msg::Stop>(), IsEmpty());
   const absl::Time came = story.now();
-  story.Report(2, Stage::kIdle);
+  story.Report(2, NodeStage::kIdle);
   story.AfterInTouch(Ms(1100), {0, 1, 2});
   EXPECT_EQ(story.WhenSent<msg::Stop>(1, came), std::vector{Ms(1000)});
   EXPECT_TRUE(story.Sent<msg::Stop>().at(1).at_boundary);
@@ -307,10 +307,10 @@ TEST(CoordinatorChanges, MovesOffANodeThatIsToBeGivenBack) {
   CoordinatorStory story(3, {}, CoordinatorStory::TwoAndASpare());
   story.LogStaysAsItIs();
   story.RunAll();
-  for (NodeId node : {0, 1}) story.Report(node, Stage::kRunning, 1);
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kRunning, 1);
   story.AfterInTouch(absl::Seconds(2), {0, 1, 2});
   const absl::Time said = story.now();
-  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.leaving = true; });
+  story.Report(1, NodeStage::kRunning, 1, [](msg::Report& r) { r.leaving = true; });
   story.AfterInTouch(Ms(600), {0, 1, 2});
   EXPECT_EQ(story.WhenSent<msg::Stop>(1, said), std::vector{Ms(500)});
   EXPECT_TRUE(story.Sent<msg::Stop>().at(1).at_boundary);
@@ -324,10 +324,10 @@ TEST(CoordinatorChanges, MovesOffASlotThatCannotBeUsedAnyMore) {
   CoordinatorStory story(3, {}, CoordinatorStory::TwoAndASpare());
   story.LogStaysAsItIs();
   story.RunAll();
-  for (NodeId node : {0, 1}) story.Report(node, Stage::kRunning, 1);
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kRunning, 1);
   story.AfterInTouch(absl::Seconds(2), {0, 1, 2});
   const absl::Time said = story.now();
-  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.slots = 0b10; });
+  story.Report(1, NodeStage::kRunning, 1, [](msg::Report& r) { r.slots = 0b10; });
   story.AfterInTouch(Ms(600), {0, 1, 2});
   EXPECT_EQ(story.WhenSent<msg::Stop>(1, said), std::vector{Ms(500)});
 }
@@ -336,7 +336,7 @@ TEST(CoordinatorChanges, ADrainIsTakenBackAndSaidTwiceIsNothing) {
   CoordinatorStory story(3, {}, CoordinatorStory::TwoAndASpare());
   story.LogStaysAsItIs();
   story.RunAll();
-  for (NodeId node : {0, 1}) story.Report(node, Stage::kRunning, 1);
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kRunning, 1);
   story.Do(Coordinator::Drain{1, false});
   story.Do(Coordinator::Drain{1, true});
   story.After(Ms(400));
@@ -349,10 +349,10 @@ TEST(CoordinatorWaits, ForNodesAndStartsAsSoonAsTheyAreThere) {
   CoordinatorStory story(2, {}, CoordinatorStory::Needs(2, absl::Hours(1)));
   story.LogStaysAsItIs();
   story.Win();
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   story.AfterInTouch(absl::Minutes(5), {0});
   ASSERT_EQ(story.phase(), Phase::kWaiting);
-  story.Report(1, Stage::kIdle);
+  story.Report(1, NodeStage::kIdle);
   EXPECT_TRUE(story.Appends(EntryKind::kStart));
 }
 
@@ -367,10 +367,10 @@ TEST(CoordinatorWaits, AndSaysSoOnceForEachChangeOfTheNodes) {
   };
   story.LogStaysAsItIs();
   story.Win();
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   story.AfterInTouch(absl::Minutes(5), {0});
   EXPECT_EQ(said(), 1u);
-  story.Report(1, Stage::kIdle);
+  story.Report(1, NodeStage::kIdle);
   story.AfterInTouch(absl::Minutes(5), {0, 1});
   EXPECT_EQ(said(), 2u);
 }
@@ -379,7 +379,7 @@ TEST(CoordinatorWaits, ForWaitMaxAndEndsWithMoreToDo) {
   CoordinatorStory story(2, {}, CoordinatorStory::Needs(2, absl::Minutes(20)));
   story.LogStaysAsItIs();
   story.Win();
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   story.AfterInTouch(absl::Minutes(21), {0});
   EXPECT_THAT(story.When<Coordinator::Append>(kStart),
               ElementsAre(absl::Seconds(30) + absl::Minutes(20)));

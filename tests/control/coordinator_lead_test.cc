@@ -27,7 +27,7 @@ TEST(CoordinatorLeads, ByALeadBehindWhatItsAgentHasRead) {
 
 TEST(CoordinatorLeads, HearsNobodyBeforeItHasWon) {
   CoordinatorStory story(2);
-  story.Report(1, Stage::kIdle);
+  story.Report(1, NodeStage::kIdle);
   EXPECT_TRUE(story.DoesNothing());
 }
 
@@ -57,7 +57,7 @@ TEST(CoordinatorLeads, ItsRecordsAreNobodyElses) {
 TEST(CoordinatorLeads, ARecordOfAnotherSlotAnswersNothing) {
   CoordinatorStory story(1);
   const LogEntry lead = story.Win();
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   ASSERT_TRUE(story.Appends(EntryKind::kStart));
   story.Do(Coordinator::Appended{lead});  // Come twice.
   EXPECT_TRUE(story.DoesNothing());
@@ -84,7 +84,7 @@ TEST(CoordinatorLeads, DoesNothingAfterItHasResigned) {
   story.Do(Coordinator::LogRead{.asked = story.now(), .entries = {{Lead(2, 1)}}});
   ASSERT_EQ(story.phase(), Phase::kResigned);
   EXPECT_EQ(story.lead().NextDeadline(), absl::InfiniteFuture());
-  story.Report(1, Stage::kRunning, 1);
+  story.Report(1, NodeStage::kRunning, 1);
   EXPECT_TRUE(story.DoesNothing()) << "no lease from who was replaced";
 }
 
@@ -94,7 +94,7 @@ TEST(CoordinatorHears, AndAnswersEachReport) {
   CoordinatorStory story(2);
   story.Win();
   story.After(Ms(70));
-  story.Report(1, Stage::kIdle, 0, [](msg::Report& r) { r.sequence = 55; });
+  story.Report(1, NodeStage::kIdle, 0, [](msg::Report& r) { r.sequence = 55; });
   const msg::Answer answer = story.Sent<msg::Answer>().at(1);
   EXPECT_EQ(answer.term, 0u);
   EXPECT_EQ(answer.sequence, 55u);
@@ -105,17 +105,17 @@ TEST(CoordinatorHears, AndAnswersEachReport) {
 TEST(CoordinatorHears, NoReportForAnotherCoordinator) {
   CoordinatorStory story(2);
   story.Win();
-  story.Report(1, Stage::kIdle, 0, [](msg::Report& r) { r.term = 3; });
+  story.Report(1, NodeStage::kIdle, 0, [](msg::Report& r) { r.term = 3; });
   EXPECT_TRUE(story.DoesNothing());
 }
 
 TEST(CoordinatorHears, NoOlderReportAfterANewerOne) {
   CoordinatorStory story(2);
   story.RunAll();
-  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.sequence = 99; });
-  story.Report(1, Stage::kReady, 1, [](msg::Report& r) { r.sequence = 98; });
+  story.Report(1, NodeStage::kRunning, 1, [](msg::Report& r) { r.sequence = 99; });
+  story.Report(1, NodeStage::kReady, 1, [](msg::Report& r) { r.sequence = 98; });
   EXPECT_TRUE(story.DoesNothing());
-  story.Report(1, Stage::kBroken, 1, [](msg::Report& r) { r.sequence = 99; });
+  story.Report(1, NodeStage::kBroken, 1, [](msg::Report& r) { r.sequence = 99; });
   EXPECT_TRUE(story.DoesNothing()) << "the same again";
   EXPECT_EQ(story.phase(), Phase::kRunning);
 }
@@ -123,8 +123,8 @@ TEST(CoordinatorHears, NoOlderReportAfterANewerOne) {
 TEST(CoordinatorHears, AnAgentThatWasStartedAgainAtOnce) {
   CoordinatorStory story(2);
   story.Win();
-  story.Report(1, Stage::kIdle, 0, [](msg::Report& r) { r.sequence = 99; });
-  story.Report(1, Stage::kIdle, 0, [](msg::Report& r) {
+  story.Report(1, NodeStage::kIdle, 0, [](msg::Report& r) { r.sequence = 99; });
+  story.Report(1, NodeStage::kIdle, 0, [](msg::Report& r) {
     r.incarnation = 777;
     r.sequence = 1;
   });
@@ -134,7 +134,7 @@ TEST(CoordinatorHears, AnAgentThatWasStartedAgainAtOnce) {
 TEST(CoordinatorHears, NothingButReportsOfANodeThatHasNotReported) {
   CoordinatorStory story(2, View({Lead(0, 1), Start(1, 1, {0, 1})}));
   story.Win();
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   story.AfterInTouch(absl::Seconds(2), {0});
   ASSERT_EQ(story.phase(), Phase::kStopping);
   story.Stopped(1, 1);
@@ -153,7 +153,7 @@ TEST(CoordinatorHears, NodesThatFallSilentAndThoseThatComeBack) {
   EXPECT_EQ(story.phase(), Phase::kRunning) << "it was a spare";
   story.AfterInTouch(absl::Seconds(5), {0, 1});
   EXPECT_THAT(story.Blamed(), IsEmpty()) << "said once";
-  story.Report(2, Stage::kIdle);
+  story.Report(2, NodeStage::kIdle);
   story.AfterInTouch(absl::Seconds(3), {0, 1});
   EXPECT_THAT(story.Blamed(), SizeIs(1)) << "watched again";
 }
@@ -177,15 +177,15 @@ TEST(CoordinatorHears, ANodeWhoseConnectionEndedIsLostSooner) {
 TEST(CoordinatorLeases, GoToMembersThatRunItsGeneration) {
   CoordinatorStory story(3, {}, CoordinatorStory::TwoAndASpare());
   story.RunAll();
-  story.Report(0, Stage::kRunning, 1);
-  story.Report(1, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
+  story.Report(1, NodeStage::kRunning, 1);
   EXPECT_EQ(story.LeaseOf(1), Ms(1980) * 98 / 100) << "the support lease, less both drifts";
   EXPECT_EQ(story.Sent<msg::Answer>().at(1).generation, 1u);
-  story.Report(2, Stage::kIdle);
+  story.Report(2, NodeStage::kIdle);
   EXPECT_EQ(story.LeaseOf(2), absl::ZeroDuration()) << "a spare";
-  story.Report(2, Stage::kRunning, 1);
+  story.Report(2, NodeStage::kRunning, 1);
   EXPECT_EQ(story.LeaseOf(2), absl::ZeroDuration()) << "it has no seat";
-  story.Report(1, Stage::kRunning, 2);
+  story.Report(1, NodeStage::kRunning, 2);
   EXPECT_EQ(story.LeaseOf(1), absl::ZeroDuration()) << "of another generation";
 }
 
@@ -193,11 +193,11 @@ TEST(CoordinatorLeases, NeedAnswersOfMoreThanHalf) {
   CoordinatorStory story(2);
   story.RunAll();
   story.After(Ms(1900));
-  story.Report(0, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
   EXPECT_EQ(story.LeaseOf(0), Ms(80) * 98 / 100) << "since both reported that they are ready";
   story.AfterInTouch(Ms(80), {0});
   EXPECT_EQ(story.LeaseOf(0), absl::ZeroDuration()) << "one of two";
-  story.Report(1, Stage::kRunning, 1);
+  story.Report(1, NodeStage::kRunning, 1);
   story.AfterInTouch(Ms(200), {0, 1});
   EXPECT_GT(story.LeaseOf(1), absl::ZeroDuration());
 }
@@ -205,23 +205,23 @@ TEST(CoordinatorLeases, NeedAnswersOfMoreThanHalf) {
 TEST(CoordinatorLeases, NeedAnswersToWhatWasSentToThisGeneration) {
   CoordinatorStory story(1);
   story.Win();
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   story.After(Ms(10));
   story.Win();
   const auto old = [](msg::Report& r) { r.echo = absl::ToUnixNanos(kStart); };
   story.Present(0, 1);
-  story.Report(0, Stage::kReady, 1, old);
+  story.Report(0, NodeStage::kReady, 1, old);
   ASSERT_EQ(story.phase(), Phase::kRunning);
-  story.Report(0, Stage::kRunning, 1, old);
+  story.Report(0, NodeStage::kRunning, 1, old);
   EXPECT_EQ(story.LeaseOf(0), absl::ZeroDuration());
-  story.Report(0, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
   EXPECT_GT(story.LeaseOf(0), absl::ZeroDuration());
 }
 
 TEST(CoordinatorLeases, EndWithTheLogLease) {
   CoordinatorStory story(1);
   story.RunAll();
-  story.Report(0, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
   story.AfterInTouch(absl::Seconds(29), {0});
   EXPECT_EQ(story.LeaseOf(0), Ms(700) * 98 / 100) << "30 s less the drift since START was asked";
   story.AfterInTouch(absl::Seconds(1), {0});
@@ -231,7 +231,7 @@ TEST(CoordinatorLeases, EndWithTheLogLease) {
 TEST(CoordinatorLeases, APollCountsFromWhenItWasAsked) {
   CoordinatorStory story(1);
   story.RunAll();
-  story.Report(0, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
   story.AfterInTouch(absl::Seconds(20), {0});
   story.Do(
       Coordinator::LogRead{.asked = kStart + absl::Seconds(3), .entries = std::vector<LogEntry>()});
@@ -243,7 +243,7 @@ TEST(CoordinatorLeases, APollCountsFromWhenItWasAsked) {
 TEST(CoordinatorLeases, ARecordCountsFromWhenItWasFirstAsked) {
   CoordinatorStory story(1);
   story.Win();
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   ASSERT_TRUE(story.Appends(EntryKind::kStart));
   for (int second = 0; second < 29; ++second) {
     story.Do(Coordinator::Appended{std::nullopt});
@@ -252,7 +252,7 @@ TEST(CoordinatorLeases, ARecordCountsFromWhenItWasFirstAsked) {
   story.Win();
   story.RunOn();
   ASSERT_EQ(story.phase(), Phase::kRunning);
-  story.Report(0, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
   EXPECT_EQ(story.LeaseOf(0), Ms(700) * 98 / 100);
 }
 
@@ -266,15 +266,15 @@ class LeaseOfALostNode : public testing::Test {
   }
   // How long after the lease was granted the next generation goes.
   absl::Duration GoesAfter() {
-    story_.Report(0, Stage::kRunning, 1);
-    story_.Report(1, Stage::kRunning, 1);
+    story_.Report(0, NodeStage::kRunning, 1);
+    story_.Report(1, NodeStage::kRunning, 1);
     lease_ = story_.LeaseOf(1);
     story_.AfterInTouch(Ms(1100), {0});
     EXPECT_EQ(story_.phase(), Phase::kStopping);
     story_.Stopped(0, 1, {{1, 1, 0}, {1, 1, 1}});
     story_.Win();
     story_.Present(0, 2);
-    story_.Report(0, Stage::kReady, 2);
+    story_.Report(0, NodeStage::kReady, 2);
     story_.AfterInTouch(absl::Seconds(3), {0});
     const auto gone = story_.WhenSent<msg::Go>(0, kStart);
     return gone.empty() ? absl::InfiniteDuration() : gone.front();
@@ -293,9 +293,9 @@ TEST_F(LeaseOfALostNode, IsWaitedForWithTheDrift) {
 // Its report was on its way when START was written: it says nothing of what it runs afterwards.
 TEST_F(LeaseOfALostNode, IsWaitedForThoughItWasIdleWhenTheGenerationBegan) {
   story_.Win();
-  for (NodeId node : {0, 1}) story_.Report(node, Stage::kIdle);
+  for (NodeId node : {0, 1}) story_.Report(node, NodeStage::kIdle);
   story_.Win();
-  story_.Report(1, Stage::kIdle);
+  story_.Report(1, NodeStage::kIdle);
   story_.RunOn();
   ASSERT_EQ(story_.phase(), Phase::kRunning);
   const absl::Duration after = GoesAfter();
@@ -304,9 +304,9 @@ TEST_F(LeaseOfALostNode, IsWaitedForThoughItWasIdleWhenTheGenerationBegan) {
 
 TEST_F(LeaseOfALostNode, IsNotWaitedForWhenItsRanksHaveStopped) {
   story_.RunAll();
-  story_.Report(0, Stage::kRunning, 1);
-  story_.Report(1, Stage::kRunning, 1);
-  story_.Report(1, Stage::kBroken, 1);
+  story_.Report(0, NodeStage::kRunning, 1);
+  story_.Report(1, NodeStage::kRunning, 1);
+  story_.Report(1, NodeStage::kBroken, 1);
   story_.Stopped(1, 1, {{1, 1, 0}, {1, 1, 1}});
   story_.Stopped(0, 1);
   story_.Win();

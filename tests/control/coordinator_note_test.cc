@@ -56,7 +56,7 @@ TEST(CoordinatorNotes, OfTheNewestGenerationWhenItIsWritten) {
   EXPECT_TRUE(story.Appends(EntryKind::kNote));
   EXPECT_EQ(story.append()->generation, 0u);
   story.Win();
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   ASSERT_TRUE(story.Appends(EntryKind::kStart));
   story.Do(Coordinator::Note{71});
   story.Win();
@@ -97,7 +97,7 @@ TEST(CoordinatorNotes, AlsoWhileAGenerationStops) {
   CoordinatorStory story(1);
   story.RunAll();
   for (uint64_t tag : {70, 71}) story.Do(Coordinator::Note{tag});
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   story.Stopped(0, 1);
   EXPECT_TRUE(story.Appends(EntryKind::kNote)) << "START must know its slot";
   story.Win();
@@ -113,14 +113,14 @@ TEST(CoordinatorNotes, AndNoCommitBehindThemOfWhatIsOver) {
   CoordinatorStory story(1);
   story.RunAll();
   story.Do(Coordinator::SaveNow{});
-  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 12; });
+  story.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 12; });
   story.Do(Coordinator::Measured{1, 12, true});
   story.Wrote(0, 12, 1);
   story.Do(Coordinator::PartsJoined{1, 12, 1, {0}, {"A"}, true});
   story.Do(Coordinator::Note{70});
   story.Hear(0, msg::Voted{.term = 0, .generation = 1, .step = 12, .attempt = 1, .ok = true});
   EXPECT_TRUE(story.Appends(EntryKind::kNote));
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   story.Stopped(0, 1);
   story.Win();
   EXPECT_TRUE(story.Appends(EntryKind::kStart)) << "not the COMMIT";
@@ -133,7 +133,7 @@ TEST(CoordinatorNotes, AndASaveIsGivenUpBehindThem) {
   story.LogStaysAsItIs();
   story.RunAll();
   story.Do(Coordinator::SaveNow{});
-  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 12; });
+  story.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 12; });
   story.Do(Coordinator::Note{70});
   story.AfterInTouch(absl::Seconds(11), {0});
   EXPECT_FALSE(story.Sent<msg::Settle>().at(0).committed);
@@ -146,7 +146,7 @@ TEST(CoordinatorNotes, BeforeTheEndAndNothingBehindIt) {
   story.LogStaysAsItIs();
   story.RunAll();
   story.Do(Coordinator::EndJob{75});
-  for (NodeId node : {0, 1}) story.Report(node, Stage::kRunning, 1);
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kRunning, 1);
   story.AfterInTouch(Ms(1100), {0});
   story.Stopped(0, 1);
   ASSERT_EQ(story.phase(), Phase::kEnding) << "node 1 may step still";

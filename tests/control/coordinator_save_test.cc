@@ -21,11 +21,11 @@ class CoordinatorSaves : public testing::Test {
   CoordinatorSaves() {
     story_.LogStaysAsItIs();
     story_.RunAll();
-    for (NodeId node : {0, 1}) story_.Report(node, Stage::kRunning, 1);
+    for (NodeId node : {0, 1}) story_.Report(node, NodeStage::kRunning, 1);
   }
   // `node` reports what it has frozen.
   void Says(NodeId node, StepIndex frozen) {
-    story_.Report(node, Stage::kRunning, 1, [=](msg::Report& r) { r.frozen = frozen; });
+    story_.Report(node, NodeStage::kRunning, 1, [=](msg::Report& r) { r.frozen = frozen; });
   }
   void Wrote(NodeId node, int32_t attempt, bool ok = true) {
     story_.Wrote(node, kStep, attempt, ok);
@@ -146,9 +146,9 @@ TEST_F(CoordinatorSaves, WhatRanksFreezeByThemselves) {
 // A coordinator before this one told node 0 to let go of it: it is past that step without it.
 TEST_F(CoordinatorSaves, NothingThatOneOfThemHasNotAnyMore) {
   Says(1, kStep);
-  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = kStep; });
+  story_.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.finished = kStep; });
   EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty()) << "it may freeze it yet";
-  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = kStep + 1; });
+  story_.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.finished = kStep + 1; });
   ASSERT_THAT(story_.Sent<msg::Settle>(), SizeIs(2));
   EXPECT_EQ(story_.Sent<msg::Settle>().at(1).step, kStep);
   EXPECT_FALSE(story_.Sent<msg::Settle>().at(1).committed);
@@ -171,7 +171,7 @@ TEST_F(CoordinatorSaves, NothingThatTheOthersArePast) {
 
 TEST_F(CoordinatorSaves, WhatIsPublishedWhoeverHasLetGo) {
   Publish();
-  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = kStep + 5; });
+  story_.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.finished = kStep + 5; });
   EXPECT_THAT(story_.Sent<msg::Settle>(), IsEmpty()) << "it may be committed";
   story_.Win();
   EXPECT_TRUE(story_.Sent<msg::Settle>().at(1).committed);
@@ -222,7 +222,7 @@ TEST_F(CoordinatorSaves, WhatWasWrittenForThisSaveAlone) {
 TEST_F(CoordinatorSaves, WrittenOrderedAgainWhereAnAgentCameBack) {
   Verify();
   story_.After(Ms(600));
-  story_.Report(1, Stage::kRunning, 1, [](msg::Report& r) {
+  story_.Report(1, NodeStage::kRunning, 1, [](msg::Report& r) {
     r.incarnation = 700;
     r.frozen = kStep;
   });
@@ -412,14 +412,14 @@ TEST_F(CoordinatorSaves, AndNeverGivesUpWhatMayBeCommitted) {
 TEST_F(CoordinatorSaves, WaitedForIsNoStall) {
   const auto report = [&](bool waits) {
     for (NodeId node : {0, 1})
-      story_.Report(node, Stage::kRunning, 1, [=](msg::Report& r) {
+      story_.Report(node, NodeStage::kRunning, 1, [=](msg::Report& r) {
         r.frozen = kStep;
         r.finished = kStep + 1;
         r.waits = waits && node == 1;
       });
   };
-  story_.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = 1; });
-  story_.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.finished = 1; });
+  story_.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.finished = 1; });
+  story_.Report(1, NodeStage::kRunning, 1, [](msg::Report& r) { r.finished = 1; });
   report(true);
   story_.AfterInTouch(absl::Minutes(15), {0, 1});
   EXPECT_EQ(story_.phase(), Phase::kRunning) << story_.said();
@@ -433,7 +433,7 @@ TEST_F(CoordinatorSaves, WaitedForIsNoStall) {
 
 TEST_F(CoordinatorSaves, NothingOfAGenerationThatIsOver) {
   Verify();
-  story_.Report(0, Stage::kBroken, 1);
+  story_.Report(0, NodeStage::kBroken, 1);
   ASSERT_EQ(story_.phase(), Phase::kStopping);
   ASSERT_THAT(story_.All<Coordinator::SaveOver>(), SizeIs(1));
   EXPECT_FALSE(story_.All<Coordinator::SaveOver>()[0].committed);
@@ -453,7 +453,7 @@ TEST_F(CoordinatorSaves, NothingOfAGenerationThatIsOver) {
 TEST_F(CoordinatorSaves, AndDecidesNothingBeforeItsCommitIsKnown) {
   Publish();
   const LogEntry commit = *story_.append();
-  story_.Report(0, Stage::kBroken, 1);
+  story_.Report(0, NodeStage::kBroken, 1);
   story_.Stopped(0, 1, {{1, 10, 0}});
   story_.Stopped(1, 1, {{1, 10, 1}});
   EXPECT_TRUE(story_.Appends(EntryKind::kCommit)) << "no START before it";
@@ -467,7 +467,7 @@ TEST_F(CoordinatorSaves, NotBeforeMembersRun) {
   CoordinatorStory story(1);
   story.Win();
   story.Do(Coordinator::SaveNow{});
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   story.Do(Coordinator::SaveNow{});
   story.Win();
   story.RunOn();
@@ -486,8 +486,8 @@ TEST(CoordinatorTakesOver, AndLetsGoWhatWasFrozenForAnother) {
                                    .step = 30,
                                    .layout = {}}}));
   story.Win();
-  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 30; });
-  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 31; });
+  story.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 30; });
+  story.Report(1, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 31; });
   EXPECT_TRUE(story.Sent<msg::Settle>().at(0).committed) << "the log says so";
   EXPECT_FALSE(story.Sent<msg::Settle>().at(1).committed);
   story.Do(Coordinator::SaveNow{});
@@ -498,15 +498,15 @@ TEST(CoordinatorTakesOver, AndLetsGoWhatWasFrozenForAnother) {
 TEST(CoordinatorTakesOver, AndSavesNothingThatItToldSomebodyToDrop) {
   CoordinatorStory story(2, View({Lead(0, 1), Start(1, 1, {0, 1})}));
   story.Win();
-  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 31; });
-  story.Report(1, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 31; });
+  story.Report(1, NodeStage::kRunning, 1);
   ASSERT_EQ(story.Sent<msg::Settle>().at(0).step, 31);
   story.Do(Coordinator::SaveNow{});
   story.After(absl::Seconds(1));
-  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 31; });
+  story.Report(1, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 31; });
   EXPECT_EQ(story.Sent<msg::Settle>().at(1).step, 31);
   for (NodeId node : {0, 1})
-    story.Report(node, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 32; });
+    story.Report(node, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 32; });
   EXPECT_THAT(story.All<Coordinator::MeasureRoom>(), SizeIs(1));
 }
 
@@ -564,9 +564,9 @@ TEST(CoordinatorTakesOver, AndKnowsWhatItsGenerationHasCommitted) {
   CoordinatorStory story(3,
                          View({Lead(0, 1), Start(1, 1, {0, 1, 2}), commit(2, 30), commit(3, 40)}));
   story.Win();
-  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 30; });
-  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 35; });
-  story.Report(2, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 40; });
+  story.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 30; });
+  story.Report(1, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 35; });
+  story.Report(2, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 40; });
   EXPECT_TRUE(story.Sent<msg::Settle>().at(0).committed);
   EXPECT_FALSE(story.Sent<msg::Settle>().at(1).committed);
   EXPECT_TRUE(story.Sent<msg::Settle>().at(2).committed);

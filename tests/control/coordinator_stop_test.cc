@@ -32,7 +32,7 @@ TEST(CoordinatorGathers, AllNodesOfANewJobForGatherAtMost) {
   CoordinatorStory story(3);
   story.LogStaysAsItIs();
   story.Win();
-  for (NodeId node : {0, 2}) story.Report(node, Stage::kIdle);
+  for (NodeId node : {0, 2}) story.Report(node, NodeStage::kIdle);
   story.AfterInTouch(absl::Seconds(31), {0, 2});
   EXPECT_THAT(story.When<Coordinator::Append>(kStart), ElementsAre(absl::Seconds(30)));
   EXPECT_THAT(Seated(story), ElementsAre(0, 2));
@@ -41,8 +41,8 @@ TEST(CoordinatorGathers, AllNodesOfANewJobForGatherAtMost) {
 TEST(CoordinatorGathers, NodesOfTheRunningGenerationForGatherAgain) {
   CoordinatorStory story(3, View({Lead(0, 1), Start(1, 1, {0, 1})}));
   story.Win();
-  for (NodeId node : {0, 2}) story.Report(node, Stage::kIdle);
-  story.Report(0, Stage::kRunning, 1);
+  for (NodeId node : {0, 2}) story.Report(node, NodeStage::kIdle);
+  story.Report(0, NodeStage::kRunning, 1);
   story.AfterInTouch(absl::Seconds(2), {0, 2});
   EXPECT_EQ(story.WhenSent<msg::Stop>(0, kStart).front(), Ms(1500));
   EXPECT_THAT(story.said(), HasSubstr("nodes of it are missing"));
@@ -51,8 +51,8 @@ TEST(CoordinatorGathers, NodesOfTheRunningGenerationForGatherAgain) {
 TEST(CoordinatorGathers, TakesOverWhatRunsAndGoesOnGrantingLeases) {
   CoordinatorStory story(2, View({Lead(0, 1), Start(1, 1, {0, 1})}));
   story.Win();
-  story.Report(0, Stage::kRunning, 1);
-  story.Report(1, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
+  story.Report(1, NodeStage::kRunning, 1);
   EXPECT_EQ(story.phase(), Phase::kRunning);
   story.AfterInTouch(Ms(300), {0, 1});
   EXPECT_GT(story.LeaseOf(0), absl::ZeroDuration());
@@ -63,17 +63,18 @@ TEST(CoordinatorGathers, TakesOverWhatRunsAndGoesOnGrantingLeases) {
 TEST(CoordinatorGathers, StopsNodesThatRunAnOlderGeneration) {
   CoordinatorStory story(2, View({Lead(0, 1), Start(1, 1, {0, 1}), Start(2, 2, {0, 1})}));
   story.Win();
-  story.Report(0, Stage::kRunning, 1);
-  story.Report(1, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
+  story.Report(1, NodeStage::kRunning, 1);
   EXPECT_EQ(story.phase(), Phase::kStopping);
   EXPECT_EQ(story.Sent<msg::Stop>().at(0).generation, 2u) << "it and all before it";
 }
 
 TEST(CoordinatorGathers, StopsAGenerationThatIsNotRunning) {
-  for (const Stage stage : {Stage::kLoading, Stage::kReady, Stage::kBroken, Stage::kStopping}) {
+  for (const NodeStage stage :
+       {NodeStage::kLoading, NodeStage::kReady, NodeStage::kBroken, NodeStage::kStopping}) {
     CoordinatorStory story(2, View({Lead(0, 1), Start(1, 1, {0, 1})}));
     story.Win();
-    story.Report(0, Stage::kRunning, 1);
+    story.Report(0, NodeStage::kRunning, 1);
     story.Report(1, stage, 1);
     EXPECT_EQ(story.phase(), Phase::kStopping);
     EXPECT_THAT(story.said(), HasSubstr("node 1 does not run generation 1"));
@@ -83,8 +84,8 @@ TEST(CoordinatorGathers, StopsAGenerationThatIsNotRunning) {
 TEST(CoordinatorGathers, StrangersAreNoMembersOfTheGeneration) {
   CoordinatorStory story(3, View({Lead(0, 1), Start(1, 1, {0, 1})}));
   story.Win();
-  story.Report(0, Stage::kRunning, 1);
-  story.Report(2, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
+  story.Report(2, NodeStage::kRunning, 1);
   EXPECT_EQ(story.phase(), Phase::kGathering) << "node 1 is missing";
 }
 
@@ -92,10 +93,10 @@ TEST(CoordinatorGathers, AGenerationOfAnotherJobIsWaitedForAndNotAsked) {
   CoordinatorStory story(2, View({Lead(0, 1, kOtherJob), Start(1, 4, {0, 1}, kOtherJob)}));
   story.LogStaysAsItIs();
   story.Win();
-  for (NodeId node : {0, 1}) story.Report(node, Stage::kIdle);
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kIdle);
   EXPECT_EQ(story.Win().generation, 5u);
   for (NodeId node : {0, 1}) story.Present(node, 5);
-  for (NodeId node : {0, 1}) story.Report(node, Stage::kReady, 5);
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kReady, 5);
   EXPECT_EQ(story.phase(), Phase::kForming);
   story.AfterInTouch(absl::Seconds(31), {0, 1});
   EXPECT_EQ(story.WhenSent<msg::Go>(1, kStart).front(), Ms(30'300))
@@ -107,8 +108,8 @@ TEST(CoordinatorGathers, AGenerationOfAnotherJobIsWaitedForAndNotAsked) {
 TEST(CoordinatorStops, AndSaysItAgainEveryResend) {
   CoordinatorStory story(2);
   story.RunAll();
-  story.Report(1, Stage::kRunning, 1);
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(1, NodeStage::kRunning, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   EXPECT_EQ(story.Sent<msg::Stop>().at(1), (msg::Stop{.term = 0, .generation = 1}));
   story.AfterInTouch(Ms(1200), {1});
   EXPECT_THAT(story.WhenSent<msg::Stop>(1, kStart), ElementsAre(Ms(500), Ms(1000)));
@@ -117,9 +118,9 @@ TEST(CoordinatorStops, AndSaysItAgainEveryResend) {
 TEST(CoordinatorStops, WaitsForWhatEachNodeHolds) {
   CoordinatorStory story(2);
   story.RunAll();
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   story.Stopped(0, 1, {{1, 40, 0}});
-  story.Report(1, Stage::kStopped, 1);
+  story.Report(1, NodeStage::kStopped, 1);
   EXPECT_FALSE(story.append().has_value()) << "what it holds has not come";
   story.Stopped(1, 1, {{1, 40, 1}});
   ASSERT_TRUE(story.Appends(EntryKind::kStart));
@@ -129,7 +130,7 @@ TEST(CoordinatorStops, WaitsForWhatEachNodeHolds) {
 TEST(CoordinatorStops, WaitsForNobodyWhoHasNoRanks) {
   CoordinatorStory story(3, {}, CoordinatorStory::TwoAndASpare());
   story.RunAll();
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   EXPECT_THAT(story.Sent<msg::Stop>(), SizeIs(2)) << "not the spare";
   for (NodeId node : {0, 1}) story.Stopped(node, 1);
   EXPECT_TRUE(story.Appends(EntryKind::kStart));
@@ -138,8 +139,8 @@ TEST(CoordinatorStops, WaitsForNobodyWhoHasNoRanks) {
 TEST(CoordinatorStops, WhatWasSaidToAnotherCoordinatorIsNoAnswer) {
   CoordinatorStory story(2, View({Lead(0, 1), Start(1, 1, {0, 1})}));
   story.Win();
-  story.Report(0, Stage::kRunning, 1);
-  story.Report(1, Stage::kBroken, 1);
+  story.Report(0, NodeStage::kRunning, 1);
+  story.Report(1, NodeStage::kBroken, 1);
   story.Stopped(0, 1);
   story.Hear(1, msg::Stopped{.term = 0, .incarnation = 101, .generation = 1, .holdings = {}});
   EXPECT_FALSE(story.append().has_value());
@@ -150,12 +151,12 @@ TEST(CoordinatorStops, WhatWasSaidToAnotherCoordinatorIsNoAnswer) {
 TEST(CoordinatorStops, AnOldStoppedIsNoAnswer) {
   CoordinatorStory story(2);
   story.RunAll();
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   for (NodeId node : {0, 1}) story.Stopped(node, 1);
   story.Win();
   story.RunOn();
-  story.Report(1, Stage::kRunning, 2);
-  story.Report(0, Stage::kBroken, 2);
+  story.Report(1, NodeStage::kRunning, 2);
+  story.Report(0, NodeStage::kBroken, 2);
   story.Hear(1, msg::Stopped{
                     .term = 0, .incarnation = 101, .generation = 1, .holdings = {}});  // Come late.
   story.Stopped(0, 2);
@@ -168,8 +169,8 @@ TEST(CoordinatorStops, GoesOnWithoutANodeThatIsLostMeanwhile) {
   CoordinatorStory story(3);
   story.LogStaysAsItIs();
   story.RunAll();
-  story.Report(2, Stage::kRunning, 1);
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(2, NodeStage::kRunning, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   for (NodeId node : {0, 1}) story.Stopped(node, 1);
   story.AfterInTouch(Ms(2100), {0, 1});
   EXPECT_THAT(story.When<Coordinator::Append>(kStart), ElementsAre(absl::Seconds(2)));
@@ -181,8 +182,8 @@ TEST(CoordinatorStops, CountsNeitherOnALostNodeNorOnItsState) {
   CoordinatorStory story(3, {}, CoordinatorStory::TwoAndASpare());
   story.LogStaysAsItIs();
   story.RunAll();
-  story.Report(2, Stage::kStopping, 1);
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(2, NodeStage::kStopping, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   story.Stopped(0, 1, {{1, 40, 0}});
   story.Stopped(1, 1, {{1, 40, 1}});
   story.AfterInTouch(Ms(2100), {0, 2});
@@ -200,12 +201,12 @@ class StopAtBoundary : public testing::Test {
   StopAtBoundary() {
     story_.LogStaysAsItIs();
     story_.RunAll();
-    for (NodeId node : {0, 1}) story_.Report(node, Stage::kRunning, 1);
+    for (NodeId node : {0, 1}) story_.Report(node, NodeStage::kRunning, 1);
     story_.Do(Coordinator::Drain{1, true});
     story_.AfterInTouch(Ms(500), {0, 1, 2});
     EXPECT_EQ(story_.phase(), Phase::kStopping);
     EXPECT_TRUE(story_.Sent<msg::Stop>().at(0).at_boundary);
-    for (NodeId node : {0, 1}) story_.Report(node, Stage::kStopping, 1);
+    for (NodeId node : {0, 1}) story_.Report(node, NodeStage::kStopping, 1);
     began_ = kStart + Ms(500);
   }
   CoordinatorStory story_{3, {}, CoordinatorStory::TwoAndASpare()};
@@ -221,7 +222,7 @@ TEST_F(StopAtBoundary, IsGivenUpWhenANodeIsLost) {
 }
 
 TEST_F(StopAtBoundary, IsGivenUpWhenARankFails) {
-  story_.Report(1, Stage::kBroken, 1);
+  story_.Report(1, NodeStage::kBroken, 1);
   const auto stops = story_.Sent<msg::Stop>();
   EXPECT_FALSE(stops.at(0).at_boundary);
   EXPECT_FALSE(stops.at(1).at_boundary);
@@ -244,8 +245,8 @@ class StuckNode : public testing::Test {
  protected:
   // Node 1 is told to stop the newest generation and does not.
   void NodeOneGetsStuck(Generation generation, std::vector<Holding> left_on_node_zero) {
-    story_.Report(1, Stage::kStopping, generation);
-    story_.Report(0, Stage::kBroken, generation);
+    story_.Report(1, NodeStage::kStopping, generation);
+    story_.Report(0, NodeStage::kBroken, generation);
     story_.Stopped(0, generation, std::move(left_on_node_zero));
     const absl::Time began = story_.now();
     story_.AfterInTouch(Ms(10'100), {0, 1, 2});
@@ -268,9 +269,9 @@ TEST_F(StuckNode, IsUsedAgainWhenItsRanksHaveStopped) {
   NodeOneGetsStuck(1, {});
   story_.Win();
   story_.Stopped(1, 1);
-  story_.Report(1, Stage::kStopped, 1);
+  story_.Report(1, NodeStage::kStopped, 1);
   for (NodeId node : {0, 2}) story_.Present(node, 2);
-  story_.Report(0, Stage::kBroken, 2, LosesItsSlot);
+  story_.Report(0, NodeStage::kBroken, 2, LosesItsSlot);
   for (NodeId node : {0, 2}) story_.Stopped(node, 2);
   EXPECT_THAT(Seated(story_), ElementsAre(1, 2));
 }
@@ -278,7 +279,7 @@ TEST_F(StuckNode, IsUsedAgainWhenItsRanksHaveStopped) {
 TEST_F(StuckNode, WhatItHeldBeforeIsNotCountedUpon) {
   story_.LogStaysAsItIs();
   story_.RunAll();
-  story_.Report(0, Stage::kBroken, 1);
+  story_.Report(0, NodeStage::kBroken, 1);
   story_.Stopped(0, 1, {{1, 40, 0}});
   story_.Stopped(1, 1, {{1, 40, 1}});
   EXPECT_EQ(story_.Win().step, 40);
@@ -296,9 +297,9 @@ TEST(CoordinatorStops, BlamesNobodyForStepsOfAGenerationThatIsOver) {
   CoordinatorStory story(2, {}, rule);
   story.LogStaysAsItIs();
   story.RunAll();
-  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.finished = 5; });
-  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.finished = 4; });
-  story.Report(1, Stage::kBroken, 1, LosesItsSlot);
+  story.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.finished = 5; });
+  story.Report(1, NodeStage::kRunning, 1, [](msg::Report& r) { r.finished = 4; });
+  story.Report(1, NodeStage::kBroken, 1, LosesItsSlot);
   for (NodeId node : {0, 1}) story.Stopped(node, 1);
   ASSERT_EQ(story.phase(), Phase::kWaiting) << story.said();
   story.AfterInTouch(absl::Minutes(11), {0, 1});
@@ -309,7 +310,7 @@ TEST(CoordinatorStops, WhatIsLeftOfOlderGenerationsWhereverItShows) {
   CoordinatorStory story(3, {}, CoordinatorStory::TwoAndASpare());
   story.RunAll();
   story.After(Ms(600));
-  story.Report(2, Stage::kRunning, 1);
+  story.Report(2, NodeStage::kRunning, 1);
   EXPECT_EQ(story.Sent<msg::Stop>().at(2), (msg::Stop{.term = 0, .generation = 1}))
       << "it has no seat";
 }
@@ -320,11 +321,11 @@ TEST(CoordinatorStops, WhatRunsWhileItWaits) {
   rule.wait_max = absl::Hours(1);
   CoordinatorStory story(2, {}, rule);
   story.RunAll();
-  story.Report(1, Stage::kBroken, 1, LosesItsSlot);
+  story.Report(1, NodeStage::kBroken, 1, LosesItsSlot);
   for (NodeId node : {0, 1}) story.Stopped(node, 1);
   ASSERT_EQ(story.phase(), Phase::kWaiting);
   story.After(Ms(600));
-  story.Report(0, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
   EXPECT_THAT(story.Sent<msg::Stop>(), SizeIs(1));
 }
 

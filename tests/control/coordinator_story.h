@@ -89,7 +89,7 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
     Do(Coordinator::Received{{kJob, node}, message});
   }
   // Of now, of its first life, of one slot, with a step a second; `change` what is unusual.
-  void Report(NodeId node, Stage stage, Generation generation, const auto& change) {
+  void Report(NodeId node, NodeStage stage, Generation generation, const auto& change) {
     msg::Report& report = reports_[node];
     report = {.term = lead_.term(),
               .incarnation = 100 + node,
@@ -100,14 +100,14 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
     done_.clear();
     FeedReport(node);
   }
-  void Report(NodeId node, Stage stage, Generation generation = 0) {
+  void Report(NodeId node, NodeStage stage, Generation generation = 0) {
     Report(node, stage, generation, [](msg::Report&) {});
   }
   void Stopped(NodeId node, Generation generation, std::vector<Holding> holdings = {}) {
     uint64_t life = 100 + node;
     if (const auto said = reports_.find(node); said != reports_.end()) {
       life = said->second.incarnation;
-      said->second.stage = Stage::kStopped;
+      said->second.stage = NodeStage::kStopped;
       said->second.generation = generation;
     }
     Hear(node, msg::Stopped{.term = lead_.term(),
@@ -133,13 +133,35 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
     const Generation generation = lead_.layout().generation;
     const std::vector<NodeId> members = lead_.members();
     for (NodeId node : members) Present(node, generation);
-    for (NodeId node : members) Report(node, Stage::kReady, generation);
-    for (NodeId node : members) reports_[node].stage = Stage::kRunning;
+    for (NodeId node : members) Report(node, NodeStage::kReady, generation);
+    for (NodeId node : members) reports_[node].stage = NodeStage::kRunning;
+  }
+  // The members of the running generation freeze, write and read back the state of `step`, which is
+  // committed.
+  void SaveAll(StepIndex step) {
+    const Generation generation = lead_.layout().generation;
+    const std::vector<NodeId> members = lead_.members();
+    for (NodeId node : members)
+      Report(node, NodeStage::kRunning, generation, [=](msg::Report& r) { r.frozen = step; });
+    Do(Coordinator::Measured{generation, step, true});
+    for (NodeId node : members) Wrote(node, step, 1);
+    Do(Coordinator::PartsJoined{generation, step, 1, {0}, {"A"}, true});
+    Hear(members[0], msg::Voted{.term = lead_.term(),
+                                .generation = generation,
+                                .step = step,
+                                .attempt = 1,
+                                .ok = true});
+    ASSERT_EQ(Win().kind, EntryKind::kCommit);
+    for (NodeId node : members) Report(node, NodeStage::kRunning, generation);
+  }
+  void Done(NodeId node, StepIndex finished) {
+    Report(node, NodeStage::kDone, lead_.layout().generation,
+           [=](msg::Report& r) { r.finished = finished; });
   }
   // LEAD, all nodes, START, Go.
   void RunAll() {
     Win();
-    for (NodeId node = 0; node < nodes_; ++node) Report(node, Stage::kIdle);
+    for (NodeId node = 0; node < nodes_; ++node) Report(node, NodeStage::kIdle);
     Win();
     RunOn();
     ASSERT_EQ(phase(), Coordinator::Phase::kRunning);
@@ -201,7 +223,7 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
     msg::Report report = said->second;
     report.sequence = ++sequence_;
     report.echo = absl::ToUnixNanos(now_);
-    if (report.stage == Stage::kRunning) report.finished = absl::ToInt64Seconds(now_ - kStart);
+    if (report.stage == NodeStage::kRunning) report.finished = absl::ToInt64Seconds(now_ - kStart);
     changes_[node](report);
     Feed(Coordinator::Received{{kJob, node}, report});
   }

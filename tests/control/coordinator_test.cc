@@ -21,9 +21,9 @@ TEST(Coordinator, BeginsAJob) {
   EXPECT_EQ(story.append()->slot, 0u);
   story.Win();
   EXPECT_EQ(story.Sent<msg::Announce>().size(), 2u);
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   EXPECT_FALSE(story.append().has_value()) << "the other node is waited for";
-  story.Report(1, Stage::kIdle);
+  story.Report(1, NodeStage::kIdle);
   const LogEntry start = story.Win();
   EXPECT_EQ(start.kind, EntryKind::kStart);
   EXPECT_EQ(start.generation, 1u);
@@ -35,22 +35,22 @@ TEST(Coordinator, BeginsAJob) {
   const auto tables = story.Sent<msg::Table>();
   ASSERT_EQ(tables.size(), 2u);
   EXPECT_EQ(tables.at(0).count, 2);
-  story.Report(0, Stage::kReady, 1);
+  story.Report(0, NodeStage::kReady, 1);
   EXPECT_TRUE(story.Sent<msg::Go>().empty());
-  story.Report(1, Stage::kReady, 1);
+  story.Report(1, NodeStage::kReady, 1);
   EXPECT_EQ(story.Sent<msg::Go>().size(), 2u);
   EXPECT_EQ(story.phase(), Phase::kRunning);
-  story.Report(0, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
   EXPECT_GT(story.Sent<msg::Answer>().at(0).lease, 0);
 }
 
 TEST(Coordinator, DoesNotWaitForEverForNodes) {
   CoordinatorStory story(3);
   story.Win();
-  story.Report(2, Stage::kIdle);
+  story.Report(2, NodeStage::kIdle);
   for (int i = 0; i < 40; ++i) {
     story.After(absl::Seconds(1));
-    story.Report(2, Stage::kIdle);
+    story.Report(2, NodeStage::kIdle);
   }
   ASSERT_TRUE(story.append().has_value());
   EXPECT_EQ(story.Win().layout->seats, (std::vector<Seat>{{2, 0}}));
@@ -89,7 +89,7 @@ TEST(Coordinator, ReplacesAFailedRankFromMemory) {
   CoordinatorStory story(3, {}, CoordinatorStory::TwoAndASpare());
   story.RunAll();
   ASSERT_EQ(story.lead().members(), (std::vector<NodeId>{0, 1}));
-  story.Report(1, Stage::kBroken, 1, [](msg::Report& r) {
+  story.Report(1, NodeStage::kBroken, 1, [](msg::Report& r) {
     r.slots = 0;
     r.failure = EvidenceKind::kDeviceError;
     r.failed_local_rank = 0;
@@ -112,14 +112,14 @@ TEST(Coordinator, ReplacesAFailedRankFromMemory) {
 TEST(Coordinator, StopsANodeThatComesBackWithAnOldGeneration) {
   CoordinatorStory story(1);
   story.RunAll();
-  story.Report(0, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
   story.After(absl::Seconds(1));
-  story.Report(0, Stage::kBroken, 1);
+  story.Report(0, NodeStage::kBroken, 1);
   story.Stopped(0, 1);
   story.Win();
   ASSERT_EQ(story.lead().layout().generation, 2u);
   story.After(absl::Seconds(1));
-  story.Report(0, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
   EXPECT_EQ(story.Sent<msg::Stop>().at(0).generation, 1u);
 }
 
@@ -129,7 +129,7 @@ TEST(Coordinator, SavesWhenAskedAndCommits) {
   story.Do(Coordinator::SaveNow{});
   ASSERT_EQ(story.Sent<msg::Save>().size(), 1u);
   for (NodeId node : {0, 1})
-    story.Report(node, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 12; });
+    story.Report(node, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 12; });
   EXPECT_EQ(story.All<Coordinator::MeasureRoom>().size(), 1u);
   story.Do(Coordinator::Measured{9, 12, true});
   EXPECT_TRUE(story.Sent<msg::Write>().empty()) << "of another generation";
@@ -163,7 +163,7 @@ TEST(Coordinator, DoesNotWriteWhatHasNoRoom) {
   CoordinatorStory story(1);
   story.RunAll();
   story.Do(Coordinator::SaveNow{});
-  story.Report(0, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 12; });
+  story.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 12; });
   story.Do(Coordinator::Measured{1, 12, false});
   EXPECT_TRUE(story.Sent<msg::Write>().empty());
   ASSERT_EQ(story.Sent<msg::Settle>().size(), 1u);
@@ -176,7 +176,7 @@ TEST(Coordinator, MovesOffADrainedNodeAtABoundary) {
   story.RunAll();
   const auto live = [&] {
     for (NodeId node = 0; node < 3; ++node)
-      story.Report(node, node < 2 ? Stage::kRunning : Stage::kIdle, node < 2 ? 1 : 0);
+      story.Report(node, node < 2 ? NodeStage::kRunning : NodeStage::kIdle, node < 2 ? 1 : 0);
   };
   live();
   story.Do(Coordinator::Drain{1, true});
@@ -192,7 +192,7 @@ TEST(Coordinator, MovesOffADrainedNodeAtABoundary) {
 TEST(Coordinator, RefusesAddressesThatAreNotOneARank) {
   CoordinatorStory story(1);
   story.Win();
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   story.Win();
   story.Do(Coordinator::Received{
       {kJob, 0},
@@ -206,7 +206,7 @@ TEST(Coordinator, GivesUpASaveThatHangs) {
   story.RunAll();
   story.Do(Coordinator::SaveNow{});
   for (int i = 0; i < 31 * 60; ++i) {
-    story.Report(0, Stage::kRunning, 1, [&](msg::Report& r) {
+    story.Report(0, NodeStage::kRunning, 1, [&](msg::Report& r) {
       r.frozen = 12;
       r.finished = 12 + i;
     });
@@ -228,14 +228,15 @@ TEST(Coordinator, EndsAJobWithASaveFirst) {
 TEST(Coordinator, EndsACompleteRun) {
   CoordinatorStory story(1);
   story.RunAll();
-  story.Report(0, Stage::kDone, 1);
+  story.SaveAll(12);
+  story.Done(0, 12);
   story.Stopped(0, 1);
   const LogEntry end = story.Win();
   EXPECT_EQ(end.kind, EntryKind::kEnd);
   EXPECT_EQ(end.exit_code, 0);
   EXPECT_EQ(story.Sent<msg::Bye>().size(), 1u);
   EXPECT_EQ(story.All<Coordinator::Finished>().size(), 1u);
-  story.Report(0, Stage::kDone, 1);
+  story.Report(0, NodeStage::kDone, 1);
   EXPECT_EQ(story.Sent<msg::Bye>().size(), 1u) << "who did not hear it is told again";
 }
 
@@ -243,7 +244,7 @@ TEST(Coordinator, EndsWithAPersonsCodeWhereNothingWillFit) {
   CoordinatorStory story(
       1, {}, {.tensor = 4, .pipeline = 4, .leaves = 64, .nodes_max = 1, .ranks_per_node = 1});
   story.Win();
-  story.Report(0, Stage::kIdle);
+  story.Report(0, NodeStage::kIdle);
   ASSERT_TRUE(story.append().has_value()) << story.said();
   EXPECT_EQ(story.Win().exit_code, kExitPersonMustLook);
 }
@@ -251,9 +252,9 @@ TEST(Coordinator, EndsWithAPersonsCodeWhereNothingWillFit) {
 TEST(Coordinator, TakesOverARunningGeneration) {
   CoordinatorStory story(2, TwoNodesOfAnotherCoordinator());
   story.Win();
-  story.Report(0, Stage::kRunning, 1);
+  story.Report(0, NodeStage::kRunning, 1);
   EXPECT_EQ(story.phase(), Phase::kGathering);
-  story.Report(1, Stage::kRunning, 1, [](msg::Report& r) { r.frozen = 30; });
+  story.Report(1, NodeStage::kRunning, 1, [](msg::Report& r) { r.frozen = 30; });
   EXPECT_EQ(story.phase(), Phase::kRunning);
   EXPECT_FALSE(story.Sent<msg::Settle>().at(1).committed) << "frozen for somebody else";
   EXPECT_THAT(story.said(), HasSubstr("runs on under a new coordinator"));
@@ -263,18 +264,18 @@ TEST(Coordinator, StopsAGenerationThatIsNotWholeAnyMore) {
   CoordinatorStory story(2, TwoNodesOfAnotherCoordinator());
   story.Win();
   for (int i = 0; i < 8; ++i) {
-    story.Report(0, Stage::kRunning, 1);
+    story.Report(0, NodeStage::kRunning, 1);
     story.After(Ms(250));
   }
   EXPECT_THAT(story.said(), HasSubstr("nodes of it are missing"));
   story.Stopped(0, 1);
   story.Win();
   story.Present(0, 2);
-  story.Report(0, Stage::kReady, 2);
+  story.Report(0, NodeStage::kReady, 2);
   EXPECT_EQ(story.phase(), Phase::kForming) << "the other node may hold a lease still";
   for (int i = 0; i < 9; ++i) {
     story.After(Ms(250));
-    story.Report(0, Stage::kReady, 2);
+    story.Report(0, NodeStage::kReady, 2);
   }
   EXPECT_EQ(story.phase(), Phase::kRunning) << "half of the nodes and a support lease";
 }
@@ -305,7 +306,7 @@ TEST(Coordinator, NamesWhoStalls) {
   story.RunAll();
   for (int second = 0; second < 620 && story.phase() == Phase::kRunning; ++second) {
     for (NodeId node = 0; node < 3; ++node)
-      story.Report(node, Stage::kRunning, 1,
+      story.Report(node, NodeStage::kRunning, 1,
                    [&](msg::Report& r) { r.finished = node == 2 ? 0 : 1; });
     story.After(absl::Seconds(1));
   }

@@ -22,7 +22,7 @@ class CoordinatorTries : public testing::Test {
   }
   Generation generation() { return story_.lead().layout().generation; }
   void Broken(NodeId node, Kind kind, StepIndex finished, int64_t number = 0) {
-    story_.Report(node, Stage::kBroken, generation(), [=](msg::Report& r) {
+    story_.Report(node, NodeStage::kBroken, generation(), [=](msg::Report& r) {
       r.finished = finished;
       r.failed_local_rank = 0;
       r.failure = kind;
@@ -63,15 +63,15 @@ TEST_F(CoordinatorTries, AndSaysWhyTheGenerationBeforeEnded) {
 
 TEST_F(CoordinatorTries, AndKnowsTheLastStepThatAnybodyFinished) {
   Broken(1, Kind::kRankCrashed, 12);
-  story_.Report(0, Stage::kStopping, 1, [](msg::Report& r) { r.finished = 13; });
-  story_.Report(2, Stage::kIdle, 0, [](msg::Report& r) { r.finished = 99; });
+  story_.Report(0, NodeStage::kStopping, 1, [](msg::Report& r) { r.finished = 13; });
+  story_.Report(2, NodeStage::kIdle, 0, [](msg::Report& r) { r.finished = 99; });
   StopAll(12);
   EXPECT_EQ(Says().step, 13) << "and not what a spare finished once";
 }
 
 TEST_F(CoordinatorTries, AndKnowsWhereItBeganIfNothingWasFinished) {
   Fail(1, Kind::kRankCrashed, 12);
-  story_.Report(1, Stage::kBroken, 2, [](msg::Report& r) {
+  story_.Report(1, NodeStage::kBroken, 2, [](msg::Report& r) {
     r.failed_local_rank = 0;
     r.finished = 0;
   });
@@ -83,7 +83,7 @@ TEST_F(CoordinatorTries, AndSaysNothingFailedWhereNothingDid) {
   story_.Do(Coordinator::Drain{1, true});
   story_.AfterInTouch(absl::Seconds(1), {0, 1, 2});
   ASSERT_EQ(story_.phase(), Phase::kStopping);
-  story_.Report(0, Stage::kStopping, 1, [](msg::Report& r) { r.finished = 7; });
+  story_.Report(0, NodeStage::kStopping, 1, [](msg::Report& r) { r.finished = 7; });
   StopAll(7);
   EXPECT_EQ(Says(), (Failure{.kind = std::nullopt, .number = 0, .step = 7, .node = {}}));
 }
@@ -119,7 +119,7 @@ TEST_F(CoordinatorTries, AndKnowsNetworksThatFailByThemselves) {
 }
 
 TEST_F(CoordinatorTries, AndKnowsNodesThatAreLost) {
-  for (NodeId node : {0, 1}) story_.Report(node, Stage::kRunning, 1);
+  for (NodeId node : {0, 1}) story_.Report(node, NodeStage::kRunning, 1);
   story_.AfterInTouch(Ms(2100), {0, 2});
   ASSERT_EQ(story_.phase(), Phase::kStopping);
   StopAll(12);
@@ -128,8 +128,8 @@ TEST_F(CoordinatorTries, AndKnowsNodesThatAreLost) {
 }
 
 TEST_F(CoordinatorTries, AndDoesNotBlameASpareThatIsLost) {
-  for (NodeId node : {0, 1}) story_.Report(node, Stage::kRunning, 1);
-  story_.Report(2, Stage::kIdle);
+  for (NodeId node : {0, 1}) story_.Report(node, NodeStage::kRunning, 1);
+  story_.Report(2, NodeStage::kIdle);
   story_.AfterInTouch(Ms(2100), {0, 1});
   Broken(0, Kind::kRankCrashed, 12);
   StopAll(12);
@@ -137,7 +137,7 @@ TEST_F(CoordinatorTries, AndDoesNotBlameASpareThatIsLost) {
 }
 
 TEST_F(CoordinatorTries, AndKnowsAgentsThatComeBackWithoutTheirRanks) {
-  story_.Report(1, Stage::kIdle, 0, [](msg::Report& r) { r.incarnation = 700; });
+  story_.Report(1, NodeStage::kIdle, 0, [](msg::Report& r) { r.incarnation = 700; });
   ASSERT_EQ(story_.phase(), Phase::kStopping);
   StopAll(12);
   EXPECT_EQ(Says().kind, Kind::kNodeLost);
@@ -147,8 +147,8 @@ TEST_F(CoordinatorTries, AndKnowsAgentsThatComeBackWithoutTheirRanks) {
 TEST_F(CoordinatorTries, AndKnowsWhoHangs) {
   for (int second = 0; second < 620 && story_.phase() == Phase::kRunning; ++second) {
     for (NodeId node : {0, 1})
-      story_.Report(node, Stage::kRunning, 1, [&](msg::Report& r) { r.finished = node == 1; });
-    story_.Report(2, Stage::kIdle);
+      story_.Report(node, NodeStage::kRunning, 1, [&](msg::Report& r) { r.finished = node == 1; });
+    story_.Report(2, NodeStage::kIdle);
     story_.After(absl::Seconds(1));
   }
   ASSERT_EQ(story_.phase(), Phase::kStopping);
@@ -160,9 +160,9 @@ TEST_F(CoordinatorTries, AndKnowsWhoDoesNotStart) {
   Broken(1, Kind::kRankKilled, 12);
   StopAll(12);
   story_.Win();
-  story_.Report(0, Stage::kReady, 2);
+  story_.Report(0, NodeStage::kReady, 2);
   const NodeId other = story_.lead().members().back();
-  story_.Report(other, Stage::kLoading, 2);
+  story_.Report(other, NodeStage::kLoading, 2);
   story_.AfterInTouch(absl::Minutes(10), {0, 1, 2});
   ASSERT_EQ(story_.phase(), Phase::kStopping);
   StopAll(12);
@@ -216,8 +216,8 @@ TEST_F(CoordinatorTries, NoMemoryOfWhatFailedTwiceAlsoLater) {
 TEST_F(CoordinatorTries, AnotherNodeWhereOneFailedBothTimes) {
   EXPECT_THAT(NodesOf(*Fail(1, Kind::kRankCrashed, 12).layout), ElementsAre(0, 1));
   EXPECT_THAT(NodesOf(*Fail(1, Kind::kRankCrashed, 12).layout), ElementsAre(0, 2));
-  for (NodeId node : {0, 2}) story_.Report(node, Stage::kRunning, generation());
-  story_.Report(1, Stage::kIdle);
+  for (NodeId node : {0, 2}) story_.Report(node, NodeStage::kRunning, generation());
+  story_.Report(1, NodeStage::kIdle);
   story_.AfterInTouch(absl::Seconds(30), {0, 1, 2});
   EXPECT_EQ(story_.phase(), Phase::kRunning) << "and does not go back to it";
 }
@@ -255,11 +255,11 @@ TEST(CoordinatorTakesOver, AndKnowsHowOftenItWasTried) {
   CoordinatorStory story(
       2, View({Lead(0, 1), Start(1, 1, {0, 1}), failed(2, 2, 12), failed(3, 3, 0)}));
   story.Win();
-  story.Report(0, Stage::kBroken, 3, [](msg::Report& r) {
+  story.Report(0, NodeStage::kBroken, 3, [](msg::Report& r) {
     r.failed_local_rank = 0;
     r.finished = 12;
   });
-  story.Report(1, Stage::kRunning, 3, [](msg::Report& r) { r.finished = 12; });
+  story.Report(1, NodeStage::kRunning, 3, [](msg::Report& r) { r.finished = 12; });
   ASSERT_EQ(story.phase(), Phase::kStopping);
   for (NodeId node : {0, 1}) story.Stopped(node, 3, {{3, 12, static_cast<int32_t>(node)}});
   ASSERT_TRUE(story.Appends(EntryKind::kEnd)) << story.said();
@@ -271,8 +271,8 @@ TEST(CoordinatorTakesOver, AndKnowsWhereItsGenerationBegan) {
   start.step = 40;
   CoordinatorStory story(2, View({Lead(0, 1), start}));
   story.Win();
-  story.Report(0, Stage::kLoading, 1);
-  story.Report(1, Stage::kLoading, 1);
+  story.Report(0, NodeStage::kLoading, 1);
+  story.Report(1, NodeStage::kLoading, 1);
   for (NodeId node : {0, 1}) story.Stopped(node, 1);
   ASSERT_TRUE(story.Appends(EntryKind::kStart));
   EXPECT_EQ(story.append()->failure, (Failure{.kind = {}, .number = 0, .step = 40, .node = {}}));
@@ -283,7 +283,8 @@ TEST(CoordinatorEnds, WithTheCodeOfACompleteRun) {
   options.done_code = 5;
   CoordinatorStory story(1, {}, CoordinatorStory::Rule(), options);
   story.RunAll();
-  story.Report(0, Stage::kDone, 1);
+  story.SaveAll(12);
+  story.Done(0, 12);
   story.Stopped(0, 1);
   EXPECT_EQ(story.Win().exit_code, 5);
 }

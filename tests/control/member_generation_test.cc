@@ -108,7 +108,7 @@ TEST(MemberForms, ConnectsPartsOfTheTableAsTheyComeAndLoadsWithTheLast) {
   EXPECT_THAT(story.All<Member::Connect>(), SizeIs(1));
   ASSERT_THAT(story.All<Member::Load>(), SizeIs(1));
   EXPECT_EQ(story.All<Member::Load>()[0].generation, 4u);
-  EXPECT_EQ(story.member().stage(), Stage::kLoading);
+  EXPECT_EQ(story.member().stage(), NodeStage::kLoading);
   story.Hear(story.TableOf(4, 0, 2, 3));
   EXPECT_TRUE(story.DoesNothing());
 }
@@ -185,12 +185,12 @@ TEST(MemberForms, IsReadyWhenItsRanksHaveLoaded) {
   story.Follow(1);
   story.Present(4);
   story.Do(Member::RanksLoaded{4});
-  EXPECT_EQ(story.member().stage(), Stage::kPresent);
+  EXPECT_EQ(story.member().stage(), NodeStage::kPresent);
   story.Hear(story.TableOf(4, 0, 2));
   story.Do(Member::RanksLoaded{3});
-  EXPECT_EQ(story.member().stage(), Stage::kLoading);
+  EXPECT_EQ(story.member().stage(), NodeStage::kLoading);
   story.Do(Member::RanksLoaded{4});
-  EXPECT_EQ(story.member().stage(), Stage::kReady);
+  EXPECT_EQ(story.member().stage(), NodeStage::kReady);
 }
 
 TEST(MemberForms, RunsAtGoOnceAndNotBefore) {
@@ -235,9 +235,9 @@ TEST(MemberStops, ItsRanksAndSaysWhatTheyLeave) {
   story.Hear(msg::Stop{.term = 0, .generation = 4, .at_boundary = false});
   ASSERT_THAT(story.All<Member::StopRanks>(), SizeIs(1));
   EXPECT_FALSE(story.All<Member::StopRanks>()[0].at_boundary);
-  EXPECT_EQ(story.newest().stage, Stage::kStopping);
+  EXPECT_EQ(story.newest().stage, NodeStage::kStopping);
   story.Do(Member::RanksStopped{4, kHoldings});
-  EXPECT_EQ(story.newest().stage, Stage::kStopped);
+  EXPECT_EQ(story.newest().stage, NodeStage::kStopped);
   ASSERT_THAT(story.Sent<msg::Stopped>(), SizeIs(1));
   EXPECT_EQ(
       story.Sent<msg::Stopped>()[0],
@@ -276,7 +276,7 @@ TEST(MemberStops, NotForAnOlderGeneration) {
   story.Run(4);
   story.Hear(msg::Stop{.term = 0, .generation = 3});
   EXPECT_TRUE(story.DoesNothing());
-  EXPECT_EQ(story.member().stage(), Stage::kRunning);
+  EXPECT_EQ(story.member().stage(), NodeStage::kRunning);
 }
 
 TEST(MemberStops, AtABoundaryWhenItRuns) {
@@ -334,7 +334,7 @@ TEST(MemberStops, KillsWithoutACoordinatorToo) {
 TEST(MemberStops, WhatAnAgentFindsInMemoryIsHeld) {
   MemberStory story(3, {}, {.generation = 4, .finished = 50, .frozen = -1, .holdings = kHoldings});
   story.Follow(1);
-  EXPECT_EQ(story.newest().stage, Stage::kStopped);
+  EXPECT_EQ(story.newest().stage, NodeStage::kStopped);
   EXPECT_EQ(story.newest().generation, 4u);
   story.Hear(msg::Stop{.term = 0, .generation = 4});
   ASSERT_THAT(story.Sent<msg::Stopped>(), SizeIs(1));
@@ -353,7 +353,7 @@ TEST(MemberStops, RanksOfAnotherGenerationThatStoppedAreNotThese) {
   story.Run(4);
   story.Do(Member::RanksStopped{3, kHoldings});
   EXPECT_TRUE(story.DoesNothing());
-  EXPECT_EQ(story.member().stage(), Stage::kRunning);
+  EXPECT_EQ(story.member().stage(), NodeStage::kRunning);
   story.Do(Member::RanksStopped{4, kHoldings});
   story.Do(Member::RanksStopped{4, {}});
   EXPECT_TRUE(story.DoesNothing()) << "once";
@@ -375,7 +375,7 @@ TEST(MemberStops, WhoFollowsNobodySaysItWhenAsked) {
   story.Do(Member::RanksStopped{4, kHoldings});
   EXPECT_TRUE(story.DoesNothing()) << "there is nobody to tell";
   story.Follow(1);
-  EXPECT_EQ(story.newest().stage, Stage::kStopped);
+  EXPECT_EQ(story.newest().stage, NodeStage::kStopped);
   story.Hear(msg::Stop{.term = 0, .generation = 4});
   ASSERT_THAT(story.Sent<msg::Stopped>(), SizeIs(1));
   EXPECT_EQ(story.Sent<msg::Stopped>()[0].holdings, kHoldings);
@@ -388,9 +388,9 @@ TEST(MemberEnds, IsDoneWhenNothingIsLeftToTrain) {
   story.Follow(1);
   story.Run(4);
   story.Do(Member::Progress{.generation = 3, .finished = 90, .complete = true});
-  EXPECT_EQ(story.member().stage(), Stage::kRunning);
+  EXPECT_EQ(story.member().stage(), NodeStage::kRunning);
   story.Do(Member::Progress{.generation = 4, .finished = 90, .complete = true});
-  EXPECT_EQ(story.newest().stage, Stage::kDone);
+  EXPECT_EQ(story.newest().stage, NodeStage::kDone);
   EXPECT_EQ(story.newest().finished, 90);
   story.Hear(msg::Stop{.term = 0, .generation = 4});
   ASSERT_THAT(story.Sent<msg::Stopped>(), SizeIs(1));
@@ -398,7 +398,7 @@ TEST(MemberEnds, IsDoneWhenNothingIsLeftToTrain) {
   story.AfterInTouch(absl::Seconds(20));
   EXPECT_THAT(story.All<Member::KillRanks>(), IsEmpty());
   story.Do(Member::RanksStopped{4, kHoldings});
-  EXPECT_EQ(story.member().stage(), Stage::kDone);
+  EXPECT_EQ(story.member().stage(), NodeStage::kDone);
 }
 
 TEST(MemberEnds, RanksThatEndWhileTheyAreStoppedAreNotKilled) {

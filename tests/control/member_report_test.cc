@@ -21,7 +21,7 @@ TEST(MemberReports, WhatItIs) {
   EXPECT_EQ(report.incarnation, MemberStory::kLife);
   EXPECT_EQ(report.slots, 0b11u);
   EXPECT_EQ(report.domain, MemberStory::kDomain);
-  EXPECT_EQ(report.stage, Stage::kIdle);
+  EXPECT_EQ(report.stage, NodeStage::kIdle);
   EXPECT_EQ(report.generation, 0u);
   EXPECT_EQ(report.frozen, -1);
   EXPECT_EQ(report.failed_local_rank, -1);
@@ -56,17 +56,17 @@ TEST(MemberReports, AtOnceWhenItsStageChanges) {
   story.After(Ms(10));
   story.Hear(story.PrepareOf(4));
   ASSERT_THAT(story.Sent<msg::Report>(), SizeIs(1));
-  EXPECT_EQ(story.newest().stage, Stage::kSpawning);
+  EXPECT_EQ(story.newest().stage, NodeStage::kSpawning);
   EXPECT_EQ(story.newest().generation, 4u);
   EXPECT_EQ(story.newest().finished, 40) << "where it resumes";
   story.Do(Member::RanksMade{4, {"a"}});
-  EXPECT_EQ(story.newest().stage, Stage::kPresent);
+  EXPECT_EQ(story.newest().stage, NodeStage::kPresent);
   story.Hear(story.TableOf(4, 0, 2));
-  EXPECT_EQ(story.newest().stage, Stage::kLoading);
+  EXPECT_EQ(story.newest().stage, NodeStage::kLoading);
   story.Do(Member::RanksLoaded{4});
-  EXPECT_EQ(story.newest().stage, Stage::kReady);
+  EXPECT_EQ(story.newest().stage, NodeStage::kReady);
   story.Hear(msg::Go{.term = 0, .generation = 4});
-  EXPECT_EQ(story.newest().stage, Stage::kRunning);
+  EXPECT_EQ(story.newest().stage, NodeStage::kRunning);
   EXPECT_THAT(story.Sent<msg::Report>(), SizeIs(1));
   story.After(Ms(249));
   EXPECT_THAT(story.Sent<msg::Report>(), IsEmpty());
@@ -100,7 +100,7 @@ TEST(MemberReports, TheFirstFailureOfAGenerationAndItsCause) {
   story.Do(
       Member::RankFailed{.generation = 4, .local_rank = 0, .kind = EvidenceKind::kNetworkError});
   story.After(Ms(250));
-  EXPECT_EQ(story.newest().stage, Stage::kBroken);
+  EXPECT_EQ(story.newest().stage, NodeStage::kBroken);
   EXPECT_EQ(story.newest().failed_local_rank, 1);
   EXPECT_EQ(story.newest().failure, EvidenceKind::kDeviceError);
   EXPECT_EQ(story.newest().failure_number, 79);
@@ -113,7 +113,7 @@ TEST(MemberReports, NoFailureOfAnotherGeneration) {
   story.Run(4);
   story.Do(Member::RankFailed{.generation = 3, .local_rank = 0});
   EXPECT_TRUE(story.DoesNothing());
-  EXPECT_EQ(story.member().stage(), Stage::kRunning);
+  EXPECT_EQ(story.member().stage(), NodeStage::kRunning);
 }
 
 TEST(MemberReports, ALostSlotAtOnceWhateverItsRanksDo) {
@@ -122,7 +122,7 @@ TEST(MemberReports, ALostSlotAtOnceWhateverItsRanksDo) {
   story.Do(Member::RankFailed{.generation = 0, .local_rank = 0, .slot_lost = true});
   ASSERT_THAT(story.Sent<msg::Report>(), SizeIs(1));
   EXPECT_EQ(story.newest().slots, 0b10u);
-  EXPECT_EQ(story.newest().stage, Stage::kIdle);
+  EXPECT_EQ(story.newest().stage, NodeStage::kIdle);
 }
 
 TEST(MemberReports, NoFailureWhileItsRanksAreStopped) {
@@ -131,10 +131,10 @@ TEST(MemberReports, NoFailureWhileItsRanksAreStopped) {
   story.Run(4);
   story.Hear(msg::Stop{.term = 0, .generation = 4});
   story.Do(Member::RankFailed{.generation = 4, .local_rank = 0});
-  EXPECT_EQ(story.member().stage(), Stage::kStopping) << "it was told to";
+  EXPECT_EQ(story.member().stage(), NodeStage::kStopping) << "it was told to";
   story.Do(Member::RanksStopped{4, {}});
   story.Do(Member::RankFailed{.generation = 4, .local_rank = 0});
-  EXPECT_EQ(story.member().stage(), Stage::kStopped);
+  EXPECT_EQ(story.member().stage(), NodeStage::kStopped);
 }
 
 TEST(MemberReports, AFailureIsForgottenWithItsGeneration) {
@@ -161,7 +161,7 @@ TEST(MemberReports, ThatItsNodeIsToBeGivenBack) {
 TEST(MemberReports, RanksThatOutlivedTheirAgent) {
   MemberStory story(3, {}, {.generation = 6, .finished = 120});
   story.Follow(1);
-  EXPECT_EQ(story.newest().stage, Stage::kRunning);
+  EXPECT_EQ(story.newest().stage, NodeStage::kRunning);
   EXPECT_EQ(story.newest().generation, 6u);
   EXPECT_EQ(story.newest().finished, 120);
 }

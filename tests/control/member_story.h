@@ -112,27 +112,27 @@ class MemberStory : public EffectsDone<Member> {
   // To the named stage of `generation`, by what takes it there; the stages behind it follow.
   void Spawn(Generation generation) {
     Hear(PrepareOf(generation));
-    ASSERT_EQ(member_.stage(), Stage::kSpawning);
+    ASSERT_EQ(member_.stage(), NodeStage::kSpawning);
   }
   void Present(Generation generation) {
     Spawn(generation);
     Do(Member::RanksMade{generation, {"a"}});
-    ASSERT_EQ(member_.stage(), Stage::kPresent);
+    ASSERT_EQ(member_.stage(), NodeStage::kPresent);
   }
   void LoadAll(Generation generation) {
     Present(generation);
     Hear(TableOf(generation, 0, 2));
-    ASSERT_EQ(member_.stage(), Stage::kLoading);
+    ASSERT_EQ(member_.stage(), NodeStage::kLoading);
   }
   void Ready(Generation generation) {
     LoadAll(generation);
     Do(Member::RanksLoaded{generation});
-    ASSERT_EQ(member_.stage(), Stage::kReady);
+    ASSERT_EQ(member_.stage(), NodeStage::kReady);
   }
   void Run(Generation generation) {
     Ready(generation);
     Hear(msg::Go{.term = member_.term(), .generation = generation});
-    ASSERT_EQ(member_.stage(), Stage::kRunning);
+    ASSERT_EQ(member_.stage(), NodeStage::kRunning);
   }
 
   // ---- what the member did

@@ -30,7 +30,7 @@ std::vector<ControlMessage> OneOfEach() {
                   .domain = 4,
                   .leaving = true,
                   .generation = 6,
-                  .stage = Stage::kDone,
+                  .stage = NodeStage::kDone,
                   .finished = 77,
                   .failed_local_rank = 3,
                   .failure = EvidenceKind::kCleared,
