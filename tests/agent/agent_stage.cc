@@ -32,8 +32,10 @@ void Lockstep::Step() {
                            generation_);
     generation_ = generation;
     step_ = next;
-    const bool freeze =
-        std::any_of(nodes.begin(), nodes.end(), [](StageRanks* node) { return node->freeze_; });
+    // What training ends with is kept without being asked for.
+    const bool last = next == steps_max;
+    const bool freeze = last || std::any_of(nodes.begin(), nodes.end(),
+                                            [](StageRanks* node) { return node->freeze_; });
     for (StageRanks* node : nodes) {
       node->finished_ = next;
       node->freeze_ = false;
@@ -41,9 +43,8 @@ void Lockstep::Step() {
         node->frozen_ = next;
         node->Tell(Member::Frozen{generation, next});
       }
-      const bool complete = next == steps_max;
-      node->running_ &= !complete;
-      node->Tell(Member::Progress{generation, next, complete});
+      node->running_ &= !last;
+      node->Tell(Member::Progress{generation, next});
     }
   }
 }
@@ -100,6 +101,13 @@ void StageRanks::Do(const Member::StopRanks&) {
 }
 
 void StageRanks::Do(const Member::KillRanks&) { Stopped(false); }
+
+// Nothing is left to do once the last state is kept.
+void StageRanks::Do(const Member::SettleState& order) {
+  settled.push_back(order.settle);
+  if (order.settle.step == lockstep_->steps_max)
+    Tell(Member::Progress{prepare_.generation, finished_, true});
+}
 
 void StageRanks::Stopped(bool keep) {
   running_ = false;

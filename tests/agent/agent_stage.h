@@ -34,7 +34,7 @@ class Lockstep {
   Generation generation() const { return generation_; }
   // A step that was not the next one, or of a generation that is over. Empty: none.
   const std::string& wrong() const { return wrong_; }
-  StepIndex steps_max = 0;  // Training is complete then; 0: never.
+  StepIndex steps_max = 0;  // The last that is trained; 0: there is none.
 
  private:
   EventLoop* loop_;
@@ -62,7 +62,7 @@ class StageRanks : public NodeRanks {
   void Do(const Member::FreezeState& order) override;
   void Do(const Member::WriteState& order) override;
   void Do(const Member::VerifyFile& order) override;
-  void Do(const Member::SettleState& order) override { settled.push_back(order.settle); }
+  void Do(const Member::SettleState& order) override;
 
   std::function<void(Member::Event)> tell;  // To the agent, from the loop.
   bool deaf = false;                        // They do not stop when they are asked to.

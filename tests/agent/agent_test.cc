@@ -130,6 +130,7 @@ TEST_F(AgentTest, ACompleteRunEnds) {
   ASSERT_TRUE(stage_.Until([&] { return stage_.at(3).exit_code.has_value(); }));
   EXPECT_EQ(stage_.at(3).exit_code, 0);
   EXPECT_EQ(stage_.lockstep().step(), 20);
+  EXPECT_EQ(stage_.Count(RecordType::kCommit), 1);
 }
 
 TEST_F(AgentTest, ACheckpointIsCommittedOnceItsManifestIsMade) {

@@ -16,7 +16,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using testing::ElementsAre;
-using testing::IsEmpty;
 using testing::SizeIs;
 
 // ---- what is let go
@@ -259,7 +258,7 @@ TEST_F(RunCheckpointsTest, WhatTakesLongIsTold) {
   // Nobody waits for what is over.
   desk_.store().Do(Coordinator::SaveOver{.generation = 1, .step = 2, .committed = false});
   desk_.store().Waiting(5);
-  EXPECT_THAT(desk_.Events("back_pressure")[1]["under_way"], IsEmpty());
+  EXPECT_THAT(desk_.Events("back_pressure"), SizeIs(1));
 }
 
 }  // namespace
