@@ -273,6 +273,7 @@ TEST_P(CancelTest, WhilePeersHaveNotCome) {
 
 // One stops (it is alive, and does nothing) somewhere in Connect.
 TEST_P(CancelProcessTest, WhileConnectingToAStoppedPeer) {
+  if (wiring().network == "shm") GTEST_SKIP() << "libfabric's shm shares locks with the stopped";
   constexpr std::array kMicroseconds = {0, 1000, 3000, 10000, 30000};
   RunGenerations(
       wiring(), {.size = 3, .generations = kMicroseconds.size(), .last_is_new = true},
