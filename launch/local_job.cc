@@ -174,7 +174,8 @@ StartRecord LocalJob::Start() const {
                               .data = static_cast<int32_t>(layout.data)},
                     .seats = {},
                     .layout = LayoutWords(layout),
-                    .step = run_.start.step};
+                    .step = run_.start.step,
+                    .from_checkpoint = !run_.start.checkpoint.empty()};
   for (int64_t rank = 0; rank < layout.ranks(); ++rank)
     start.seats.push_back({.node = static_cast<NodeId>(rank / options_.ranks_per_node),
                            .local_rank = static_cast<int32_t>(rank % options_.ranks_per_node)});

@@ -234,6 +234,7 @@ ControlLog::Body Agent::BodyOf(const Coordinator::Append& append) const {
                                .seats = entry.layout->seats,
                                .layout = LayoutText(entry.layout->shape),
                                .step = entry.step,
+                               .from_checkpoint = entry.from_checkpoint,
                                .failure = entry.failure});
       };
     }

@@ -56,6 +56,7 @@ LogEntry EntryOf(const Record& record) {
   if (record.type == RecordType::kStart) {
     StartRecord start = *ParseStart(record.body);
     entry.step = start.step;
+    entry.from_checkpoint = start.from_checkpoint;
     entry.layout = PlacedLayout{
         .generation = record.generation, .shape = start.shape, .seats = std::move(start.seats)};
     entry.failure = start.failure;

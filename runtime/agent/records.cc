@@ -94,6 +94,7 @@ std::string SerializeStart(const StartRecord& record) {
                {"seats", SeatRuns(record.seats)},
                {"layout", record.layout},
                {"step", record.step},
+               {"from_checkpoint", record.from_checkpoint},
                {"failure", failure.kind.has_value() ? NameOf(*failure.kind) : ""},
                {"failure_number", failure.number},
                {"failure_step", failure.step},
@@ -129,6 +130,7 @@ absl::StatusOr<StartRecord> ParseStart(std::string_view body) {
   object.Ints("seats", &runs);
   object.String("layout", &record.layout);
   object.Int("step", &record.step);
+  object.Bool("from_checkpoint", &record.from_checkpoint);
   ReadFailure(object, &record.failure);
   if (tensor * pipeline * data > kRanksMax)
     object.Fail("data",

@@ -28,12 +28,13 @@ struct LeadRecord {
 
 // A generation begins.
 struct StartRecord {
-  LayoutShape shape;        // data 0: nobody steps (an import).
-  std::vector<Seat> seats;  // By rank, all distinct; shape.ranks() of them.
-  std::string layout;       // In words.
-  int64_t step = 0;         // Where it resumes. After that of the newest COMMIT: from memory;
-                            // before it: those COMMITs name bad checkpoints.
-  Failure failure = {};     // Why the generation before it ended, in the same job.
+  LayoutShape shape;             // data 0: nobody steps (an import).
+  std::vector<Seat> seats;       // By rank, all distinct; shape.ranks() of them.
+  std::string layout;            // In words.
+  int64_t step = 0;              // Where it resumes.
+  bool from_checkpoint = false;  // Of that step, COMMITs of later ones name bad checkpoints;
+                                 // otherwise from memory, or at the run's beginning.
+  Failure failure = {};          // Why the generation before it ended, in the same job.
   friend bool operator==(const StartRecord&, const StartRecord&) = default;
 };
 

@@ -26,6 +26,14 @@ std::optional<LayoutShape> ShapeOf(const RunLog& log, Generation generation) {
   return std::nullopt;
 }
 
+// Whether the run log knows nothing that came after this LEAD's coordinator.
+bool InOffice(const RunLog& log, Slot term) {
+  for (auto record = log.records().rbegin(); record != log.records().rend(); ++record)
+    if (record->type == RecordType::kLead || record->type == RecordType::kEnd)
+      return record->type == RecordType::kLead && record->slot == term;
+  return false;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RunCheckpoints>> RunCheckpoints::New(EventLoop* loop,
@@ -130,6 +138,8 @@ RunCheckpoints::Choice RunCheckpoints::ChooseNow(const Coordinator::ChooseCheckp
   const auto tell = [&choice](const std::string& line) { choice.lines.push_back(line); };
   const auto log = reader_.Read();
   choice.status = log.status();
+  if (choice.status.ok() && !InOffice(**log, order.term))
+    choice.status = Unavailable("this coordinator does not lead any more, says the run log");
   if (!choice.status.ok()) return choice;
   if (const auto bad = ParseChosen(order.last); order.last_is_bad && bad.ok()) {
     const std::filesystem::path run(options_.run_directory);

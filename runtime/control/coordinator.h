@@ -127,8 +127,10 @@ class Coordinator {
     std::vector<std::string> packed;  // By member: what its ranks wrote.
   };
   // The state is to be loaded from a checkpoint: which? A question comes again under its number
-  // when it is not answered for long; who is at it still need not begin anew.
+  // when it is not answered for long; who is at it still need not begin anew. It is not for a
+  // coordinator that is replaced: what it calls bad may have been mended since.
   struct ChooseCheckpoint {
+    Slot term = 0;  // Of who asks.
     uint64_t question = 0;
     bool last_is_bad = false;  // What was chosen before is not what was committed:
     std::string last;          // CheckpointChosen.packed of it.

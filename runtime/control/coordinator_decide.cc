@@ -156,7 +156,7 @@ void Coordinator::Choose(Effects& effects) {
 void Coordinator::AskWhichCheckpoint(Effects& effects) {
   choose_due_ = now_ + kChooseResends * options_.resend;
   effects.emplace_back(ChooseCheckpoint{
-      .question = question_, .last_is_bad = last_is_bad_, .last = last_checkpoint_});
+      .term = term_, .question = question_, .last_is_bad = last_is_bad_, .last = last_checkpoint_});
 }
 
 // Nodes may have come and gone meanwhile.
@@ -186,6 +186,7 @@ void Coordinator::Start(Resume resume, std::optional<StepIndex> checkpoint, Effe
   LogEntry start{.kind = EntryKind::kStart,
                  .generation = view_.generation + 1,
                  .step = resume_.step,
+                 .from_checkpoint = checkpoint.has_value(),
                  .layout = PlacedLayout{.generation = view_.generation + 1,
                                         .shape = decision_.shape,
                                         .seats = decision_.seats},

@@ -28,9 +28,9 @@ void LogView::Absorb(const LogEntry& entry) {
       generation = std::max(generation, entry.generation);
       live.push_back({.job = entry.author.at.job,
                       .resumed = entry.step,
-                      .from_checkpoint = entry.step <= commit_step,
+                      .from_checkpoint = entry.from_checkpoint,
                       .layout = entry.layout});
-      commit_step = std::min(commit_step, entry.step);
+      commit_step = entry.from_checkpoint ? entry.step : std::min(commit_step, entry.step);
       commits.clear();
       return;
     case EntryKind::kCommit:

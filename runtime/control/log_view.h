@@ -66,11 +66,12 @@ struct LogEntry {
   Author author;
   uint64_t id = 0;  // Tells records of one author apart, and a retry from a second record.
   Generation generation = 0;
-  StepIndex step = 0;     // START: where it resumes. COMMIT: of the checkpoint. END: the last one.
-  int32_t exit_code = 0;  // END.
-  SharedLayout layout;    // START.
-  Failure failure;        // START: why the generation before it ended, in the same job.
-  uint64_t note = 0;      // NOTE: what its author knows it by; not in the log.
+  StepIndex step = 0;  // START: where it resumes. COMMIT: of the checkpoint. END: the last one.
+  bool from_checkpoint = false;  // START: and neither from memory nor at the run's beginning.
+  int32_t exit_code = 0;         // END.
+  SharedLayout layout;           // START.
+  Failure failure;               // START: why the generation before it ended, in the same job.
+  uint64_t note = 0;             // NOTE: what its author knows it by; not in the log.
   friend bool operator==(const LogEntry&, const LogEntry&) = default;
 };
 
@@ -80,7 +81,7 @@ struct LogView {
   struct Live {
     uint64_t job = 0;
     StepIndex resumed = 0;
-    bool from_checkpoint = false;  // And not from memory; step 0 may be the run's beginning.
+    bool from_checkpoint = false;
     SharedLayout layout;
     friend bool operator==(const Live&, const Live&) = default;
   };
@@ -93,8 +94,8 @@ struct LogView {
   Slot next_slot = 0;
   Generation generation = 0;  // Highest of a START.
   std::optional<Lead> lead;   // The latest; nothing once its job has ended.
-  // Of the newest checkpoint; -1: none. A START that resumes before it says that those behind it
-  // are bad: they do not count any more.
+  // Of the newest checkpoint; -1: none. A START that resumes from one says that those behind it are
+  // bad: they do not count any more. (One that was bad may have been mended since.)
   StepIndex commit_step = -1;
   std::vector<StepIndex> commits;  // Of checkpoints of the newest generation, in order.
   // Newest last. A COMMIT proves that its generation ran, hence that all before it had stopped; an

@@ -397,8 +397,10 @@ void Member::Unfreeze() {
   votes_.clear();
 }
 
+// One of an earlier step was on its way when the agent died and its next life found a later one.
 void Member::On(const Frozen& event, Effects&) {
-  if (event.generation != generation_ || stage_ == NodeStage::kStopped) return;
+  if (event.generation != generation_ || stage_ == NodeStage::kStopped || event.step <= frozen_)
+    return;
   Unfreeze();
   frozen_ = event.step;
   changed_ = true;

@@ -160,7 +160,7 @@ std::optional<Coordinator::CheckpointChosen> CheckpointDesk::Choose(const std::s
   std::optional<Coordinator::CheckpointChosen> chosen;
   store_->Do(
       Coordinator::ChooseCheckpoint{
-          .question = ++questions_, .last_is_bad = !bad.empty(), .last = bad},
+          .term = term, .question = ++questions_, .last_is_bad = !bad.empty(), .last = bad},
       [&](const Coordinator::CheckpointChosen& c) { chosen = c; });
   store_->Finish();
   if (chosen.has_value()) {

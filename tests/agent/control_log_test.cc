@@ -61,6 +61,7 @@ TEST_F(ControlLogTest, EntriesComeBackAsTheyWere) {
        .id = 2,
        .generation = 5,
        .step = 40,
+       .from_checkpoint = true,
        .layout = layout,
        .failure = failure},
       {.slot = 2,
@@ -85,6 +86,7 @@ TEST_F(ControlLogTest, EntriesComeBackAsTheyWere) {
                                .seats = layout.seats,
                                .layout = "x",
                                .step = 40,
+                               .from_checkpoint = true,
                                .failure = failure});
       },
       [] {

@@ -27,6 +27,7 @@ TEST(Records, ComeBackAsTheyWere) {
       .seats = {{4, 0}},
       .layout = "x",
       .step = 17,
+      .from_checkpoint = true,
       .failure = {.kind = EvidenceKind::kRankKilled, .number = -11, .step = 18, .node = NodeId{0}}};
   EXPECT_EQ(*ParseStart(SerializeStart(again)), again);
   const StartRecord nobody{{}, {}, "imported", 0};

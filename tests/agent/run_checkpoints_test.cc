@@ -271,7 +271,7 @@ TEST_F(RunCheckpointsTest, AnswersForAnotherLeadAreDropped) {
                    [&](const Coordinator::Measured&) { ++answers; });
   desk_.store().Do(Coordinator::JoinParts{.generation = 1, .step = 3, .attempt = 1, .packed = {}},
                    [&](const Coordinator::PartsJoined&) { ++answers; });
-  desk_.store().Do(Coordinator::ChooseCheckpoint{.question = 1},
+  desk_.store().Do(Coordinator::ChooseCheckpoint{.term = desk_.term, .question = 1},
                    [&](const Coordinator::CheckpointChosen&) { ++answers; });
   desk_.LoseLead();
   desk_.Settle();
@@ -282,12 +282,12 @@ TEST_F(RunCheckpointsTest, AnswersForAnotherLeadAreDropped) {
   }
   // A question of the next lead that comes while the old one is being answered.
   desk_.Lead();
-  desk_.store().Do(Coordinator::ChooseCheckpoint{.question = 1},
+  desk_.store().Do(Coordinator::ChooseCheckpoint{.term = desk_.term, .question = 1},
                    [&](const Coordinator::CheckpointChosen&) { answers += 100; });
   desk_.LoseLead();
   desk_.Lead();
   std::optional<Coordinator::CheckpointChosen> chosen;
-  desk_.store().Do(Coordinator::ChooseCheckpoint{.question = 1},
+  desk_.store().Do(Coordinator::ChooseCheckpoint{.term = desk_.term, .question = 1},
                    [&](const Coordinator::CheckpointChosen& c) { chosen = c; });
   desk_.store().Finish();
   EXPECT_EQ(answers, 0);
@@ -380,6 +380,21 @@ TEST_F(RunCheckpointsTest, WhatRanksFoundBadIsNotChosenAgain) {
   EXPECT_FALSE(desk_.Choose(chosen->packed)->ok);
 }
 
+// Somebody may have mended it since.
+TEST_F(RunCheckpointsTest, WhoDoesNotLeadAnyMoreFindsNothingBad) {
+  Begin();
+  for (const StepIndex step : {1, 2}) ASSERT_OK(desk_.Save(step));
+  const std::string two = desk_.Choose()->packed;
+  const Slot before = desk_.term;
+  desk_.Lead();
+  const Slot now = std::exchange(desk_.term, before);
+  EXPECT_FALSE(desk_.Choose(two).has_value());
+  EXPECT_THAT(There(), ElementsAre(1, 2));
+  EXPECT_TRUE(desk_.Warned("does not lead any more"));
+  desk_.term = now;
+  EXPECT_EQ(desk_.Choose()->step, 2);
+}
+
 // Not to be told is no reason to take an older one, nor to end the job.
 TEST_F(RunCheckpointsTest, AFileSystemThatDoesNotAnswer) {
   Begin();
@@ -426,7 +441,7 @@ TEST_F(RunCheckpointsTest, ChoosingWaitsForTheAttemptsRecord) {
   desk_.Start(two);
   desk_.Present(two);
   std::optional<Coordinator::CheckpointChosen> chosen;
-  desk_.store().Do(Coordinator::ChooseCheckpoint{.question = 1000},
+  desk_.store().Do(Coordinator::ChooseCheckpoint{.term = desk_.term, .question = 1000},
                    [&](const Coordinator::CheckpointChosen& c) { chosen = c; });
   desk_.store().Finish();
   EXPECT_FALSE(chosen.has_value());

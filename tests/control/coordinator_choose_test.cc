@@ -11,6 +11,7 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 using testing::SizeIs;
 using Phase = Coordinator::Phase;
 
@@ -97,14 +98,27 @@ TEST_F(CoordinatorChooses, OneThatIsOlderThanTheNewest) {
   StopAll(25);
   ASSERT_TRUE(story_.Appends(EntryKind::kStart));
   EXPECT_EQ(story_.append()->step, 25);
+  EXPECT_FALSE(story_.append()->from_checkpoint);
   story_.Win();
   EXPECT_FALSE(story_.Sent<msg::Prepare>().at(1).resume.from_checkpoint);
   EXPECT_EQ(story_.Sent<msg::Prepare>().at(1).resume.shape, (LayoutShape{.data = 2}));
   EXPECT_EQ(story_.Sent<msg::Prepare>().at(1).resume.checkpoint, "");
 }
 
+// Checkpoints behind the newest that counts: somebody has mended one.
+TEST_F(CoordinatorChooses, OneThatWasBad) {
+  Answer(Asked().question, 40);
+  EXPECT_TRUE(story_.Win().from_checkpoint);
+  story_.RunOn();
+  for (NodeId node : {0, 1}) story_.Done(node, 40);
+  EXPECT_THAT(story_.said(), Not(HasSubstr("could not be saved")));
+  for (NodeId node : {0, 1}) story_.Stopped(node, generation());
+  EXPECT_EQ(story_.Win().exit_code, 0);
+}
+
 TEST_F(CoordinatorChooses, ThatTheRunBegins) {
   Answer(Asked().question, std::nullopt);
+  EXPECT_FALSE(story_.append()->from_checkpoint);
   EXPECT_EQ(story_.Win().step, 0);
   const Resume resume = story_.Sent<msg::Prepare>().at(1).resume;
   EXPECT_TRUE(resume.from_checkpoint);
@@ -277,9 +291,10 @@ TEST_F(CoordinatorChooses, NothingThatProvesGoodWithoutACheckpoint) {
 }
 
 TEST(CoordinatorTakesOver, AndSaysWhatProvesGoodMeanwhile) {
-  const auto takes_over = [](StepIndex resumed) {
+  const auto takes_over = [](StepIndex resumed, bool from_checkpoint) {
     LogEntry start = Start(2, 2, {0, 1});
     start.step = resumed;
+    start.from_checkpoint = from_checkpoint;
     LogEntry commit = Commit(1, 30);
     LogEntry lead = Lead(0, 1);
     commit.author = lead.author;
@@ -291,9 +306,9 @@ TEST(CoordinatorTakesOver, AndSaysWhatProvesGoodMeanwhile) {
     story.Report(0, NodeStage::kRunning, 2, [](msg::Report& r) { r.finished = 33; });
     return story.All<Coordinator::GoodSteps>().size();
   };
-  EXPECT_EQ(takes_over(30), 1u);
-  EXPECT_EQ(takes_over(32), 0u) << "not two steps";
-  EXPECT_EQ(takes_over(31), 0u) << "from memory";
+  EXPECT_EQ(takes_over(30, true), 1u);
+  EXPECT_EQ(takes_over(32, true), 0u) << "not two steps";
+  EXPECT_EQ(takes_over(31, false), 0u) << "from memory";
 }
 
 }  // namespace

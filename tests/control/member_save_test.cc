@@ -79,6 +79,22 @@ TEST(MemberSaves, AStateOfAnotherGenerationIsNotFrozen) {
   EXPECT_EQ(story.newest().frozen, -1);
 }
 
+TEST(MemberSaves, AnEarlierStateThatIsToldLateIsNotFrozenInItsPlace) {
+  SaveStory story;
+  story.Freeze(50);
+  story.Write(50, 1);
+  story.Written(50, 1);
+  story.Freeze(48);
+  story.Freeze(50);
+  EXPECT_TRUE(story.DoesNothing());
+  EXPECT_EQ(story.newest().frozen, 50);
+  story.Write(50, 1);
+  EXPECT_THAT(story.All<Member::WriteState>(), IsEmpty()) << "it is written";
+  story.Settle(50);
+  story.Freeze(52);
+  EXPECT_EQ(story.newest().frozen, 52);
+}
+
 TEST(MemberSaves, WritesWhatItFrozeAndSaysWhatAtOnce) {
   SaveStory story;
   story.Freeze(50);

@@ -99,8 +99,13 @@ TEST(LogView, KnowsWhoLeadsAndWhatMayRun) {
   EXPECT_EQ(view.next_slot, 7u);
 }
 
-// Its first START that resumes before a COMMIT says that this one is bad.
+// A START that resumes from a checkpoint says that those behind it are bad.
 TEST(LogView, ForgetsCheckpointsThatAreBad) {
+  const auto from_checkpoint = [](Slot slot, Generation generation, StepIndex step) {
+    LogEntry start = Entry(slot, EntryKind::kStart, generation, step);
+    start.from_checkpoint = true;
+    return start;
+  };
   LogView view;
   view.Absorb(Entry(0, EntryKind::kLead));
   view.Absorb(Entry(1, EntryKind::kStart, 1));
@@ -110,14 +115,17 @@ TEST(LogView, ForgetsCheckpointsThatAreBad) {
   view.Absorb(Entry(4, EntryKind::kStart, 2, 31));
   EXPECT_EQ(view.commit_step, 30);
   EXPECT_FALSE(view.live.back().from_checkpoint) << "memory is newer";
-  view.Absorb(Entry(5, EntryKind::kStart, 3, 20));
+  view.Absorb(from_checkpoint(5, 3, 20));
   EXPECT_EQ(view.commit_step, 20);
   EXPECT_TRUE(view.live.back().from_checkpoint);
   EXPECT_EQ(view.live.back().resumed, 20);
-  view.Absorb(Entry(6, EntryKind::kStart, 4, 20));
+  view.Absorb(from_checkpoint(6, 4, 20));
   EXPECT_TRUE(view.live.back().from_checkpoint);
   view.Absorb(Entry(7, EntryKind::kCommit, 4, 25));
   EXPECT_EQ(view.commit_step, 25);
+  view.Absorb(from_checkpoint(8, 5, 30));
+  EXPECT_EQ(view.commit_step, 30) << "somebody has mended it";
+  EXPECT_TRUE(view.live.back().from_checkpoint);
 }
 
 TEST(LogView, KnowsWhatTheJobThatLeadsFailsWith) {

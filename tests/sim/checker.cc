@@ -204,6 +204,8 @@ Checker::Problem Checker::OnLoad(Generation generation, const Resume& resume, ui
   const auto start = starts_.find(generation);
   if (start == starts_.end() || start->second.step != step)
     return fmt::format("generation {} loads step {}, its START says otherwise", generation, step);
+  if (start->second.from_checkpoint != !resume.checkpoint.empty())
+    return fmt::format("START {} does not say whether it resumes from a checkpoint", generation);
   if (resume.from_checkpoint && step != 0 && committed_.count(step) == 0)
     return fmt::format("generation {} loads a checkpoint of step {}, which was never committed",
                        generation, step);

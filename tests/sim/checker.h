@@ -37,6 +37,7 @@ class Checker {
   void OnFailed(Generation generation, NodeId node, EvidenceKind kind) {
     failed_.insert({generation, node, kind});
   }
+  bool InOffice(Slot term) const { return lead_ && !ended_ && lead_->slot == term; }
   // The store, which alone may say so, finds the n-th COMMIT bad, or good after all.
   void OnStoreSays(size_t commit, bool bad) { commits_bad_[commit] = bad; }
   void OnStoreHasNone() { none_can_be_loaded_ = true; }

@@ -32,6 +32,7 @@ void World::FindBad(Checkpoint& checkpoint) {
 }
 
 void World::Choose(Index index, const Coordinator::ChooseCheckpoint& order) {
+  if (!checker_.InOffice(order.term)) return;
   if (order.last_is_bad) {
     const auto last = std::find_if(store_.begin(), store_.end(), [&](const Checkpoint& checkpoint) {
       return checkpoint.name == order.last;
