@@ -62,20 +62,19 @@ absl::Status Agent::Begin() {
   peers.connect_time = options_.control.node_silence;
   ASSIGN_OR_RETURN(
       peers_,
-      Peers::New(loop_, std::move(key), peers,
-                 {.on_message = [this](const Endpoint& from,
-                                       ControlMessage m) { OnMessage(from, std::move(m)); },
-                  .on_closed =
-                      [this](NodeId node) {
-                        Post(Member::Event(Member::Closed{{options_.job, node}}));
-                        (void)TellLead(Coordinator::Closed{node});
-                      },
-                  .on_snapshot =
-                      [this](NodeId from, SnapshotFrame frame) {
-                        ranks_->Take(from, std::move(frame));
-                      },
-                  .key_of_job =
-                      [this](uint64_t job) { return OpenJobKey(options_.run_directory, job); }}));
+      Peers::New(
+          loop_, std::move(key), peers,
+          {.on_message = [this](const Endpoint& from,
+                                ControlMessage m) { OnMessage(from, std::move(m)); },
+           .on_closed =
+               [this](NodeId node) {
+                 Post(Member::Event(Member::Closed{{options_.job, node}}));
+                 (void)TellLead(Coordinator::Closed{node});
+               },
+           .on_snapshot = [this](NodeId from,
+                                 SnapshotFrame frame) { ranks_->Take(from, std::move(frame)); },
+           .key_of_job =
+               [this](uint64_t job) { return OpenJobKey(options_.run_directory, job); }}));
   member_.emplace(options_.control,
                   Member::Identity{.me = Me(), .slots = options_.slots, .domain = options_.domain},
                   ranks_->Adopted(), MonotonicNow());
@@ -177,10 +176,11 @@ void Agent::ReadForMember(const Read& read) {
     if (!*alive) return;
     member_reads_ = false;
     if (auto next = std::exchange(member_next_, std::nullopt)) ReadForMember(*next);
-    Member::LogRead event{.asked = read.asked, .from = read.from, .entries = {}};
+    Member::LogRead event{.asked = read.asked, .from = read.from, .entries = {}, .pulse = {}};
     if (reading.ok()) {
       if (reading->leader) peers_->LearnLeader(reading->leader->author, reading->leader->record);
       event.entries = reading->entries;
+      event.pulse = reading->pulse;
     }
     LogTrouble(reading.status());
     Post(Member::Event(std::move(event)));
@@ -300,6 +300,15 @@ void Agent::ReadForLead(const Read& read, uint32_t number) {
     Post(ForLead{number,
                  Coordinator::LogRead{
                      read.asked, reading.ok() ? std::optional(reading->entries) : std::nullopt}});
+  });
+}
+
+void Agent::DoLead(const Coordinator::LeavePulse& effect) {
+  log_->Leave(effect.pulse, [this, alive = alive_](const absl::Status& status) {
+    if (!*alive) return;
+    const std::string text = status.ok() ? "" : Message(status);
+    if (std::exchange(pulse_trouble_, text) != text && !text.empty())
+      Remark("no sign of life could be left for agents that are cut off: " + text);
   });
 }
 
