@@ -429,6 +429,8 @@ void ProcessRanks::Do(const Member::SettleState& order) {
   SendAll(to_rank::Settle{.generation = order.settle.generation,
                           .step = order.settle.step,
                           .committed = order.settle.committed});
+  // They are behind it, and may have the room that this generation does not get.
+  if (order.settle.committed && shelf_ != nullptr) shelf_->DropOlder(generation_);
 }
 
 }  // namespace perdure

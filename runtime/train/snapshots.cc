@@ -1,5 +1,7 @@
 #include "runtime/train/snapshots.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
@@ -14,6 +16,8 @@ namespace {
 // Operations on the group: a rank has one peer, so between two ranks and in one direction there is
 // at most one message of each.
 constexpr uint32_t kHead = 0, kFirstPart = 1;
+
+constexpr size_t kWhyBytes = 512;  // Of what is said of a lack of room.
 
 std::vector<int64_t> IndicesOf(std::span<const AtomState> atoms) {
   std::vector<int64_t> indices;
@@ -48,7 +52,7 @@ absl::StatusOr<std::unique_ptr<Snapshots>> Snapshots::Create(
                   options.peers[static_cast<size_t>(ward.rank)] == group->index());
     snapshots->kept_.push_back({.ward = std::move(ward)});
   }
-  RETURN_IF_ERROR(snapshots->MakeFiles(0));
+  RETURN_IF_ERROR(snapshots->MakeRoom(0));
   return snapshots;
 }
 
@@ -101,19 +105,45 @@ bool Snapshots::Downloads(std::span<const AtomState> atoms) const {
                      [](const float* part) { return part != nullptr; });
 }
 
-absl::Status Snapshots::MakeFiles(int buffer) {
+absl::Status Snapshots::MakeRoom(int buffer) {
   const auto at = static_cast<size_t>(buffer);
   if (files_[at] != nullptr) return absl::OkStatus();
+  absl::Status made = MakeFiles(buffer);
+  if (made.ok() || absl::IsResourceExhausted(made)) {
+    // All say why, so that whoever tells it knows.
+    std::string mine = made.ok() ? "" : Message(made);
+    mine.resize(kWhyBytes, '\0');
+    mine.back() = '\0';
+    std::string all(kWhyBytes * static_cast<size_t>(group_->size()), '\0');
+    RETURN_IF_ERROR(group_->AllGather(mine.data(), mine.size(), all.data()));
+    for (size_t of = 0; of < static_cast<size_t>(group_->size()) && made.ok(); ++of)
+      if (const char* why = all.data() + of * kWhyBytes; *why != '\0')
+        made = ResourceExhausted("rank {}: {}", of, why);
+  }
+  const auto each = [&](const auto& what) {
+    for (Kept& kept : kept_)
+      if (kept.files[at] != nullptr) what(kept.files[at], kept.ward.atoms);
+    if (files_[at] != nullptr) what(files_[at], own_);
+  };
+  if (made.ok())
+    each([this](std::unique_ptr<SnapshotFile>& file, std::span<const AtomState> atoms) {
+      const std::span<std::byte> pages = file->Pages();
+      if (Downloads(atoms)) ops_->PinHost(pages.data(), pages.size());
+    });
+  else
+    each([](std::unique_ptr<SnapshotFile>& file, std::span<const AtomState>) {
+      ::unlink(file->path().c_str());
+      file.reset();
+    });
+  return made;
+}
+
+absl::Status Snapshots::MakeFiles(int buffer) {
+  const auto at = static_cast<size_t>(buffer);
   for (Kept& kept : kept_) {
     ASSIGN_OR_RETURN(kept.files[at], NewFile(kept.ward.rank, buffer, kept.ward.atoms));
   }
   ASSIGN_OR_RETURN(files_[at], NewFile(group_->index(), buffer, own_));
-  const auto pin = [this](SnapshotFile& file, std::span<const AtomState> atoms) {
-    const std::span<std::byte> pages = file.Pages();
-    if (Downloads(atoms)) ops_->PinHost(pages.data(), pages.size());
-  };
-  for (Kept& kept : kept_) pin(*kept.files[at], kept.ward.atoms);
-  pin(*files_[at], own_);
   return absl::OkStatus();
 }
 
@@ -121,7 +151,7 @@ absl::Status Snapshots::Begin(int64_t step, const StepHistory& history) {
   PERDURE_CHECK(!under_way_);
   // The second ones are made when they are needed: by then those of the generation before may be
   // gone.
-  RETURN_IF_ERROR(MakeFiles(buffer_));
+  RETURN_IF_ERROR(MakeRoom(buffer_));
   SnapshotFile& file = *files_[static_cast<size_t>(buffer_)];
   SnapshotStamp stamp{.run_id = options_.run_id,
                       .generation = options_.generation,

@@ -76,7 +76,8 @@ class Snapshots {
   using Gathered = std::function<absl::StatusOr<bool>(bool wait)>;
 
   // `own`: what this rank answers for, in device memory. `group`: all ranks, by rank; nothing else
-  // uses its operations. Makes the first file of each.
+  // uses its operations. Makes the first file of each. ResourceExhausted, at all ranks alike: a
+  // rank, which is named, has no room for them; without its snapshots the others' are of no use.
   static absl::StatusOr<std::unique_ptr<Snapshots>> Create(
       const Options& options, const AtomTable* table, std::vector<AtomState> own,
       std::vector<Ward> wards, Gathered gathered, Ops* ops, Group* group);
@@ -86,7 +87,8 @@ class Snapshots {
   Snapshots& operator=(const Snapshots&) = delete;
 
   // Starts the snapshot of the state as it is now. The chain is kept by rank 0 alone. REQUIRES: the
-  // one before was awaited. ResourceExhausted: no room for the second files.
+  // one before was awaited. ResourceExhausted, at all ranks alike: as of Create, for the second
+  // files; the first ones stay.
   absl::Status Begin(int64_t step, const StepHistory& history);
   // Lets it advance; never blocks. Between pieces of compute.
   absl::Status Advance();
@@ -110,6 +112,7 @@ class Snapshots {
   absl::StatusOr<std::unique_ptr<SnapshotFile>> NewFile(int32_t rank, int buffer,
                                                         std::span<const AtomState> atoms) const;
   absl::Status MakeFiles(int buffer);
+  absl::Status MakeRoom(int buffer);
   bool Downloads(std::span<const AtomState> atoms) const;
   void Receive(Kept& kept);
   absl::Status CopyWards(bool wait);

@@ -91,6 +91,7 @@ struct Trainer::Impl {
   absl::Status Checkpoint(int64_t step);
   void MakeSaver();
   absl::Status Snapshot(int64_t step);
+  absl::Status GoesWithout(const absl::Status& status);
   // Whether the state after so many steps has a checkpoint, asked for or not.
   bool CheckpointDue(int64_t step) const;
   int64_t SamplesAt(int64_t step) const;
@@ -207,7 +208,11 @@ absl::Status Trainer::Impl::Prepare() {
                                &host_tensor_group, &host_data_group, &host_pipeline_group, owned));
   const RankState rank_state = StateOfRank();
   ASSIGN_OR_RETURN(history, FillState(rank_state));
-  ASSIGN_OR_RETURN(snapshots, MakeSnapshots(rank_state, &snapshot_group));
+  absl::StatusOr<std::unique_ptr<Snapshots>> made = MakeSnapshots(rank_state, &snapshot_group);
+  if (made.ok())
+    snapshots = *std::move(made);
+  else
+    RETURN_IF_ERROR(GoesWithout(made.status()));
   const int64_t samples_before =
       start.manifest.has_value() ? start.manifest->samples : SamplesAt(start.step);
   RETURN_IF_ERROR(CertifyState(rank_state, samples_before, &*statistics));
@@ -300,7 +305,18 @@ absl::Status Trainer::Impl::Checkpoint(int64_t step) {
 }
 
 absl::Status Trainer::Impl::Snapshot(int64_t step) {
-  return snapshots == nullptr ? absl::OkStatus() : snapshots->Begin(step, history);
+  return snapshots == nullptr ? absl::OkStatus() : GoesWithout(snapshots->Begin(step, history));
+}
+
+// Where there is no room for snapshots this generation goes on without, all ranks alike: what fails
+// then costs the steps since the newest checkpoint, and is no reason to fail now.
+absl::Status Trainer::Impl::GoesWithout(const absl::Status& status) {
+  if (!absl::IsResourceExhausted(status)) return status;
+  snapshots.reset();
+  if (rank == 0)
+    host->Remark(fmt::format("generation {} goes on without snapshots from step {}: {}",
+                             options.generation, step_now, Message(status)));
+  return absl::OkStatus();
 }
 
 absl::Status Trainer::Impl::AwaitSnapshot() {
