@@ -29,6 +29,9 @@ struct LossRow {
   std::string phase;
 };
 
+// As in the column loss_bits.
+std::string LossBits(double loss);
+
 class LossCsv {
  public:
   // Opens or creates `path`. Rows of steps behind `resume_step` (they will be taken again) and a
