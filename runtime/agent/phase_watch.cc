@@ -111,6 +111,7 @@ void PhaseWatch::See(absl::Time now, const PhaseSight& sight,
       Say(now, "failure_detected",
           {{"generation", sight.generation},
            {"node", nullptr},
+           {"member", true},
            {"rank", nullptr},
            {"local_rank", nullptr},
            {"kind", nullptr},
@@ -136,18 +137,24 @@ void PhaseWatch::See(absl::Time now, const PhaseSight& sight,
 void PhaseWatch::Failed(absl::Time now, const PhaseFailure& failure) {
   const int64_t node = failure.node.has_value() ? int64_t{*failure.node} : -1;
   if (!sight_.ran || !told_.emplace(node, failure.kind).second) return;
+  const std::vector<Seat>& seats = sight_.layout->seats;
+  const bool member = !failure.node.has_value() ||
+                      std::any_of(seats.begin(), seats.end(),
+                                  [&](const Seat& seat) { return seat.node == *failure.node; });
   Json rank;
   if (failure.node.has_value() && failure.local_rank.has_value()) {
-    const std::vector<Seat>& seats = sight_.layout->seats;
     const auto at = std::find(seats.begin(), seats.end(), Seat{*failure.node, *failure.local_rank});
     if (at != seats.end()) rank = at - seats.begin();
   }
-  if (!Known(since_)) since_ = now;
-  if (!first_failure_.has_value()) first_failure_ = failure.kind;
-  why_ = "failure";
+  if (member) {
+    if (!Known(since_)) since_ = now;
+    if (!first_failure_.has_value()) first_failure_ = failure.kind;
+    why_ = "failure";
+  }
   Say(now, "failure_detected",
       {{"generation", sight_.generation},
        {"node", failure.node.has_value() ? Json(*failure.node) : Json()},
+       {"member", member},
        {"rank", rank},
        {"local_rank", failure.local_rank.has_value() ? Json(*failure.local_rank) : Json()},
        {"kind", NameOf(failure.kind)},
