@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -46,6 +47,9 @@ class LossCsv {
   UniqueFd fd_;
   std::string path_;
 };
+
+// The loss_bits of all whole rows, by step. NotFound: no file. DataLoss: it is not ours.
+absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path);
 
 // The last whole row; none where there is none yet. NotFound: no file. DataLoss: it is not ours.
 absl::StatusOr<std::optional<LossRow>> LastLossRow(const std::string& path);
