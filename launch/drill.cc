@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -30,6 +31,9 @@ constexpr absl::Duration kLag = absl::Seconds(5);
 constexpr size_t kReadBytesMax = size_t{16} << 20;  // At a time.
 
 double Clock() { return absl::ToDoubleSeconds(MonotonicNow() - absl::UnixEpoch()); }
+
+// A clock is worth microseconds.
+double Round(double seconds) { return std::round(seconds * 1e6) / 1e6; }
 
 bool Live(const std::string& state) {
   return state == "starting" || state == "running" || state == "recovering" || state == "stopping";
@@ -130,7 +134,7 @@ absl::StatusOr<Json> Drill::AwaitWhole(const DrillKind& kind) {
 // What nodes say that they run may be a moment old.
 absl::StatusOr<DrillTarget> Drill::AwaitTarget(const DrillKind& kind) {
   const uint32_t random = RandomBits(options_.seed, RandomPurpose::kDrill, 0, injuries_)[0];
-  const absl::Time deadline = MonotonicNow() + kLag;
+  const absl::Time deadline = MonotonicNow() + std::min(kLag, options_.wait);
   for (;;) {
     ASSIGN_OR_RETURN(const Json status, AwaitWhole(kind));
     absl::StatusOr<DrillTarget> target = ChooseTarget(kind, options_.run_directory, status, random);
@@ -156,7 +160,7 @@ absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
                                              {"node", injury.node},
                                              {"rank", injury.rank},
                                              {"process", injury.process},
-                                             {"clock", injury.clock}}));
+                                             {"clock", Round(injury.clock)}}));
   RETURN_IF_ERROR(Strike(target, injury));
   Follow(target, injury);
   const nlohmann::json told = ToJson(injury);
@@ -280,7 +284,7 @@ std::optional<InjuryTimes> TimesOf(const Injury& injury) {
 Json ToJson(const Injury& injury) {
   Json json = {{"kind", injury.kind->name},     {"node", injury.node},
                {"rank", injury.rank},           {"process", injury.process},
-               {"clock", injury.clock},         {"generation", injury.generation},
+               {"clock", Round(injury.clock)},  {"generation", injury.generation},
                {"recovered", injury.recovered}, {"tolerated", injury.tolerated}};
   if (injury.recovery.has_value()) {
     const Recovery& r = *injury.recovery;
@@ -293,11 +297,11 @@ Json ToJson(const Injury& injury) {
     json["redone"] = r.redone;
   }
   if (const std::optional<InjuryTimes> times = TimesOf(injury); times.has_value()) {
-    json["detect"] = times->detect;
-    json["re_form"] = times->re_form;
-    json["restore"] = times->restore;
-    json["first_step"] = times->first_step;
-    json["total"] = times->total;
+    json["detect"] = Round(times->detect);
+    json["re_form"] = Round(times->re_form);
+    json["restore"] = Round(times->restore);
+    json["first_step"] = Round(times->first_step);
+    json["total"] = Round(times->total);
   }
   json["told_twice"] = injury.told_twice;
   json["disagreements"] = Json::array();
