@@ -116,17 +116,17 @@ absl::StatusOr<Json> Drill::AwaitWhole(const DrillKind& kind) {
       return FailedPrecondition("the job is {}: there is nothing left to drill", state);
     const bool stepped = story_.generation() == 0 || story_.stepped();
     const auto nodes = status.value("nodes", int64_t{0});
-    if (state == "running" && stepped && nodes >= kind.nodes_min) return status;
-    if (MonotonicNow() >= deadline) {
-      if (state == "running" && stepped)
-        return FailedPrecondition(
-            "kind {} is for jobs of {} nodes or more, this one runs on {}: start it with more "
-            "--nodes, or take --kind rank or hang",
-            kind.name, kind.nodes_min, nodes);
+    nodes_most_ = std::max(nodes_most_, nodes);
+    const bool late = MonotonicNow() >= deadline;
+    if (state == "running" && stepped) {
+      if (nodes >= kind.nodes_min) return status;
+      // Nodes that it had may come back.
+      if (late || TooSmallFor(kind)) return TooFewNodes(kind, nodes);
+    }
+    if (late)
       return absl::DeadlineExceededError(
           fmt::format("the job is {} and has made no step in {}; --wait longer, or look at it",
                       state, absl::FormatDuration(options_.wait)));
-    }
     absl::SleepFor(kLook);
   }
 }

@@ -76,6 +76,9 @@ class Drill {
   // interrupted.
   absl::StatusOr<Injury> Injure(const DrillKind& kind);
 
+  // Whether the job never ran on enough nodes since this was opened.
+  bool TooSmallFor(const DrillKind& kind) const { return nodes_most_ < kind.nodes_min; }
+
  private:
   explicit Drill(const DrillOptions& options);
   absl::Status Read();
@@ -93,6 +96,7 @@ class Drill {
   JournalStory story_;
   std::unique_ptr<Journal> journal_;
   uint64_t injuries_ = 0;
+  int64_t nodes_most_ = 0;  // That the job was seen to run on.
 };
 
 }  // namespace perdure

@@ -77,20 +77,18 @@ void Print(const Injury& injury) {
   std::fflush(stdout);
 }
 
-// The kinds of one round.
-absl::StatusOr<std::vector<const DrillKind*>> KindsOf(const std::string& name) {
+std::vector<const DrillKind*> KindsOf(const std::string& name) {
   std::vector<const DrillKind*> kinds;
-  if (name != "all") {
-    kinds.push_back(FindDrillKind(name));
-    return kinds;
-  }
-  for (const DrillKind& kind : DrillKinds()) kinds.push_back(&kind);
+  for (const DrillKind& kind : DrillKinds())
+    if (name == "all" || name == kind.name) kinds.push_back(&kind);
   return kinds;
 }
 
-// Kinds of `all` that the job is too small for are left out.
-absl::StatusOr<std::vector<Injury>> Injure(const DrillArguments& arguments, uint64_t seed) {
-  ASSIGN_OR_RETURN(const std::vector<const DrillKind*> kinds, KindsOf(arguments.kind));
+// What was done; less than was asked for where `why_less` is not OK. An error: nothing was. Kinds
+// of `all` that the job is too small for are not asked for.
+absl::StatusOr<std::vector<Injury>> Injure(const DrillArguments& arguments, uint64_t seed,
+                                           absl::Status& why_less) {
+  const std::vector<const DrillKind*> kinds = KindsOf(arguments.kind);
   ASSIGN_OR_RETURN(const std::unique_ptr<Drill> drill,
                    Drill::Open({.run_directory = arguments.run_directory,
                                 .seed = seed,
@@ -101,11 +99,14 @@ absl::StatusOr<std::vector<Injury>> Injure(const DrillArguments& arguments, uint
     for (const DrillKind* kind : kinds) {
       absl::StatusOr<Injury> injury = drill->Injure(*kind);
       if (!injury.ok()) {
-        if (injuries.empty() && kinds.size() == 1) return injury.status();
+        const bool small = kinds.size() > 1 && absl::IsFailedPrecondition(injury.status()) &&
+                           drill->TooSmallFor(*kind);
+        if (!small && injuries.empty()) return injury.status();
         std::fprintf(stderr, "perdure drill: %s is left out: %s\n", std::string(kind->name).c_str(),
                      Message(injury.status()).c_str());
-        if (absl::IsCancelled(injury.status())) return injuries;
-        continue;
+        if (small) continue;
+        why_less = injury.status();
+        return injuries;
       }
       if (!arguments.json) {
         if (injuries.empty()) PrintHead();
@@ -144,12 +145,13 @@ int RunDrill(const DrillArguments& arguments) {
   if (!arguments.seed.has_value() && !arguments.json && arguments.count > 0)
     std::fprintf(stderr, "perdure drill: --seed %llu\n", static_cast<unsigned long long>(seed));
   std::vector<Injury> injuries;
+  absl::Status why_less;
   if (arguments.count > 0) {
-    absl::StatusOr<std::vector<Injury>> done = Injure(arguments, seed);
+    absl::StatusOr<std::vector<Injury>> done = Injure(arguments, seed, why_less);
     if (!done.ok()) return Refuse(done.status());
     injuries = *std::move(done);
   }
-  bool good = arguments.count == 0 || (!injuries.empty() && interrupted == 0);
+  bool good = why_less.ok() && (arguments.count == 0 || !injuries.empty());
   Json report = {{"run", arguments.run_directory}, {"seed", seed}, {"injuries", Json::array()}};
   for (const Injury& injury : injuries) {
     good = good && injury.recovered;

@@ -168,14 +168,19 @@ absl::Status HeldProcess::Signal(int signal) const {
 
 bool HeldProcess::Lives() const { return ProcessLives(pid_, start_); }
 
+absl::Status TooFewNodes(const DrillKind& kind, int64_t nodes) {
+  return FailedPrecondition(
+      "kind {} is for jobs of {} nodes or more, this one runs on {}: start it with more --nodes, "
+      "or "
+      "take --kind rank or hang",
+      kind.name, kind.nodes_min, nodes);
+}
+
 absl::StatusOr<DrillTarget> ChooseTarget(const DrillKind& kind, const std::string& run_directory,
                                          const Json& status, uint32_t random) {
   ASSIGN_OR_RETURN(const std::vector<Member> members, MembersOf(status));
   if (static_cast<int64_t>(members.size()) < kind.nodes_min)
-    return FailedPrecondition(
-        "kind {} is for jobs of {} nodes or more, this one runs on {}: start it with more --nodes, "
-        "or take --kind rank or hang",
-        kind.name, kind.nodes_min, members.size());
+    return TooFewNodes(kind, static_cast<int64_t>(members.size()));
   DrillTarget target;
   switch (kind.act) {
     case DrillAct::kKillRank:

@@ -64,6 +64,9 @@ struct DrillTarget {
   std::vector<HeldProcess> processes;  // In the order in which they are to be hit.
 };
 
+// Why it is refused.
+absl::Status TooFewNodes(const DrillKind& kind, int64_t nodes);
+
 // Among what `status` (ReadStatus) of a job names; `random` chooses. FailedPrecondition: there are
 // too few nodes, or what is named has changed since. InvalidArgument: the status does not say which
 // processes there are.

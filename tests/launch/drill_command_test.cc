@@ -252,6 +252,18 @@ TEST_F(FakeJob, WhatDoesNotRecoverIsNotCertified) {
   EXPECT_EQ(JournalEvents(run_, "drill_over")[0]["recovered"], false);
 }
 
+// What was asked for and not done is not certified; what the job is too small for is not asked for.
+TEST_F(FakeJob, OfAllWhatTheJobIsLargeEnoughFor) {
+  const Bystander agent, rank;
+  Node(0, agent, rank);
+  const CommandResult all = Drill({"--kind", "all"});
+  EXPECT_EQ(all.exit_code, 1);
+  EXPECT_THAT(all.errors, HasSubstr("node is left out: kind node is for jobs of 2 nodes"));
+  EXPECT_THAT(all.errors, HasSubstr("hang is left out: rank 0, process"));
+  EXPECT_EQ(JournalEvents(run_, "drill").size(), 1U);
+  EXPECT_TRUE(agent.Lives());
+}
+
 // Whoever was stopped goes on: a drill leaves nothing behind.
 TEST_F(FakeJob, WhoIsNotReplacedGoesOn) {
   const Bystander agent, rank;
