@@ -76,14 +76,16 @@ void AgentRecord::Step(uint64_t generation, int64_t ranks, const StepReport& r) 
   const std::string& phase = config_.phases[static_cast<size_t>(r.phase)].name;
   if (loss_csv_ != nullptr) Warn(loss_csv_->Append(LossRowOf(config_, generation, ranks, r)));
   if (again) {
-    Event("step_told_again", {{"step", r.step}, {"generation", generation}});
+    Event("step_told_again",
+          {{"step", r.step}, {"generation", generation}, {"loss_bits", LossBits(r.loss)}});
     return;
   }
   Event("step", {{"step", r.step},
                  {"generation", generation},
                  {"phase", phase},
                  {"samples", {r.first_sample, r.first_sample + r.batch}},
-                 {"sample_chain", r.sample_chain.Hex()}});
+                 {"sample_chain", r.sample_chain.Hex()},
+                 {"loss_bits", LossBits(r.loss)}});
   line_.Show(r);
 }
 
@@ -182,6 +184,7 @@ absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directo
   status["tokens_per_second"] = stepped ? Json((*last)->tokens_per_second) : Json();
   copy("generation");
   copy("layout");
+  copy("time_to_first_step");
   const Json nodes = read.value("nodes", Json::array());
   status["nodes"] = nodes.size();
   copy("job");

@@ -11,6 +11,7 @@
 #include "launch/config.h"
 #include "launch/data_command.h"
 #include "launch/doctor_command.h"
+#include "launch/drill_command.h"
 #include "launch/local_job.h"
 #include "launch/local_ranks.h"
 #include "launch/plan_command.h"
@@ -58,6 +59,7 @@ int main(int argc, char** argv) {
   perdure::AddAgentCommand(app, &exit_code);
   perdure::AddStatusCommand(app, &exit_code);
   perdure::AddStopCommand(app, &exit_code);
+  perdure::AddDrillCommand(app, &exit_code);
   perdure::AddPlanCommand(app, &exit_code);
   perdure::AddDoctorCommand(app, &exit_code);
   perdure::AddDataCommand(app, &exit_code);

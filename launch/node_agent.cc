@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -21,6 +22,7 @@
 #include "runtime/agent/agent.h"
 #include "runtime/agent/job_start.h"
 #include "runtime/agent/log_layouts.h"
+#include "runtime/agent/process.h"
 #include "runtime/agent/process_ranks.h"
 #include "runtime/agent/run_checkpoints.h"
 #include "runtime/agent/snapshot_shelf.h"
@@ -53,6 +55,7 @@ class NodeAgent {
   void OnStep(Generation generation, const StepReport& report);
   void Tell();
   Json State() const;
+  uint64_t StartOf(pid_t pid);
   void End(int exit_code);
 
   const NodeAgentOptions options_;
@@ -67,7 +70,9 @@ class NodeAgent {
   std::unique_ptr<ControlLog> log_;
   std::unique_ptr<ProcessRanks> ranks_;
   std::unique_ptr<Agent> agent_;
-  bool asked_ = false;  // To stop.
+  const uint64_t start_ = ProcessStart(::getpid());
+  std::map<pid_t, uint64_t> starts_;  // Of ranks' processes.
+  bool asked_ = false;                // To stop.
   std::optional<int> exit_code_;
 };
 
@@ -156,6 +161,7 @@ void NodeAgent::OpenRanks(const std::string& run_id) {
     OnStep(generation, report);
   };
   hooks.waiting = [this](StepIndex step) { checkpoints_->Waiting(step); };
+  hooks.connected = [this](Generation generation) { agent_->RanksConnected(generation); };
   hooks.certificate = [this](Generation generation, const Digest& certificate) {
     record_->Event("loaded", {{"generation", generation}, {"certificate", certificate.Hex()}});
   };
@@ -226,6 +232,8 @@ absl::Status NodeAgent::Begin() {
                                                     {"kind", NameOf(evidence.kind)},
                                                     {"number", evidence.number}});
                       },
+                  .phase = [this](std::string_view event,
+                                  const Json& fields) { record_->Event(event, fields); },
                   .ended = [this](int exit_code) { End(exit_code); }}));
   Tell();
   return absl::OkStatus();
@@ -272,16 +280,35 @@ Json NodeAgent::State() const {
             {"pipeline", layout.shape.pipeline},
             {"data", layout.shape.data},
             {"zero", config_.layout.zero}}},
-          {"nodes", nodes}};
+          {"nodes", nodes},
+          {"time_to_first_step", agent_->phases()->first_step()}};
+}
+
+// A number alone may be somebody else's by the time that it is read.
+uint64_t NodeAgent::StartOf(pid_t pid) {
+  uint64_t& start = starts_[pid];
+  if (start == 0) start = ProcessStart(pid);
+  return start;
 }
 
 void NodeAgent::Tell() {
   loop_->AddTimer(MonotonicNow() + kTell, [this] { Tell(); });
   Json ranks = Json::array();
-  for (const ProcessRanks::Running& rank : ranks_->running())
+  const std::vector<ProcessRanks::Running> running = ranks_->running();
+  for (const ProcessRanks::Running& rank : running)
     if (rank.rank >= 0)
-      ranks.push_back({{"rank", rank.rank}, {"local_rank", rank.local_rank}, {"pid", rank.pid}});
-  record_->Node(logs_, {{"node", options_.node}, {"agent_pid", ::getpid()}, {"ranks", ranks}});
+      ranks.push_back({{"rank", rank.rank},
+                       {"local_rank", rank.local_rank},
+                       {"pid", rank.pid},
+                       {"start", StartOf(rank.pid)}});
+  std::erase_if(starts_, [&](const auto& start) {
+    return std::none_of(running.begin(), running.end(),
+                        [&](const auto& rank) { return rank.pid == start.first; });
+  });
+  record_->Node(logs_, {{"node", options_.node},
+                        {"agent_pid", ::getpid()},
+                        {"agent_start", start_},
+                        {"ranks", ranks}});
   if (agent_->lead() == nullptr) return;
   // A coordinator that came since does not know.
   if (asked_) (void)agent_->TellLead(Coordinator::EndJob{kExitStopped});

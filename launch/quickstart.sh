@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh Debian 12 to a language model that is trained over 8 processes, stopped, resumed at another layout, and
-# ends in the same bits as one that was never stopped.
+# From a fresh Debian 12 to a language model that is trained over 8 processes, stopped, resumed at another layout, loses
+# one of its processes, and ends in the same bits as one that was never disturbed.
 #   launch/quickstart.sh               all of it
 #   launch/quickstart.sh --build-only  install and build, nothing more
 set -euo pipefail
@@ -60,10 +60,17 @@ job() {
 say "train on 8 ranks (2 nodes of 4: tensor 2, pipeline 2, data 2), stop half-way"
 job --run-dir "$work/run" --nodes 2 --ranks-per-node 4 --until-step 60
 
-say "resume on 6 ranks at another layout (tensor 1, pipeline 2, data 3, ZeRO 3), to the end"
-job --run-dir "$work/run" --nodes 1 --ranks-per-node 6 --set layout.tensor=1 --set layout.zero=3
+say "resume on 6 ranks at another layout (tensor 1, pipeline 2, data 3, ZeRO 3), to the end; kill one of them on the way"
+job --agents --run-dir "$work/run" --nodes 1 --ranks-per-node 6 --set layout.tensor=1 --set layout.zero=3 &
+resumed=$!
+until "$perdure" status "$work/run" | grep -q '^state *running'; do
+  kill -0 "$resumed" 2>/dev/null || break
+  sleep 0.2
+done
+"$perdure" drill "$work/run" --kind rank --seed 1 || { kill "$resumed"; wait "$resumed"; exit 1; }
+wait "$resumed"
 
-say "the same run, never stopped, on 2 ranks"
+say "the same run, never disturbed, on 2 ranks"
 job --run-dir "$work/whole" --nodes 1 --ranks-per-node 2 --set layout.tensor=1 --set layout.pipeline=1
 
 say "loss by step"

@@ -157,11 +157,27 @@ absl::StatusOr<std::optional<LossRow>> LastLossRow(const std::string& path) {
   return ParseRow(path, std::string_view(window.rows).substr(begin, end - begin));
 }
 
+absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path) {
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.open()) return ErrnoStatus(errno, "open " + path);
+  ASSIGN_OR_RETURN(const Window window, ReadEnd(fd.get(), path, 0));
+  std::map<int64_t, std::string> bits;
+  std::string_view rest = window.rows;
+  for (size_t end = rest.find('\n'); end != std::string_view::npos; end = rest.find('\n')) {
+    ASSIGN_OR_RETURN(const LossRow row, ParseRow(path, rest.substr(0, end)));
+    bits[row.step] = LossBits(row.loss);
+    rest.remove_prefix(end + 1);
+  }
+  return bits;
+}
+
+std::string LossBits(double loss) { return fmt::format("{:016x}", std::bit_cast<uint64_t>(loss)); }
+
 absl::Status LossCsv::Append(const LossRow& r) {
   const std::string row = fmt::format(
-      "{},{},{},{:.17g},{:016x},{:.9g},{:.9g},{},{},{:.6f},{:.1f},{},{},{}\n", r.step, r.samples,
-      r.tokens, r.loss, std::bit_cast<uint64_t>(r.loss), r.grad_norm, r.learning_rate, r.batch,
-      r.context, r.step_seconds, r.tokens_per_second, r.generation, r.ranks, r.phase);
+      "{},{},{},{:.17g},{},{:.9g},{:.9g},{},{},{:.6f},{:.1f},{},{},{}\n", r.step, r.samples,
+      r.tokens, r.loss, LossBits(r.loss), r.grad_norm, r.learning_rate, r.batch, r.context,
+      r.step_seconds, r.tokens_per_second, r.generation, r.ranks, r.phase);
   const ssize_t written = ::write(fd_.get(), row.data(), row.size());
   if (written != static_cast<ssize_t>(row.size()))
     return ErrnoStatus(written < 0 ? errno : ENOSPC, "append to " + path_);

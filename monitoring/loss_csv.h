@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -29,6 +30,9 @@ struct LossRow {
   std::string phase;
 };
 
+// As in the column loss_bits.
+std::string LossBits(double loss);
+
 class LossCsv {
  public:
   // Opens or creates `path`. Rows of steps behind `resume_step` (they will be taken again) and a
@@ -43,6 +47,9 @@ class LossCsv {
   UniqueFd fd_;
   std::string path_;
 };
+
+// The loss_bits of all whole rows, by step. NotFound: no file. DataLoss: it is not ours.
+absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path);
 
 // The last whole row; none where there is none yet. NotFound: no file. DataLoss: it is not ours.
 absl::StatusOr<std::optional<LossRow>> LastLossRow(const std::string& path);

@@ -43,6 +43,7 @@ Agent::Agent(EventLoop* loop, ControlLog* log, const AgentOptions& options, Node
       checkpoints_(checkpoints),
       hooks_(std::move(hooks)),
       incarnation_(RandomIncarnation()),
+      began_(MonotonicNow()),
       alive_(std::make_shared<bool>(true)) {}
 
 Agent::~Agent() {
@@ -112,22 +113,43 @@ void Agent::Work() {
       member_->Step(now, *event, effects);
       for (const Member::Effect& effect : effects)
         std::visit([this](const auto& e) { Do(e); }, effect);
+      // Reports that only say how far they are wait for the next heartbeat.
+      if (const auto* progress = std::get_if<Member::Progress>(event);
+          progress != nullptr && phases_.has_value())
+        phases_->Finished(now, progress->generation, progress->finished);
       continue;
     }
     const auto& for_lead = std::get<ForLead>(next);
-    if (!lead_.has_value() || for_lead.number != leads_) continue;
-    Coordinator::Effects effects;
-    lead_->Step(now, for_lead.event, effects);
-    if (lead_->phase() != Coordinator::Phase::kClaiming &&
-        lead_->phase() != Coordinator::Phase::kResigned && !std::exchange(leads_now_, true))
-      checkpoints_->Leads();
-    for (const Coordinator::Effect& effect : effects) {
-      if (!lead_.has_value()) break;  // It has resigned.
-      std::visit([this](const auto& e) { DoLead(e); }, effect);
-    }
+    if (lead_.has_value() && for_lead.number == leads_) WorkLead(now, for_lead.event);
   }
   working_ = false;
   Arm();
+}
+
+void Agent::WorkLead(absl::Time now, const Coordinator::Event& event) {
+  Coordinator::Effects effects;
+  lead_->Step(now, event, effects);
+  if (lead_->phase() != Coordinator::Phase::kClaiming &&
+      lead_->phase() != Coordinator::Phase::kResigned && !std::exchange(leads_now_, true))
+    checkpoints_->Leads();
+  Watch(now, event, effects);
+  for (const Coordinator::Effect& effect : effects) {
+    if (!lead_.has_value()) break;  // It has resigned.
+    std::visit([this](const auto& e) { DoLead(e); }, effect);
+  }
+}
+
+void Agent::Watch(absl::Time now, const Coordinator::Event& event,
+                  const Coordinator::Effects& effects) {
+  const PhaseSight sight = SightOf(*lead_, options_.job);
+  phases_->See(now, sight, FailuresIn(event, effects, sight));
+  for (const Coordinator::Effect& effect : effects)
+    if (const auto* present = std::get_if<Coordinator::AllPresent>(&effect))
+      phases_->Made(now, present->generation);
+}
+
+void Agent::RanksConnected(Generation generation) {
+  if (phases_.has_value()) phases_->Connected(MonotonicNow(), generation);
 }
 
 void Agent::Arm() {
@@ -192,6 +214,7 @@ void Agent::Do(const Member::TakeLead&) {
   lead_.emplace(options_.control, options_.rule,
                 Coordinator::Identity{.me = Me(), .nodes = options_.nodes, .number = ++leads_},
                 member_->view(), MonotonicNow());
+  phases_.emplace(options_.node, began_, hooks_.phase);
   lead_reads_ = false;
   lead_next_.reset();
   (void)TellLead(Coordinator::Tick{});
@@ -199,6 +222,7 @@ void Agent::Do(const Member::TakeLead&) {
 
 void Agent::EndLead() {
   lead_.reset();
+  phases_.reset();
   if (std::exchange(leads_now_, false)) checkpoints_->LeadEnds();
 }
 

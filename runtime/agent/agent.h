@@ -19,6 +19,7 @@
 #include "runtime/agent/control_log.h"
 #include "runtime/agent/node_ranks.h"
 #include "runtime/agent/peers.h"
+#include "runtime/agent/phase_watch.h"
 #include "runtime/control/coordinator.h"
 #include "runtime/control/member.h"
 
@@ -43,6 +44,8 @@ struct AgentHooks {
   std::function<void(const std::string& text)> remark;
   // Against a node, for the book. Only the coordinator's agent tells.
   std::function<void(const Coordinator::Evidence& evidence)> evidence;
+  // A phase of a start or of a recovery, for the journal. Only the coordinator's agent tells.
+  PhaseWatch::Tell phase = {};
   // The job is over for this node; called once, no other callback follows.
   std::function<void(int exit_code)> ended;
 };
@@ -63,6 +66,8 @@ class Agent {
   void Leave() { Tell(Member::Leave{}); }
   // To this agent's coordinator; false: it has none.
   bool TellLead(Coordinator::Event event);
+  // The node's ranks have met all others of that generation.
+  void RanksConnected(Generation generation);
 
   // To another node's NodeRanks::Take; see Peers::SendSnapshot.
   absl::Status SendSnapshot(NodeId to, const SnapshotFrame& frame) {
@@ -72,6 +77,7 @@ class Agent {
   const Peers& peers() const { return *peers_; }
   const Member& member() const { return *member_; }
   const Coordinator* lead() const { return lead_.has_value() ? &*lead_ : nullptr; }
+  const PhaseWatch* phases() const { return phases_.has_value() ? &*phases_ : nullptr; }
 
  private:
   struct ForLead {
@@ -88,6 +94,8 @@ class Agent {
 
   void Post(Waiting waiting);
   void Work();
+  void WorkLead(absl::Time now, const Coordinator::Event& event);
+  void Watch(absl::Time now, const Coordinator::Event& event, const Coordinator::Effects& effects);
   void Arm();
   void OnMessage(const Endpoint& from, ControlMessage message);
   void Send(const Endpoint& to, const ControlMessage& message);
@@ -136,6 +144,8 @@ class Agent {
   std::unique_ptr<Peers> peers_;
   std::optional<Member> member_;
   std::optional<Coordinator> lead_;
+  std::optional<PhaseWatch> phases_;  // Of lead_.
+  absl::Time began_;
   bool leads_now_ = false;  // Its LEAD is in the log, and the store knows.
   uint32_t leads_ = 0;      // How many coordinators this agent has made: the number of the last.
 

@@ -70,6 +70,7 @@ struct ProcessRanksHooks {
   // For people; each may be empty.
   std::function<void(const RankFailure& failure)> failed = {};
   std::function<void(Generation generation, const StepReport& report)> step = {};
+  std::function<void(Generation generation)> connected = {};  // All of the node's ranks are.
   std::function<void(Generation generation, const Digest& certificate)> certificate = {};
   std::function<void(StepIndex step)> waiting = {};  // Training does, for the save before.
   std::function<void(int32_t local_rank, const Json& report)> health = {};
@@ -125,7 +126,7 @@ class ProcessRanks final : public NodeRanks {
     bool prepared = false, loaded = false, done = false, broken = false;
     bool gone = false;  // It does not step any more: stopped or ended.
     bool complete = false;
-    bool present = false;
+    bool present = false, connected = false;
     std::string address;
     int64_t finished = 0;
     int64_t frozen = -1;
@@ -158,6 +159,7 @@ class ProcessRanks final : public NodeRanks {
   void OnFrame(int32_t local_rank, from_rank::Frame frame);
   void On(Slots::value_type& slot, const from_rank::Health& frame);
   void On(Slots::value_type& slot, const from_rank::Present& frame);
+  void On(Slots::value_type& slot, const from_rank::Connected& frame);
   void On(Slots::value_type& slot, const from_rank::Certificate& frame);
   void On(Slots::value_type& slot, const from_rank::Loaded& frame);
   void On(Slots::value_type& slot, const from_rank::Progress& frame);

@@ -33,6 +33,10 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Evidence& frame)
 void ProcessRanks::On(Slots::value_type&, const from_rank::Remark& frame) {
   if (hooks_.remark) hooks_.remark(frame.line);
 }
+void ProcessRanks::On(Slots::value_type& slot, const from_rank::Connected& frame) {
+  if (!Current(slot.second, frame.generation) || std::exchange(slot.second.connected, true)) return;
+  if (All(&Slot::connected) && hooks_.connected) hooks_.connected(frame.generation);
+}
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Certificate& frame) {
   if (Current(slot.second, frame.generation) && slot.second.rank == 0 && hooks_.certificate)
     hooks_.certificate(frame.generation, frame.certificate);

@@ -253,6 +253,7 @@ void Fields(auto& io, Is<from_rank::Present> auto& f) {
   io.Unsigned("generation", f.generation);
   io.Bytes("address", f.address);
 }
+void Fields(auto& io, Is<from_rank::Connected> auto& f) { io.Unsigned("generation", f.generation); }
 void Fields(auto& io, Is<from_rank::Certificate> auto& f) {
   io.Unsigned("generation", f.generation);
   io.Hex("certificate", f.certificate);
@@ -416,6 +417,7 @@ PERDURE_FRAME_TYPE(to_rank::Stop, "stop")
 PERDURE_FRAME_TYPE(to_rank::Leave, "leave")
 PERDURE_FRAME_TYPE(from_rank::Health, "health")
 PERDURE_FRAME_TYPE(from_rank::Present, "present")
+PERDURE_FRAME_TYPE(from_rank::Connected, "connected")
 PERDURE_FRAME_TYPE(from_rank::Certificate, "certificate")
 PERDURE_FRAME_TYPE(from_rank::Loaded, "loaded")
 PERDURE_FRAME_TYPE(from_rank::Progress, "progress")

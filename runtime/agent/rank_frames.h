@@ -136,6 +136,11 @@ struct Present {
   std::string address;
   friend bool operator==(const Present&, const Present&) = default;
 };
+// Its transport has met those of all others.
+struct Connected {
+  Generation generation = 0;
+  friend bool operator==(const Connected&, const Connected&) = default;
+};
 // Rank 0, before Loaded: of the state that all have.
 struct Certificate {
   Generation generation = 0;
@@ -235,9 +240,9 @@ struct Done {
   friend bool operator==(const Done&, const Done&) = default;
 };
 
-using Frame =
-    std::variant<Health, Present, Certificate, Loaded, Progress, Step, Waiting, Frozen, Written,
-                 Voted, Need, OlderMayGo, Remark, Evidence, Error, BrokenOff, Stopped, Done>;
+using Frame = std::variant<Health, Present, Connected, Certificate, Loaded, Progress, Step, Waiting,
+                           Frozen, Written, Voted, Need, OlderMayGo, Remark, Evidence, Error,
+                           BrokenOff, Stopped, Done>;
 
 }  // namespace from_rank
 

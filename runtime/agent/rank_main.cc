@@ -344,6 +344,7 @@ absl::StatusOr<Outcome> RankMain::RunGeneration(const to_rank::Prepare& prepare)
       line_.Send(from_rank::Present{.generation = prepare.generation, .address = address}));
   ASSIGN_OR_RETURN(const std::vector<std::string> addresses, line_.AwaitTable(ranks));
   RETURN_IF_ERROR(transport->Connect(addresses, kConnectTime));
+  RETURN_IF_ERROR(line_.Send(from_rank::Connected{prepare.generation}));
   at_ = At::kLoading;
   ASSIGN_OR_RETURN(const StartPoint start, StartOf(prepare));
   return Train(prepare, OptionsOf(prepare, std::move(config)), start, transport.get());

@@ -11,7 +11,13 @@
 namespace perdure {
 
 // What a random number is for. A value is never reused; new purposes are appended.
-enum class RandomPurpose : uint32_t { kInitialize = 1, kShuffle = 2, kDropout = 3, kTest = 4 };
+enum class RandomPurpose : uint32_t {
+  kInitialize = 1,
+  kShuffle = 2,
+  kDropout = 3,
+  kTest = 4,
+  kDrill = 5
+};
 
 // Ten rounds of Philox4x32 on `counter` under `key`.
 std::array<uint32_t, 4> Philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key);

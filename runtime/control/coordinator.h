@@ -203,6 +203,12 @@ class Coordinator {
   Slot term() const { return term_; }
   const PlacedLayout& layout() const { return layout_; }
   const std::vector<NodeId>& members() const { return members_; }
+  const LogView& view() const { return view_; }
+  const Resume& resume() const { return resume_; }  // Of layout().
+  size_t ready() const { return ready_; }           // Members that hold its state.
+  // Of the newest generation of this job: steps that are finished, and what failed first.
+  StepIndex finished() const { return finished_; }
+  const std::optional<Failure>& cause() const { return cause_; }
 
  private:
   // What is known of a node.

@@ -64,6 +64,7 @@ std::vector<from_rank::Frame> FramesFromRank() {
   return {
       from_rank::Health{{{"device", "a"}, {"facts", {{"celsius", 40}}}}},
       from_rank::Present{.generation = 1, .address = kBytes},
+      from_rank::Connected{1},
       from_rank::Certificate{.generation = 1, .certificate = Digest{{9}}},
       from_rank::Loaded{1},
       from_rank::Progress{.generation = 1, .step = 2},

@@ -106,6 +106,7 @@ class Rank {
           std::holds_alternative<from_rank::Progress>(*frame) ||
           std::holds_alternative<from_rank::Waiting>(*frame) ||
           std::holds_alternative<from_rank::Health>(*frame) ||
+          std::holds_alternative<from_rank::Connected>(*frame) ||
           std::holds_alternative<from_rank::Certificate>(*frame) ||
           std::holds_alternative<from_rank::OlderMayGo>(*frame))
         continue;
@@ -345,7 +346,7 @@ TEST_F(RankMainTest, AStateIsFrozenOnceAndWrittenOnce) {
   EXPECT_GT(frozen.step, 0);
   EXPECT_EQ(frozen.file, "part-00000.h5");
   rank().Send(to_rank::Freeze{.generation = 1, .after = -1});  // It is there.
-  rank().Send(Write(frozen.step + 1));                        // Not what is frozen.
+  rank().Send(Write(frozen.step + 1));                         // Not what is frozen.
   for (int i = 0; i < 3; ++i) rank().Send(Write(frozen.step));
   const auto written = rank().Get<from_rank::Written>();
   EXPECT_EQ(written.error, "");
