@@ -28,6 +28,8 @@ constexpr absl::Duration kStands = absl::Milliseconds(200), kRunsOn = absl::Mill
 constexpr uint64_t kTail = uint64_t{1} << 20;
 // How long what each node runs may lag behind what the job is.
 constexpr absl::Duration kLag = absl::Seconds(5);
+// How long nodes that died may take until the job has ranks on them again.
+constexpr absl::Duration kReturn = absl::Seconds(20);
 constexpr size_t kReadBytesMax = size_t{16} << 20;  // At a time.
 
 double Clock() { return absl::ToDoubleSeconds(MonotonicNow() - absl::UnixEpoch()); }
@@ -119,9 +121,9 @@ absl::StatusOr<Json> Drill::AwaitWhole(const DrillKind& kind) {
     nodes_most_ = std::max(nodes_most_, nodes);
     const bool late = MonotonicNow() >= deadline;
     if (state == "running" && stepped) {
-      if (nodes >= kind.nodes_min) return status;
+      if (nodes >= kind.nodes_min && (late || !Grows(nodes))) return status;
       // Nodes that it had may come back.
-      if (late || TooSmallFor(kind)) return TooFewNodes(kind, nodes);
+      if (nodes < kind.nodes_min && (late || TooSmallFor(kind))) return TooFewNodes(kind, nodes);
     }
     if (late)
       return absl::DeadlineExceededError(
@@ -131,12 +133,27 @@ absl::StatusOr<Json> Drill::AwaitWhole(const DrillKind& kind) {
   }
 }
 
+// Nodes that it had come back, and the job grows with them: in the middle of that nobody could say
+// what an injury did. Not for ever: they may stay away.
+bool Drill::Grows(int64_t nodes) {
+  if (nodes >= nodes_most_) {
+    grows_until_ = absl::InfiniteFuture();
+    return false;
+  }
+  if (grows_until_ == absl::InfiniteFuture()) grows_until_ = MonotonicNow() + kReturn;
+  return MonotonicNow() < grows_until_;
+}
+
 // What nodes say that they run may be a moment old.
 absl::StatusOr<DrillTarget> Drill::AwaitTarget(const DrillKind& kind) {
   const uint32_t random = RandomBits(options_.seed, RandomPurpose::kDrill, 0, injuries_)[0];
   const absl::Time deadline = MonotonicNow() + std::min(kLag, options_.wait);
   for (;;) {
     ASSIGN_OR_RETURN(const Json status, AwaitWhole(kind));
+    const auto generation = status.find("generation");
+    runs_ = story_.generation();
+    if (generation != status.end() && generation->is_number_unsigned())
+      runs_ = std::max(runs_, generation->get<uint64_t>());
     absl::StatusOr<DrillTarget> target = ChooseTarget(kind, options_.run_directory, status, random);
     if (target.ok() || !absl::IsFailedPrecondition(target.status()) || MonotonicNow() >= deadline)
       return target;
@@ -154,7 +171,7 @@ absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
                 .node = target.node,
                 .rank = target.rank,
                 .process = target.processes.front().pid(),
-                .generation = story_.generation()};
+                .generation = runs_};
   injury.clock = Clock();
   RETURN_IF_ERROR(journal_->Append("drill", {{"kind", kind.name},
                                              {"node", injury.node},
@@ -213,6 +230,8 @@ std::string Drill::JobIsOver() const {
 bool Drill::Over(const Injury& injury, int64_t step_then) const {
   const std::vector<Recovery>& recoveries = story_.recoveries();
   if (!recoveries.empty()) return recoveries.front().stepped.has_value();
+  // It was stopping anyway, and nobody had to notice.
+  if (story_.generation() > injury.generation && story_.stepped()) return true;
   if (!injury.kind->tolerable || story_.step() <= step_then) return false;
   return injury.kind->act == DrillAct::kSlowRank || story_.taken_over();
 }
@@ -257,7 +276,10 @@ void Drill::Follow(const DrillTarget& target, Injury& injury) {
   } else if (remains) {
     injury.words = "the rank that was stopped was not replaced; it goes on now";
   } else if (injury.tolerated) {
-    injury.words = story_.taken_over() ? "went on under another coordinator" : "went on";
+    injury.words = story_.generation() > injury.generation
+                       ? fmt::format("generation {} was to come anyway", story_.generation())
+                   : story_.taken_over() ? std::string("went on under another coordinator")
+                                         : std::string("went on");
   } else {
     const Recovery& recovery = *injury.recovery;
     injury.words = fmt::format("from {} at step {}; {}{}", recovery.from, recovery.resumed,

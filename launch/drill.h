@@ -87,6 +87,7 @@ class Drill {
   absl::Status Strike(const DrillTarget& target, Injury& injury);
   absl::Status Slow(const HeldProcess& process);
   void Follow(const DrillTarget& target, Injury& injury);
+  bool Grows(int64_t nodes);
   bool Over(const Injury& injury, int64_t step_then) const;
   std::string JobIsOver() const;
   bool Interrupted() const { return options_.interrupted && options_.interrupted(); }
@@ -96,6 +97,8 @@ class Drill {
   JournalStory story_;
   std::unique_ptr<Journal> journal_;
   uint64_t injuries_ = 0;
+  uint64_t runs_ = 0;  // The generation that does.
+  absl::Time grows_until_ = absl::InfiniteFuture();
   int64_t nodes_most_ = 0;  // That the job was seen to run on.
 };
 

@@ -123,6 +123,10 @@ bool JournalStory::Read(std::string_view text) {
     generation_ = generation;
     return taken_over_ = stepped_ = true;
   }
+  if (event == "generation_stopping") {
+    if (generation == generation_) stepped_ = false;
+    return true;
+  }
   if (event == "generation_starting") {
     if (generation < generation_) return false;
     generation_ = generation;

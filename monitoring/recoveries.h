@@ -63,7 +63,7 @@ class JournalStory {
   int64_t told_twice() const { return told_twice_; }  // Steps.
   int64_t step() const { return step_; }              // The last that was told.
   uint64_t generation() const { return generation_; }
-  bool stepped() const { return stepped_; }        // The newest generation has.
+  bool stepped() const { return stepped_; }        // The newest generation has, and goes on.
   bool taken_over() const { return taken_over_; }  // A generation was, by a new coordinator.
   bool ended() const { return ended_; }            // A job did.
 

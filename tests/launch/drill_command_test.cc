@@ -296,6 +296,27 @@ TEST_F(FakeJob, ARecoveryIsCertifiedByTheJournal) {
   EXPECT_EQ(injury["first_step"], 1);
 }
 
+// The layout was about to change: what died would have been stopped.
+TEST_F(FakeJob, AChangeThatWasToComeAnywayIsSaid) {
+  const Bystander agent, rank;
+  Node(0, agent, rank);
+  Say("generation_starting", {{"generation", 1}, {"from", "beginning"}, {"step", 0}});
+  Say("first_step", {{"generation", 1}, {"step", 1}});
+  int exit_code = -1;
+  const Json injury = DrillAndThen(
+      "rank",
+      [this] {
+        Say("generation_stopping", {{"generation", 1}, {"failure", nullptr}});
+        Say("generation_starting", {{"generation", 2}, {"from", "memory"}, {"step", 4}});
+        std::this_thread::sleep_for(std::chrono::milliseconds(300));
+        Say("first_step", {{"generation", 2}, {"step", 5}});
+      },
+      &exit_code);
+  EXPECT_EQ(exit_code, 0) << injury;
+  EXPECT_EQ(injury["tolerated"], true);
+  EXPECT_EQ(injury["words"], "generation 2 was to come anyway");
+}
+
 TEST_F(FakeJob, AnotherLossIsNoRecovery) {
   const Bystander agent, rank;
   Node(0, agent, rank);

@@ -132,6 +132,15 @@ TEST(JournalStory, StepsThatWereToldAndComeAgainAreRedone) {
   EXPECT_EQ(story.disagreements()[0].other_generation, 3U);
 }
 
+TEST(JournalStory, AGenerationThatStopsGoesOnNoMore) {
+  JournalStory story = Story(AKilledRank());
+  EXPECT_TRUE(story.stepped());
+  EXPECT_TRUE(story.Read(Line("generation_stopping", 900, 1)));  // It is over.
+  EXPECT_TRUE(story.stepped());
+  EXPECT_TRUE(story.Read(Line("generation_stopping", 900, 2)));
+  EXPECT_FALSE(story.stepped());
+}
+
 // What a job before this one had done further is not what this one does again.
 TEST(JournalStory, AnotherJobsStepsAreNotRedone) {
   JournalStory story = Story(
