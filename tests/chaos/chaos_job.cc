@@ -13,7 +13,6 @@ namespace {
 
 std::vector<std::string> SmallModel(const std::string& run, const std::string& folder) {
   std::vector<std::string> words = {"run",
-                                    "--agents",
                                     NanoToml(),
                                     "--run-dir",
                                     run,

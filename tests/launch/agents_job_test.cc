@@ -1,5 +1,5 @@
-// perdure run --agents as users meet it, beside what tests/chaos does to it: what is refused, how
-// it is stopped, what is left when its own process dies, a bad checkpoint, a full disk.
+// A job of agents as users meet it, beside what tests/chaos does to it: what is refused, how it is
+// stopped, what is left when its own process dies, a bad checkpoint, a full disk.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -30,9 +30,7 @@ class AgentsJob : public testing::Test {
   }
 
   std::vector<std::string> Arguments(const std::vector<std::string>& more) const {
-    std::vector<std::string> words = RunOfTwoRanks(run_, folder_, more);
-    words.push_back("--agents");
-    return words;
+    return RunOfTwoRanks(run_, folder_, more);
   }
   CommandResult Run(const std::vector<std::string>& more) const { return Perdure(Arguments(more)); }
   int Start(const std::vector<std::string>& more) const {
@@ -72,7 +70,7 @@ TEST_F(AgentsJob, IsStoppedWithACheckpointAndOneAtATime) {
   const int pid = Start({});
   ASSERT_TRUE(AwaitStep(2)) << ReadFile(folder_ + "/errors").value_or("");
   const nlohmann::json status = StatusOf(run_);
-  EXPECT_EQ(status["supervisor_pid"], pid);
+  EXPECT_EQ(status["launcher_pid"], pid);
   EXPECT_EQ(status["nodes"], 1);
   EXPECT_EQ(status["layout"]["data"], 2);
   EXPECT_EQ(status["members"][0]["ranks"].size(), 2U);
@@ -139,6 +137,7 @@ TEST_F(AgentsJob, AFullDiskIsNoGoodEnd) {
   EXPECT_EQ(full.exit_code, 1) << full.errors;
   EXPECT_THAT(full.errors, HasSubstr("the state of step 4 could not be saved"));
   EXPECT_THAT(full.errors, HasSubstr("a checkpoint needs "));
+  EXPECT_EQ(StatusOf(run_)["state"], "failed");
   EXPECT_EQ(LossColumn(run_, "step"), (std::vector<std::string>{"1", "2", "3", "4"}));
   const auto failed = JournalEvents(run_, "checkpoint_failed");
   ASSERT_FALSE(failed.empty());
