@@ -38,6 +38,7 @@ void AddAgentCommand(CLI::App& app, int* exit_code) {
       ->required();
   agent->add_option("--until-step", options.until_step, "As of perdure run")
       ->check(CLI::NonNegativeNumber);
+  agent->add_flag("--stops", options.stops, "The job is to stop: as SIGTERM says it");
   agent->add_flag("--quiet", options.quiet, "No progress lines");
   agent->add_flag("--retry", options.retry, "As of perdure run");
   agent->callback([arguments, exit_code] {

@@ -166,6 +166,7 @@ absl::Status AgentsJob::StartAgent(size_t node) {
   process.argv.insert(process.argv.end(), {"--cores", std::to_string(cores)});
   if (options_.until_step >= 0)
     process.argv.insert(process.argv.end(), {"--until-step", std::to_string(options_.until_step)});
+  if (asked_) process.argv.emplace_back("--stops");
   if (options_.quiet) process.argv.emplace_back("--quiet");
   if (options_.retry) process.argv.emplace_back("--retry");
   nodes_[node].started = MonotonicNow();

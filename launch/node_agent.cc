@@ -51,7 +51,10 @@ Json Described(const std::vector<SaveWatch::Stall>& stalls) {
 class NodeAgent {
  public:
   NodeAgent(const NodeAgentOptions& options, RunConfig config)
-      : options_(options), config_(std::move(config)), oom_(OomKills::OfThisProcess()) {}
+      : options_(options),
+        config_(std::move(config)),
+        oom_(OomKills::OfThisProcess()),
+        asked_(options.stops) {}
 
   absl::Status Begin();
   int Run();
@@ -224,11 +227,12 @@ AgentOptions NodeAgent::OptionsOfAgent(int64_t step) const {
 absl::Status NodeAgent::Begin() {
   RETURN_IF_ERROR(OpenRecords());
   ASSIGN_OR_RETURN(loop_, EventLoop::New());
+  const int signals[] = {SIGTERM, SIGINT};
+  RETURN_IF_ERROR(loop_->AddSignals(signals, [this](int signal) { asked_ |= signal == SIGTERM; }));
+  // Threads, which inherit that signals are blocked, come behind.
   ASSIGN_OR_RETURN(worker_, Worker::Start());
   RETURN_IF_ERROR(
       loop_->AddFd(worker_->fd(), EventLoop::kReadable, [this](uint32_t) { worker_->Drain(); }));
-  const int signals[] = {SIGTERM, SIGINT};
-  RETURN_IF_ERROR(loop_->AddSignals(signals, [this](int signal) { asked_ |= signal == SIGTERM; }));
   ASSIGN_OR_RETURN(RunLog log, RunLog::Open(options_.run_directory));
   const std::string run_id = log.run_id();
   int64_t step = 0;

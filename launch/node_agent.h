@@ -22,6 +22,7 @@ struct NodeAgentOptions {
   uint32_t domain = 0;                  // Of failures.
   std::string interface = "127.0.0.1";  // Where other agents reach this one.
   int64_t until_step = -1;              // Negative: to the end.
+  bool stops = false;                   // As if SIGTERM had come.
   bool quiet = false;                   // No progress lines.
   bool retry = false;  // Attempts to load a checkpoint that failed before do not count.
 };

@@ -426,7 +426,7 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
 // Nobody may take it for a good end that what was done last is not kept.
 void Coordinator::LeaveUnsaved(Effects& effects) {
   const bool good = !ending_.has_value() || *ending_ == 0 || *ending_ == kExitMoreToDo;
-  if (!good || view_.commit_step >= finished_) return;
+  if (!good || std::max(view_.commit_step, StepIndex{0}) >= finished_) return;
   Say(fmt::format("the state of step {} could not be saved, the newest checkpoint is of step {}: "
                   "what lies between will be done again",
                   finished_, view_.commit_step),

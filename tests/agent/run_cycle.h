@@ -1,4 +1,4 @@
-// A job as its supervisor and ranks do it, without processes: start from the newest checkpoint,
+// A job as its coordinator and ranks do it, without processes: start from the newest checkpoint,
 // write, join, read back, publish, retire. For tests that break it at every place.
 #pragma once
 

@@ -142,9 +142,11 @@ TEST(CoordinatorEnds, AJobThatFailsBeforeItIsSaved) {
   CoordinatorStory story(1);
   story.RunAll();
   story.Do(Coordinator::EndJob{75});
-  story.Report(0, NodeStage::kBroken, 1);
+  story.Report(0, NodeStage::kBroken, 1, [](msg::Report& report) { report.finished = 40; });
   story.Stopped(0, 1, {{1, 40, 0}});
-  EXPECT_EQ(story.Win().kind, EntryKind::kEnd) << "no other generation";
+  const LogEntry end = story.Win();
+  EXPECT_EQ(end.kind, EntryKind::kEnd) << "no other generation";
+  EXPECT_EQ(end.exit_code, kExitUnsaved);
 }
 
 TEST(CoordinatorEnds, AJobWhateverItIsAbout) {

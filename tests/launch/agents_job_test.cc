@@ -85,6 +85,22 @@ TEST_F(AgentsJob, IsStoppedWithACheckpointAndOneAtATime) {
   EXPECT_EQ(std::to_string(listed.back()["step"].get<int64_t>()), LossColumn(run_, "step").back());
 }
 
+// Whoever takes its place knows, and what its ranks had done is not taken for kept.
+TEST_F(AgentsJob, StopsAlthoughItsAgentDies) {
+  const int pid = Start({});
+  ASSERT_TRUE(AwaitStep(2));
+  const int agent = StatusOf(run_)["members"][0]["agent_pid"];
+  ASSERT_EQ(::kill(agent, SIGSTOP), 0);
+  ASSERT_EQ(::kill(pid, SIGTERM), 0);
+  const auto errors = [&] { return ReadFile(folder_ + "/errors").value_or(""); };
+  while (errors().find("signal 15") == std::string::npos)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  ASSERT_EQ(::kill(agent, SIGKILL), 0);
+  EXPECT_EQ(WaitFor(pid), 1) << errors();
+  EXPECT_THAT(errors(), HasSubstr("could not be saved, the newest checkpoint is of step"));
+  EXPECT_EQ(StatusOf(run_)["state"], "failed");
+}
+
 TEST_F(AgentsJob, StopsAtOnceWhenThatIsAskedFor) {
   const int pid = Start({});
   ASSERT_TRUE(AwaitStep(2));
