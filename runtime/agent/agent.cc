@@ -177,10 +177,11 @@ void Agent::ReadForMember(const Read& read) {
     if (!*alive) return;
     member_reads_ = false;
     if (auto next = std::exchange(member_next_, std::nullopt)) ReadForMember(*next);
-    Member::LogRead event{.asked = read.asked, .from = read.from, .entries = {}};
+    Member::LogRead event{.asked = read.asked, .from = read.from, .entries = {}, .pulse = {}};
     if (reading.ok()) {
       if (reading->leader) peers_->LearnLeader(reading->leader->author, reading->leader->record);
       event.entries = reading->entries;
+      event.pulse = reading->pulse;
     }
     LogTrouble(reading.status());
     Post(Member::Event(std::move(event)));
@@ -301,6 +302,15 @@ void Agent::ReadForLead(const Read& read, uint32_t number) {
     Post(ForLead{number,
                  Coordinator::LogRead{
                      read.asked, reading.ok() ? std::optional(reading->entries) : std::nullopt}});
+  });
+}
+
+void Agent::DoLead(const Coordinator::LeavePulse& effect) {
+  log_->Leave(effect.pulse, [this, alive = alive_](const absl::Status& status) {
+    if (!*alive) return;
+    const std::string text = status.ok() ? "" : Message(status);
+    if (std::exchange(pulse_trouble_, text) != text && !text.empty())
+      Remark("no sign of life could be left for agents that are cut off: " + text);
   });
 }
 

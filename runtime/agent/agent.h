@@ -108,6 +108,7 @@ class Agent {
   void DoLead(const Coordinator::Send& effect);
   void DoLead(const Coordinator::Append& effect);
   void DoLead(const Coordinator::ReadLog& effect);
+  void DoLead(const Coordinator::LeavePulse& effect);
   void DoLead(const Coordinator::MeasureRoom& effect);
   void DoLead(const Coordinator::JoinParts& effect);
   void DoLead(const Coordinator::ChooseCheckpoint& effect);
@@ -149,7 +150,8 @@ class Agent {
   // One reading at a time for each; the newest question waits for the one under way.
   bool member_reads_ = false, lead_reads_ = false;
   std::optional<Read> member_next_, lead_next_;
-  std::string log_trouble_;  // The last thing that was said about the log; said once.
+  // The last thing that was said about the log, and about pulses; said once.
+  std::string log_trouble_, pulse_trouble_;
   std::optional<int> exit_code_;
   std::set<NodeId> left_;  // Nodes whose connections ended since the job did.
   bool exited_ = false;

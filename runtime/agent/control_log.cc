@@ -71,20 +71,30 @@ LogEntry EntryOf(const Record& record) {
 }
 
 absl::StatusOr<std::unique_ptr<ControlLog>> ControlLog::New(EventLoop* loop, RunLog log) {
-  ASSIGN_OR_RETURN(std::unique_ptr<Worker> worker, Worker::Start());
-  Worker* const drained = worker.get();
-  RETURN_IF_ERROR(
-      loop->AddFd(worker->fd(), EventLoop::kReadable, [drained](uint32_t) { drained->Drain(); }));
-  return std::unique_ptr<ControlLog>(new ControlLog(loop, std::move(worker), std::move(log)));
+  std::unique_ptr<Worker> workers[2];
+  for (std::unique_ptr<Worker>& worker : workers) {
+    ASSIGN_OR_RETURN(worker, Worker::Start());
+    Worker* const drained = worker.get();
+    RETURN_IF_ERROR(
+        loop->AddFd(worker->fd(), EventLoop::kReadable, [drained](uint32_t) { drained->Drain(); }));
+  }
+  return std::unique_ptr<ControlLog>(
+      new ControlLog(loop, std::move(workers[0]), std::move(workers[1]), std::move(log)));
 }
 
-ControlLog::ControlLog(EventLoop* loop, std::unique_ptr<Worker> worker, RunLog log)
+ControlLog::ControlLog(EventLoop* loop, std::unique_ptr<Worker> worker,
+                       std::unique_ptr<Worker> pulser, RunLog log)
     : loop_(loop),
       run_id_(log.run_id()),
+      pulse_(log.run_directory()),
       shelf_(std::make_shared<Shelf>(Shelf{std::move(log), {}, {}})),
-      worker_(std::move(worker)) {}
+      worker_(std::move(worker)),
+      pulser_(std::move(pulser)) {}
 
-ControlLog::~ControlLog() { loop_->RemoveFd(worker_->fd()); }
+ControlLog::~ControlLog() {
+  loop_->RemoveFd(worker_->fd());
+  loop_->RemoveFd(pulser_->fd());
+}
 
 absl::Status ControlLog::Shelf::Refresh() {
   const absl::Status status = log.Refresh();
@@ -97,10 +107,10 @@ absl::Status ControlLog::Shelf::Refresh() {
 }
 
 void ControlLog::Read(Slot from, std::function<void(Entries)> then) {
-  worker_->Post([shelf = shelf_, from, then = std::move(then)]() -> Worker::Then {
+  worker_->Post([shelf = shelf_, from, pulse = pulse_, then = std::move(then)]() -> Worker::Then {
     if (absl::Status status = shelf->Refresh(); !status.ok())
       return [then, status] { then(status); };
-    Reading reading{.entries = {}, .leader = shelf->leader};
+    Reading reading{.entries = {}, .leader = shelf->leader, .pulse = pulse.Find()};
     if (from < shelf->entries.size())
       reading.entries.assign(shelf->entries.begin() + static_cast<ptrdiff_t>(from),
                              shelf->entries.end());
@@ -150,6 +160,16 @@ void ControlLog::AppendNote(const LogEntry& entry, std::function<absl::StatusOr<
       [shelf = shelf_, entry, body = std::move(body), then = std::move(then)]() -> Worker::Then {
         return [then, filled = shelf->Put(entry, body)] { then(filled); };
       });
+}
+
+void ControlLog::Leave(const Pulse& pulse, std::function<void(absl::Status)> then) {
+  if (std::exchange(leaving_, true)) return;
+  pulser_->Post([this, file = pulse_, pulse, then = std::move(then)]() -> Worker::Then {
+    return [this, then, status = file.Leave(pulse)] {
+      leaving_ = false;
+      then(status);
+    };
+  });
 }
 
 }  // namespace perdure

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runtime/agent/pulse_file.h"
 #include "runtime/agent/records.h"
 #include "runtime/agent/run_log.h"
 #include "runtime/agent/worker.h"
@@ -42,6 +43,7 @@ class ControlLog {
   struct Reading {
     std::vector<LogEntry> entries;
     std::optional<Leader> leader;
+    std::optional<Pulse> pulse;
   };
   // The entries from slot `from` on, read after this call. DataLoss: the log is damaged, a person
   // must look; other errors may pass.
@@ -69,6 +71,10 @@ class ControlLog {
   void AppendNote(const LogEntry& entry, std::function<absl::StatusOr<NoteBody>()> note,
                   std::function<void(Filled)> then);
 
+  // Behind nothing that is appended. One that comes while the one before is still being written is
+  // dropped, and not answered.
+  void Leave(const Pulse& pulse, std::function<void(absl::Status)> then);
+
  private:
   // Lives on the worker's thread.
   struct Shelf {
@@ -79,12 +85,15 @@ class ControlLog {
     Filled Put(const LogEntry& entry, const std::function<absl::StatusOr<NoteBody>()>& body);
   };
 
-  ControlLog(EventLoop* loop, std::unique_ptr<Worker> worker, RunLog log);
+  ControlLog(EventLoop* loop, std::unique_ptr<Worker> worker, std::unique_ptr<Worker> pulser,
+             RunLog log);
 
   EventLoop* const loop_;
   const std::string run_id_;
+  const PulseFile pulse_;
   std::shared_ptr<Shelf> shelf_;
-  std::unique_ptr<Worker> worker_;
+  bool leaving_ = false;
+  std::unique_ptr<Worker> worker_, pulser_;
 };
 
 }  // namespace perdure

@@ -53,6 +53,7 @@ class RunLog {
   uint64_t next_slot() const { return records_.size(); }
   // The highest generation of a START; 0 when there is none.
   uint64_t generation() const;
+  const std::string& run_directory() const { return directory_; }
   const std::string& run_id() const { return run_id_; }  // 32 hex digits, made with the run.
 
   // Reads records that others appended since.

@@ -61,6 +61,9 @@ absl::Status Validate(const ControlOptions& options);
 inline absl::Duration HolderCounts(const ControlOptions& o, absl::Duration d) {
   return d - d * o.drift_percent / 100;
 }
+// While there are nodes that a coordinator is not in touch with, it leaves a sign of life so often
+// where the run log is: who is cut off shall not take its place.
+inline absl::Duration PulseEvery(const ControlOptions& o) { return o.leader_silence / 5; }
 // What somebody else must wait on its own clock until a lease of `d` has surely ended.
 inline absl::Duration OthersWait(const ControlOptions& o, absl::Duration d) {
   return d + d * o.drift_percent / 100;

@@ -53,8 +53,32 @@ void Coordinator::Timers(Effects& effects) {
     PhaseIsLate(effects);
   }
   if (now_ >= choose_due_) AskWhichCheckpoint(effects);
+  if (now_ >= pulse_due_) LeavesPulse(effects);
   if (now_ >= go_due_) phase_ == Phase::kEnding ? TryEnd(effects) : TryGo(effects);
   SaveTimers(effects);
+}
+
+// Reports come all the time where there is anybody to lead: it needs no deadline of its own. Who is
+// followed by less than half may be the one that is cut off.
+void Coordinator::LeavesPulse(Effects& effects) {
+  if (phase_ == Phase::kClaiming || phase_ == Phase::kEnded || phase_ == Phase::kResigned) return;
+  pulse_due_ = now_ + PulseEvery(options_);
+  const auto answers = [this](NodeId node, absl::Duration within) {
+    return peers_[node].present && absl::FromUnixNanos(peers_[node].report.echo) > now_ - within;
+  };
+  bool all = true;
+  for (NodeId node = 0; node < identity_.nodes && all; ++node)
+    all = answers(node, options_.leader_silence / 2);
+  if (all) return;
+  std::vector<NodeId> voters = members_;
+  if (voters.empty() && RanBefore()) voters = NodesOf(*view_.live.back().layout);
+  if (voters.empty())
+    for (NodeId node = 0; node < identity_.nodes; ++node) voters.push_back(node);
+  const auto followers = std::count_if(voters.begin(), voters.end(), [&](NodeId node) {
+    return answers(node, options_.lease_support);
+  });
+  if (2 * followers > static_cast<int64_t>(voters.size()))
+    effects.emplace_back(LeavePulse{{.term = term_, .count = ++pulses_}});
 }
 
 void Coordinator::Say(std::string text, Effects& effects) {

@@ -117,6 +117,10 @@ class Coordinator {
     Slot from = 0;
     absl::Time asked;  // Comes back with the answer, which may belong to an older question.
   };
+  // To be left where the run log is, over the one before.
+  struct LeavePulse {
+    Pulse pulse;
+  };
   struct MeasureRoom {
     Generation generation = 0;
     StepIndex step = 0;
@@ -175,9 +179,9 @@ class Coordinator {
   struct Finished {  // END is written; members are told.
     int32_t exit_code = 0;
   };
-  using Effect =
-      std::variant<Send, Append, ReadLog, MeasureRoom, JoinParts, ChooseCheckpoint, AllPresent,
-                   SaveOver, Noted, GoodSteps, WindUp, Evidence, Remark, Resign, Finished>;
+  using Effect = std::variant<Send, Append, ReadLog, LeavePulse, MeasureRoom, JoinParts,
+                              ChooseCheckpoint, AllPresent, SaveOver, Noted, GoodSteps, WindUp,
+                              Evidence, Remark, Resign, Finished>;
   using Effects = std::vector<Effect>;
 
   enum class Phase : uint8_t {
@@ -259,6 +263,7 @@ class Coordinator {
   void Won(const LogEntry& entry, uint64_t note, Effects& effects);
   bool Posted(EntryKind kind) const;
   void Timers(Effects& effects);
+  void LeavesPulse(Effects& effects);
   void Detect(const FailureDetector::Event& event, Effects& effects);
   void OnFound(const FailureDetector::NodeLost& found, Effects& effects);
   void OnFound(const FailureDetector::Stalled& found, Effects& effects);
@@ -337,6 +342,8 @@ class Coordinator {
   std::deque<Pending> pending_;                     // Records to append; the first is under way.
   absl::Time append_due_ = absl::InfiniteFuture();  // When to try it again.
   absl::Time poll_due_ = absl::InfiniteFuture();
+  absl::Time pulse_due_ = absl::InfinitePast();
+  uint64_t pulses_ = 0;
   Authority authority_;
   Fence fence_;
   FailureDetector detector_;

@@ -75,6 +75,14 @@ struct LogEntry {
   friend bool operator==(const LogEntry&, const LogEntry&) = default;
 };
 
+// A coordinator's sign of life beside the log: another one each time. Old ones may be read, in
+// order; what is torn or missing is none.
+struct Pulse {
+  Slot term = 0;
+  uint64_t count = 0;
+  friend bool operator==(const Pulse&, const Pulse&) = default;
+};
+
 // The log, read from its beginning to next_slot.
 struct LogView {
   // A generation whose ranks may still be stepping.

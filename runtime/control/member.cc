@@ -79,11 +79,14 @@ void Member::Timers(Effects& effects) {
 // ---- who leads
 
 // The coordinator is not heard: read the log, whose newest LEAD says who should be. When it is
-// still the silent one (or nobody) and it is this node's turn, offer this agent.
+// still the silent one (or nobody), leaves no pulse either, and it is this node's turn, offer this
+// agent.
 void Member::Seek(Effects& effects) {
-  if (has_term_ && now_ < heard_ + options_.leader_silence && !closed_) {
+  const absl::Time silent = heard_ + options_.leader_silence / 2;
+  if (has_term_ && now_ < silent && !closed_) {
     viewed_ = false;
-    seek_due_ = heard_ + options_.leader_silence;
+    pulse_ = 0;
+    seek_due_ = silent;
     return;
   }
   if (now_ >= TurnToLead()) {
@@ -123,8 +126,12 @@ absl::Time Member::TurnToLead() const {
   if (view_.lead.has_value() && !OwnJobLeads())
     return probes_ < kProbesMin ? absl::InfiniteFuture()
                                 : heard_ + OthersWait(options_, options_.lease_log) + wait;
-  if (!view_.lead.has_value() || closed_) return heard_ + wait;
-  return heard_ + options_.leader_silence + wait;
+  if (!view_.lead.has_value()) return heard_ + wait;
+  const absl::Time lives = beat_ + options_.leader_silence;
+  if (closed_) return std::max(heard_, lives) + wait;
+  // Two readings tell whether it leaves pulses.
+  const absl::Time read_twice = viewed_at_ + 3 * PulseEvery(options_);
+  return std::max({heard_ + options_.leader_silence, read_twice, lives}) + wait;
 }
 
 // `heard`: by a message of it, not only in the log.
@@ -137,6 +144,7 @@ void Member::Follow(Slot term, const Endpoint& leader, bool heard, Effects& effe
   heard_ = now_;
   closed_ = false;
   echo_ = 0;
+  pulse_ = 0;
   changed_ = true;
   sent_.fill(absl::InfinitePast());
   const bool mine = leader == identity_.me.at;
@@ -160,7 +168,7 @@ void Member::On(const LogRead& event, Effects& effects) {
   if (event.from + event.entries->size() < view_.next_slot) return;  // Older than what is known.
   trusts_ |= event.asked >= trusts_log_;
   if (!trusts_) return;
-  viewed_ = true;
+  if (!std::exchange(viewed_, true)) viewed_at_ = now_;
   if (!event.entries->empty()) place_ = PlaceInLine();
   if (!view_.lead.has_value()) return;
   if (!OwnJobLeads()) {
@@ -176,6 +184,10 @@ void Member::On(const LogRead& event, Effects& effects) {
   // moment ago; if it has not, it will find its slot taken.
   const bool own = leading_ && view_.lead->author == identity_.me;
   Follow(view_.lead->term, view_.lead->author.at, own, effects);
+  if (!event.pulse.has_value() || event.pulse->term != term_ || event.pulse->count <= pulse_)
+    return;
+  if (pulse_ > 0) beat_ = now_;
+  pulse_ = event.pulse->count;
 }
 
 void Member::On(const LeadLost&, Effects&) {

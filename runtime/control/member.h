@@ -51,6 +51,7 @@ class Member {
     absl::Time asked;
     Slot from = 0;
     std::optional<std::vector<LogEntry>> entries;
+    std::optional<Pulse> pulse;  // As it was then.
   };
   struct LeadLost {};  // This agent's coordinator has resigned.
   // Of this node's ranks.
@@ -242,7 +243,10 @@ class Member {
   absl::Time seek_due_;   // When to read the log, or to give up the reading under way.
   static constexpr int kProbesMin = 3;
   int probes_ = 0;       // That another job's coordinator did not answer.
-  bool viewed_ = false;  // The log was read since the coordinator was last heard.
+  bool viewed_ = false;  // The log was read since the coordinator was last heard,
+  absl::Time viewed_at_ = absl::InfinitePast();  // first then.
+  uint64_t pulse_ = 0;                           // Of the coordinator that is followed; 0: none,
+  absl::Time beat_ = absl::InfinitePast();       // and when another one was found.
 
   int64_t place_ = 0;  // In the line of those who may lead.
 

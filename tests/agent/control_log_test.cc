@@ -115,6 +115,18 @@ TEST_F(ControlLogTest, EntriesComeBackAsTheyWere) {
   EXPECT_TRUE(Read(17)->entries.empty());
 }
 
+TEST_F(ControlLogTest, PulsesAreReadWithTheLog) {
+  EXPECT_FALSE(Read(0)->pulse.has_value());
+  for (const uint64_t count : {1, 2}) {
+    std::optional<absl::Status> left;
+    log_->Leave({.term = 4, .count = count}, [&](const absl::Status& status) { left = status; });
+    log_->Leave({.term = 4, .count = 99}, [](const absl::Status&) { FAIL() << "one is enough"; });
+    while (!left.has_value()) loop_->RunOnce();
+    EXPECT_OK(*left);
+    EXPECT_EQ(Read(0)->pulse, (Pulse{4, count}));
+  }
+}
+
 TEST_F(ControlLogTest, ATakenSlotShowsWhoHasIt) {
   auto other = RunLog::Open(run());
   other->WriteAs(kOther);

@@ -60,13 +60,17 @@ TEST(Records, WrongBodiesNameTheField) {
     return ParseStart(fmt::format(R"({{{},"layout":"x",{},{}}})", axes, rest, failure)).status();
   };
   const auto start = [&](const char* axes, const char* rest) {
-    return failed(axes, rest,
-                  R"("failure":"","failure_number":0,"failure_step":0,"failure_node":-1)");
+    return failed(
+        axes, rest,
+        R"("from_checkpoint":false,"failure":"","failure_number":0,"failure_step":0,"failure_node":-1)");
   };
   const char* two = R"("tensor":2,"pipeline":1,"data":1)";
   EXPECT_OK(start(two, R"("seats":[0,0,2],"step":1)"));
   expect(start(two, R"("seats":[0,0,2])"), "step is missing");
-  const char* good = R"("seats":[0,0,2],"step":1)";
+  expect(failed(two, R"("seats":[0,0,2],"step":1)", R"("from_checkpoint":1)"), "from_checkpoint");
+  expect(failed(two, R"("seats":[0,0,2],"step":1)", R"("failure":"")"),
+         "from_checkpoint is missing");
+  const char* good = R"("seats":[0,0,2],"step":1,"from_checkpoint":true)";
   EXPECT_OK(failed(two, good,
                    R"("failure":"hung","failure_number":-1,"failure_step":9,"failure_node":0)"));
   expect(

@@ -9,17 +9,11 @@
 #include "tests/launch/perdure_command.h"
 
 namespace perdure {
-namespace {
 
-std::vector<std::string> SmallModel(const std::string& run, const std::string& folder) {
-  std::vector<std::string> words = {"run",
-                                    NanoToml(),
-                                    "--run-dir",
-                                    run,
-                                    "--data-dir",
-                                    folder,
-                                    "--until-step",
-                                    std::to_string(kChaosSteps),
+std::vector<std::string> SmallModel(const std::string& run, const std::string& folder,
+                                    int64_t until) {
+  std::vector<std::string> words = {"run",        NanoToml(), "--run-dir",    run,
+                                    "--data-dir", folder,     "--until-step", std::to_string(until),
                                     "--quiet"};
   for (const std::string& setting :
        {std::string("model.layers=2"), std::string("model.hidden=64"), std::string("model.heads=4"),
@@ -31,7 +25,7 @@ std::vector<std::string> SmallModel(const std::string& run, const std::string& f
   return words;
 }
 
-ChaosEnd EndOf(const std::string& run, int exit_code) {
+ChaosEnd ChaosEndOf(const std::string& run, int exit_code) {
   ChaosEnd end{.exit_code = exit_code, .certificate = {}, .loss_bits = {}};
   const nlohmann::json listed = ListedCheckpoints(run);
   if (listed.is_array() && !listed.empty())
@@ -40,15 +34,13 @@ ChaosEnd EndOf(const std::string& run, int exit_code) {
   return end;
 }
 
-}  // namespace
-
 ChaosEnd Undisturbed(const std::string& folder, const std::vector<std::string>& more) {
   const std::string run = folder + "/undisturbed";
   std::vector<std::string> words = SmallModel(run, folder);
   words.insert(words.end(), {"--nodes", "1", "--ranks-per-node", "1", "--set", "layout.tensor=1",
                              "--set", "layout.pipeline=1"});
   words.insert(words.end(), more.begin(), more.end());
-  return EndOf(run, Perdure(words).exit_code);
+  return ChaosEndOf(run, Perdure(words).exit_code);
 }
 
 ChaosJob::ChaosJob(const std::string& folder, const std::vector<std::string>& more)
@@ -127,7 +119,7 @@ void ChaosJob::SignalNode(int64_t node, int signal) const {
 ChaosEnd ChaosJob::Wait() {
   const int exit_code = WaitFor(pid_);
   pid_ = 0;
-  return EndOf(run_, exit_code);
+  return ChaosEndOf(run_, exit_code);
 }
 
 std::string ChaosJob::Errors() const { return ReadFile(errors_).value_or(""); }

@@ -23,6 +23,13 @@ struct ChaosEnd {
   std::vector<std::string> loss_bits;  // By step, from 1.
 };
 
+ChaosEnd ChaosEndOf(const std::string& run, int exit_code);
+
+// `perdure run` of the small model in RUN, to step `until`, with data of WriteNanoData in
+// FOLDER.
+std::vector<std::string> SmallModel(const std::string& run, const std::string& folder,
+                                    int64_t until = kChaosSteps);
+
 // The same run, undisturbed, on one rank.
 ChaosEnd Undisturbed(const std::string& folder, const std::vector<std::string>& more = {});
 

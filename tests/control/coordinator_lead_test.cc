@@ -10,6 +10,7 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 using testing::SizeIs;
 using Phase = Coordinator::Phase;
 
@@ -76,6 +77,71 @@ TEST(CoordinatorLeads, PollsTheLogForOthers) {
   EXPECT_EQ(story.All<Coordinator::ReadLog>()[1].asked, kStart + absl::Seconds(6));
   story.Do(Coordinator::LogRead{.asked = story.now(), .entries = std::nullopt});
   EXPECT_EQ(story.phase(), Phase::kGathering) << "a log that cannot be read says nothing";
+}
+
+// ---- pulses, for who does not hear it
+
+TEST(CoordinatorLeavesPulses, WhileSomebodyIsNotInTouch) {
+  CoordinatorStory story(4);
+  story.RunAll();
+  story.AfterInTouch(absl::Seconds(5), {0, 1, 2, 3});
+  EXPECT_THAT(story.All<Coordinator::LeavePulse>(), IsEmpty());
+  const absl::Time cut = story.now();
+  story.AfterInTouch(Ms(1500), {0, 1, 2});
+  const auto pulses = story.All<Coordinator::LeavePulse>();
+  ASSERT_THAT(pulses, SizeIs(5));
+  for (size_t i = 0; i < pulses.size(); ++i) EXPECT_EQ(pulses[i].pulse, (Pulse{0, i + 1}));
+  EXPECT_EQ(story.When<Coordinator::LeavePulse>(cut).front(), Ms(600));
+  EXPECT_EQ(story.When<Coordinator::LeavePulse>(cut).back(), Ms(1400));
+  story.AfterInTouch(Ms(100), {3});
+  story.AfterInTouch(Ms(1000), {0, 1, 2, 3});
+  EXPECT_THAT(story.All<Coordinator::LeavePulse>(), IsEmpty());
+}
+
+TEST(CoordinatorLeavesPulses, ForWhoIsHeardAndDoesNotHear) {
+  CoordinatorStory story(3);
+  story.RunAll();
+  const int64_t long_ago = absl::ToUnixNanos(story.now());
+  story.After(absl::Seconds(1));
+  story.Report(2, NodeStage::kRunning, 1, [=](msg::Report& r) { r.echo = long_ago; });
+  story.AfterInTouch(Ms(500), {0, 1, 2});
+  EXPECT_THAT(story.All<Coordinator::LeavePulse>(), Not(IsEmpty()));
+}
+
+TEST(CoordinatorLeavesPulses, OnlyWhenMoreThanHalfFollow) {
+  CoordinatorStory story(4, {}, CoordinatorStory::Needs(4, absl::Hours(1)));
+  story.Win();
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kIdle);
+  story.AfterInTouch(absl::Seconds(3), {0, 1});
+  EXPECT_THAT(story.All<Coordinator::LeavePulse>(), IsEmpty()) << "it may be they who are cut off";
+  story.Report(2, NodeStage::kIdle);
+  story.AfterInTouch(Ms(500), {0, 1, 2});
+  EXPECT_THAT(story.All<Coordinator::LeavePulse>(), Not(IsEmpty()));
+  // Their support counts until it may have gone to another.
+  story.AfterInTouch(absl::Seconds(4), {0, 1});
+  EXPECT_LE(story.When<Coordinator::LeavePulse>(story.now() - absl::Seconds(4)).back(), Ms(2000));
+}
+
+// A successor counts those of the generation that it finds.
+TEST(CoordinatorLeavesPulses, WhenMoreThanHalfOfARunningGenerationFollow) {
+  CoordinatorStory story(6, View({Lead(0, 1), Start(1, 1, {0, 1, 2})}));
+  story.Win();
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kRunning, 1);
+  story.AfterInTouch(Ms(500), {0, 1});
+  ASSERT_EQ(story.phase(), Phase::kGathering);
+  ASSERT_THAT(story.All<Coordinator::LeavePulse>(), Not(IsEmpty()));
+  EXPECT_EQ(story.All<Coordinator::LeavePulse>()[0].pulse.term, 2u);
+}
+
+TEST(CoordinatorLeavesPulses, NotOnceItsJobHasEnded) {
+  CoordinatorStory story(2);
+  story.Win();
+  for (NodeId node : {0, 1}) story.Report(node, NodeStage::kIdle);
+  story.Do(Coordinator::EndJob{75});
+  while (story.append().has_value()) story.Win();
+  ASSERT_EQ(story.phase(), Phase::kEnded);
+  story.AfterInTouch(absl::Seconds(2), {0});
+  EXPECT_THAT(story.All<Coordinator::LeavePulse>(), IsEmpty());
 }
 
 TEST(CoordinatorLeads, DoesNothingAfterItHasResigned) {

@@ -40,7 +40,7 @@ TEST(MemberFollows, ReportsAtOnceToTheAuthorOfTheNewestLead) {
 TEST(MemberFollows, ReadsOnBehindWhatItKnows) {
   MemberStory story(3);
   story.Read({Lead(0, 1), Start(1, 1, {1, 3})});
-  story.After(Ms(1000));
+  story.After(Ms(500));
   ASSERT_THAT(story.All<Member::ReadLog>(), SizeIs(1));
   EXPECT_EQ(story.All<Member::ReadLog>()[0].from, 2u);
 }
@@ -170,23 +170,98 @@ TEST(MemberFollows, ReadsNoLogWhileItsCoordinatorAnswers) {
   EXPECT_THAT(story.All<Member::ReadLog>(), IsEmpty());
 }
 
-TEST(MemberFollows, ReadsTheLogAfterLeaderSilence) {
+TEST(MemberFollows, ReadsTheLogAfterHalfOfLeaderSilence) {
   MemberStory story(2);
   story.Follow(1);
   story.After(Ms(400));
   story.Answer();
-  story.After(Ms(999));
+  story.After(Ms(499));
   EXPECT_THAT(story.All<Member::ReadLog>(), IsEmpty());
   story.After(Ms(1));
   EXPECT_THAT(story.All<Member::ReadLog>(), SizeIs(1));
 }
 
+// Half of it, and three pulses that could have come since the log was read first.
 TEST(MemberOffers, ItselfAfterLeaderSilenceWhenItIsFirstInLine) {
   MemberStory story(0);
   story.Follow(1);
   story.LogStaysAsItIs();
   story.After(absl::Seconds(5));
-  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1000)));
+  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1100)));
+}
+
+// It is cut off, not its coordinator.
+TEST(MemberOffers, NothingWhilePulsesOfTheSilentOneAreFound) {
+  MemberStory story(0);
+  story.Follow(1);
+  story.LogStaysAsItIs();
+  uint64_t count = 7;
+  story.pulse = [&] { return Pulse{0, ++count}; };
+  story.After(absl::Seconds(60));
+  EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
+  // It goes, too.
+  const absl::Time last = story.now();
+  story.pulse = [&] { return Pulse{0, count}; };
+  story.After(absl::Seconds(5));
+  ASSERT_THAT(story.All<Member::TakeLead>(), SizeIs(1));
+  EXPECT_THAT(story.When<Member::TakeLead>(last),
+              ElementsAre(testing::AllOf(testing::Ge(Ms(500)), testing::Le(Ms(1000)))));
+}
+
+TEST(MemberOffers, ItselfWhereThereAreOldPulsesOnlyOrOthers) {
+  const auto turn = [](const std::function<Pulse(uint64_t)>& pulse) {
+    MemberStory story(0);
+    story.Read({Lead(0, 2), Lead(1, 1)});
+    story.LogStaysAsItIs();
+    uint64_t reading = 0;
+    story.pulse = [&] { return pulse(++reading); };
+    story.After(absl::Seconds(9));
+    const auto turns = story.When<Member::TakeLead>(kStart);
+    return turns.empty() ? absl::InfiniteDuration() : turns.front();
+  };
+  EXPECT_EQ(turn([](uint64_t) { return Pulse{1, 40}; }), Ms(1100)) << "the last that it left";
+  EXPECT_EQ(turn([](uint64_t n) { return Pulse{0, n}; }), Ms(1100)) << "of who led before";
+  EXPECT_EQ(turn([](uint64_t n) { return Pulse{2, n}; }), Ms(1100)) << "of whom the log knows not";
+  EXPECT_EQ(turn([](uint64_t n) { return Pulse{1, 40 - n}; }), Ms(1100)) << "older and older";
+  EXPECT_EQ(turn([](uint64_t n) { return Pulse{1, n}; }), absl::InfiniteDuration());
+}
+
+// What was left during an earlier silence tells nothing of this one.
+TEST(MemberOffers, ItselfAfterPulsesThatItMissed) {
+  MemberStory story(0);
+  story.Follow(1);
+  story.LogStaysAsItIs();
+  story.pulse = [] { return Pulse{0, 5}; };
+  story.After(Ms(600));
+  story.Answer();
+  story.pulse = [] { return Pulse{0, 50}; };
+  const absl::Time heard = story.now();
+  story.After(absl::Seconds(5));
+  EXPECT_THAT(story.When<Member::TakeLead>(heard), ElementsAre(Ms(1100)));
+}
+
+// The connection to who cannot be reached ends, in the end.
+TEST(MemberOffers, NothingWhenTheConnectionEndsAndPulsesGoOn) {
+  MemberStory story(0);
+  story.Follow(1);
+  story.LogStaysAsItIs();
+  uint64_t count = 0;
+  story.pulse = [&] { return Pulse{0, ++count}; };
+  story.After(absl::Seconds(15));
+  story.Do(Member::Closed{{kJob, 1}});
+  EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
+  story.After(absl::Seconds(15));
+  EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
+}
+
+TEST(MemberOffers, ItselfAtOnceWhenTheConnectionEndedWhateverItLeft) {
+  MemberStory story(0);
+  story.Follow(1);
+  story.LogStaysAsItIs();
+  uint64_t count = 0;
+  story.pulse = [&] { return Pulse{0, ++count}; };
+  story.Do(Member::Closed{{kJob, 1}});
+  EXPECT_THAT(story.All<Member::TakeLead>(), SizeIs(1));
 }
 
 TEST(MemberOffers, ItselfAStaggerLaterForEachPlaceInLine) {
@@ -194,7 +269,7 @@ TEST(MemberOffers, ItselfAStaggerLaterForEachPlaceInLine) {
   story.Follow(1);
   story.LogStaysAsItIs();
   story.After(absl::Seconds(5));
-  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1600)));
+  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1700)));
 }
 
 TEST(MemberOffers, ItselfAfterStaggerMaxPlacesAtTheLatest) {
@@ -202,7 +277,7 @@ TEST(MemberOffers, ItselfAfterStaggerMaxPlacesAtTheLatest) {
   story.Follow(1);
   story.LogStaysAsItIs();
   story.After(absl::Seconds(6));
-  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1000 + 16 * 200)));
+  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1100 + 16 * 200)));
 }
 
 TEST(MemberOffers, NodesOfTheRunningGenerationFirst) {
@@ -214,11 +289,11 @@ TEST(MemberOffers, NodesOfTheRunningGenerationFirst) {
     const auto turns = story.When<Member::TakeLead>(kStart);
     return turns.empty() ? absl::InfiniteDuration() : turns.front();
   };
-  EXPECT_EQ(turn(3), Ms(1000));
-  EXPECT_EQ(turn(5), Ms(1200));
-  EXPECT_EQ(turn(9), Ms(1400));
-  EXPECT_EQ(turn(0), Ms(1600)) << "behind the three";
-  EXPECT_EQ(turn(4), Ms(2400));
+  EXPECT_EQ(turn(3), Ms(1100));
+  EXPECT_EQ(turn(5), Ms(1300));
+  EXPECT_EQ(turn(9), Ms(1500));
+  EXPECT_EQ(turn(0), Ms(1700)) << "behind the three";
+  EXPECT_EQ(turn(4), Ms(2500));
 }
 
 TEST(MemberOffers, AGenerationOfAnotherJobGivesNobodyAPlace) {
@@ -226,17 +301,17 @@ TEST(MemberOffers, AGenerationOfAnotherJobGivesNobodyAPlace) {
   story.Read({Lead(0, 1, kOtherJob), Start(1, 1, {2}, kOtherJob), Lead(2, 1)});
   story.LogStaysAsItIs();
   story.After(absl::Seconds(6));
-  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1400)));
+  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1500)));
 }
 
 TEST(MemberOffers, NothingWhenTheSilentOneSpeaksAgain) {
   MemberStory story(3);
   story.Follow(1);
   story.LogStaysAsItIs();
-  story.After(Ms(1599));
+  story.After(Ms(1699));
   EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
   story.Answer();
-  story.After(Ms(1599));
+  story.After(Ms(1699));
   EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
   story.After(Ms(1));
   EXPECT_THAT(story.All<Member::TakeLead>(), SizeIs(1));
@@ -302,7 +377,7 @@ TEST(MemberOffers, NothingWhenAnotherConnectionEnded) {
   story.LogStaysAsItIs();
   story.Do(Member::Closed{{kJob, 2}});
   EXPECT_TRUE(story.DoesNothing());
-  story.After(Ms(900));
+  story.After(Ms(400));
   EXPECT_THAT(story.All<Member::ReadLog>(), IsEmpty());
 }
 
@@ -347,7 +422,7 @@ TEST(MemberOffers, WhoWonGetsTimeToBeHeard) {
   story.Read({Lead(0, 1)});
   EXPECT_THAT(story.SentTo<msg::Report>(), ElementsAre(Endpoint{kJob, 1}));
   story.LogStaysAsItIs();
-  story.After(Ms(999));
+  story.After(Ms(1099));
   EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
   story.After(Ms(1));
   EXPECT_THAT(story.All<Member::TakeLead>(), SizeIs(1));
@@ -376,7 +451,7 @@ TEST(MemberFollows, ItsOwnCoordinatorWhoseLeadItFinds) {
   story.Do(Member::LeadLost{});  // It was of one before it.
   story.LogStaysAsItIs();
   story.After(absl::Seconds(2));
-  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1000)));
+  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1100)));
 }
 
 TEST(MemberFollows, ItsOwnCoordinatorGoesWhenAnotherLifeOfItsAgentLed) {
@@ -410,7 +485,7 @@ TEST(MemberOffers, ItselfWhenTheLeadIsOfALifeOfItsOwnThatIsOver) {
   EXPECT_EQ(story.member().term(), 0u);
   story.LogStaysAsItIs();
   story.After(absl::Seconds(2));
-  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1000)));
+  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(1100)));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -66,7 +67,8 @@ class MemberStory : public EffectsDone<Member> {
   void Hear(const ControlMessage& message) { Hear(leader_, message); }
   // The log is read now, from the slot that is read next.
   void Read(const std::vector<LogEntry>& entries) {
-    Do(Member::LogRead{.asked = now_, .from = member_.view().next_slot, .entries = entries});
+    Do(Member::LogRead{
+        .asked = now_, .from = member_.view().next_slot, .entries = entries, .pulse = {}});
   }
   // From now on each reading is answered at once, and finds nothing new.
   void LogStaysAsItIs() { log_answers_ = true; }
@@ -164,6 +166,8 @@ class MemberStory : public EffectsDone<Member> {
   const msg::Report& newest() const { return newest_; }
   const ControlOptions& options() const { return options_; }
 
+  std::function<Pulse()> pulse;  // That is found with each reading that LogStaysAsItIs answers.
+
  private:
   static constexpr int64_t kWokenMax = 100'000;
 
@@ -178,8 +182,10 @@ class MemberStory : public EffectsDone<Member> {
       done_.emplace_back(now_, std::move(effect));
     }
     if (read && log_answers_)
-      Feed(Member::LogRead{
-          .asked = now_, .from = member_.view().next_slot, .entries = std::vector<LogEntry>()});
+      Feed(Member::LogRead{.asked = now_,
+                           .from = member_.view().next_slot,
+                           .entries = std::vector<LogEntry>(),
+                           .pulse = pulse ? std::optional(pulse()) : std::nullopt});
   }
 
   Endpoint me_;

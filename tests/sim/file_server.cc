@@ -22,6 +22,7 @@ void World::AskLog(LogRequest request) {
   requests_.push_back(std::move(request));
   // Half of what fails has been done.
   const bool executed = !blind && (!errors || disk_.PerMille(500));
+  if (!executed && requests_[index].kind == LogRequest::Kind::kPulse) return;
   At(at, {.what = executed ? What::kLogExecute : What::kLogReply,
           .agent = executed ? ~Index{0} : requests_[index].agent,
           .a = index});
@@ -69,12 +70,18 @@ void World::ExecuteLog(uint32_t index) {
     }
     r.found = log_[r.entry.slot].second;
     r.found->note = 0;  // What its author calls it is not in the log.
+  } else if (r.kind == LogRequest::Kind::kPulse) {
+    pulses_.emplace_back(now_, *r.pulse);
+    if (pulses_.size() > 64) pulses_.pop_front();
+    return;  // Nobody asks whether it got there.
   } else {
     // Old by up to the staleness, but never with a hole.
     const Nanos as_of =
         now_ - (scenario_.log_stale_max > 0 ? disk_.Between(0, scenario_.log_stale_max) : 0);
     for (Slot slot = r.from; slot < log_.size() && log_[slot].first <= as_of; ++slot)
       r.read.push_back(log_[slot].second);
+    for (const auto& [written, pulse] : pulses_)
+      if (written <= as_of) r.pulse = pulse;
   }
   At(now_ + disk_.Between(kMs / 2, scenario_.log_delay_max),
      {.what = What::kLogReply, .agent = r.agent, .a = index});
@@ -85,9 +92,9 @@ void World::ReplyLog(uint32_t index) {
   const Agent& agent = Of(r.agent);
   if (!agent.alive || agent.incarnation != r.incarnation) return;
   if (r.kind == LogRequest::Kind::kMemberRead) {
-    StepMember(r.agent,
-               Member::LogRead{r.asked, r.from,
-                               r.failed ? std::nullopt : std::optional(std::move(r.read))});
+    StepMember(r.agent, Member::LogRead{r.asked, r.from,
+                                        r.failed ? std::nullopt : std::optional(std::move(r.read)),
+                                        r.failed ? std::nullopt : r.pulse});
     return;
   }
   if (!agent.lead.has_value() || agent.lead_id != r.lead_id) return;

@@ -542,6 +542,10 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
               .lead_id = lead_id,
               .from = read->from,
               .asked = read->asked});
+    } else if (auto* leave = std::get_if<Coordinator::LeavePulse>(&effect)) {
+      LogRequest request{.kind = LogRequest::Kind::kPulse, .agent = index};
+      request.pulse = leave->pulse;
+      AskLog(std::move(request));
     } else if (auto* measure = std::get_if<Coordinator::MeasureRoom>(&effect)) {
       At(now_ + kMs, {.what = What::kLeadReply,
                       .agent = index,

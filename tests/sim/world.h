@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -160,7 +161,7 @@ class World {
     std::vector<Held> memory;
   };
   struct LogRequest {
-    enum class Kind : uint8_t { kAppend, kLeadRead, kMemberRead } kind = Kind::kAppend;
+    enum class Kind : uint8_t { kAppend, kLeadRead, kMemberRead, kPulse } kind = Kind::kAppend;
     Index agent = 0;
     uint64_t incarnation = 0, lead_id = 0;
     LogEntry entry;
@@ -169,6 +170,7 @@ class World {
     bool failed = false;  // The reply says so.
     std::vector<LogEntry> read;
     std::optional<LogEntry> found;
+    std::optional<Pulse> pulse;
   };
   struct StepBooks {  // A step that is under way in one generation.
     int32_t ranks = 0;
@@ -296,6 +298,7 @@ class World {
   std::vector<LogRequest> requests_;
   std::vector<std::pair<Nanos, LogEntry>> log_;  // With when each was linked.
   std::vector<uint64_t> log_leads_;              // By slot: lead_id of its author.
+  std::deque<std::pair<Nanos, Pulse>> pulses_;   // With when each was written; not the oldest.
   std::map<Generation, GenerationBooks> generations_;
   struct CutLink {
     Index from, to;
