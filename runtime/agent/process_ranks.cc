@@ -225,7 +225,7 @@ void ProcessRanks::Do(const Member::MakeRanks& order) {
   const uint64_t preparing = ++preparing_;
   stopping_ = waits_ = made_ = loaded_ = false;
   finished_ = prepare_.resume.step;
-  frozen_ = -1;
+  frozen_ = told_waiting_ = -1;
   write_.reset();
   EndWatch();
   peers_.clear();

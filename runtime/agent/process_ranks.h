@@ -214,8 +214,9 @@ class ProcessRanks final : public NodeRanks {
   bool made_ = false, loaded_ = false;
   int64_t finished_ = 0;
   int64_t frozen_ = -1;
-  SaveWatch watch_;         // Of the save of
-  StepIndex watched_ = -1;  // this step; -1: none.
+  StepIndex told_waiting_ = -1;  // With whose state training waits, as people know.
+  SaveWatch watch_;              // Of the save of
+  StepIndex watched_ = -1;       // this step; -1: none.
   EventLoop::TimerId watch_timer_;
   std::map<int64_t, std::pair<int32_t, std::string>> reading_;  // By file: who, in watch_ what.
   // By generation, msg::Prepare's: where snapshots went.

@@ -94,7 +94,8 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Waiting& frame) 
   if (!Current(slot.second, frame.generation) || std::exchange(waits_, true)) return;
   TellProgress();
   // All ranks wait for the same reason; at the end, for the save itself.
-  if (hooks_.waiting && watched_ >= 0 && frame.step > watched_)
+  if (hooks_.waiting && watched_ >= 0 && frame.step > watched_ &&
+      std::exchange(told_waiting_, frame.step) != frame.step)
     hooks_.waiting(frame.step, watched_, watch_.UnderWay(MonotonicNow()));
 }
 
