@@ -30,12 +30,15 @@ void AddAgentCommand(CLI::App& app, int* exit_code) {
       ->check(CLI::Range(uint64_t{0}, (uint64_t{1} << kRestartBits) - 1));
   agent->add_option("--ranks-per-node", options.ranks_per_node, "Ranks of this node")
       ->check(CLI::Range(1, 64));
+  agent->add_option("--cores", options.cores, "That its ranks share (default: all there are)")
+      ->check(CLI::PositiveNumber);
   agent->add_option("--domain", options.domain, "What it fails together with: a rack, a switch");
   agent->add_option("--interface", options.interface, "Where other agents reach this one");
   agent->add_option("--data-dir", options.data_directory, "What mixture paths are relative to")
       ->required();
   agent->add_option("--until-step", options.until_step, "As of perdure run")
       ->check(CLI::NonNegativeNumber);
+  agent->add_flag("--stops", options.stops, "The job is to stop: as SIGTERM says it");
   agent->add_flag("--quiet", options.quiet, "No progress lines");
   agent->add_flag("--retry", options.retry, "As of perdure run");
   agent->callback([arguments, exit_code] {

@@ -19,15 +19,11 @@ namespace {
 using Json = nlohmann::json;
 
 // Whoever started the agents, and so outlives them.
-Json Supervisor(pid_t pid) {
-  return {{"supervisor_pid", pid}, {"supervisor_start", ProcessStart(pid)}};
-}
-
-Json StatusHead(const RunConfig& config, pid_t supervisor) {
-  Json status = Supervisor(supervisor);
-  status["name"] = config.name;
-  status["steps_total"] = StepSchedule(config).steps();
-  return status;
+Json StatusHead(const RunConfig& config, pid_t launcher) {
+  return {{"launcher_pid", launcher},
+          {"launcher_start", ProcessStart(launcher)},
+          {"name", config.name},
+          {"steps_total", StepSchedule(config).steps()}};
 }
 
 absl::Status WriteStatus(const std::string& run_directory, Json status) {
@@ -115,14 +111,14 @@ void AgentRecord::Node(const std::string& directory, const Json& node) {
                        node.dump(2) + "\n"));
 }
 
-absl::Status RecordEnd(const std::string& run_directory, const RunConfig& config,
-                       const std::string& state) {
-  Json status = StatusHead(config, ::getpid());
+absl::Status RecordState(const std::string& run_directory, const RunConfig& config,
+                         const std::string& state) {
+  Json status = Json::object();
   const absl::StatusOr<std::string> text = ReadFile(run_directory + "/status.json");
   if (text.ok())
-    if (const Json before = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
-        before.is_object())
-      status.update(before);
+    if (Json before = Json::parse(*text, nullptr, /*allow_exceptions=*/false); before.is_object())
+      status = std::move(before);
+  status.update(StatusHead(config, ::getpid()));
   status["state"] = state;
   status["nodes"] = Json::array();
   return WriteStatus(run_directory, std::move(status));
@@ -130,22 +126,18 @@ absl::Status RecordEnd(const std::string& run_directory, const RunConfig& config
 
 // ---- reading
 
-namespace {
-
-// What each of `nodes` runs, by what its agent wrote last.
-Json Members(const std::string& directory, const Json& nodes) {
-  Json members = Json::array();
-  for (const Json& node : nodes) {
+std::vector<Json> AgentRecord::ReadNodes(const std::string& directory,
+                                         const std::vector<NodeId>& nodes) {
+  std::vector<Json> said;
+  for (const NodeId node : nodes) {
     const absl::StatusOr<std::string> text =
-        ReadFile(fmt::format("{}/node-{:05}.json", directory, node.get<int64_t>()));
+        ReadFile(fmt::format("{}/node-{:05}.json", directory, node));
     if (!text.ok()) continue;
-    Json member = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
-    if (member.is_object()) members.push_back(std::move(member));
+    Json one = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
+    if (one.is_object()) said.push_back(std::move(one));
   }
-  return members;
+  return said;
 }
-
-}  // namespace
 
 absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directory) {
   const std::string path = run_directory + "/status.json";
@@ -159,16 +151,8 @@ absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directo
   const std::string state = read["state"];
   const bool live =
       state == "starting" || state == "running" || state == "recovering" || state == "stopping";
-  const bool lost = live && !ProcessLives(read.value("supervisor_pid", 0),
-                                          read.value("supervisor_start", uint64_t{0}));
-  if (!read.contains("nodes") || !read["nodes"].is_array()) {  // Not of agents.
-    nlohmann::ordered_json status = nlohmann::ordered_json::parse(*text);
-    if (lost) {
-      status["state"] = "lost";
-      status["members"] = Json::array();
-    }
-    return status;
-  }
+  const bool lost = live && !ProcessLives(read.value("launcher_pid", 0),
+                                          read.value("launcher_start", uint64_t{0}));
   nlohmann::ordered_json status;
   const auto copy = [&](const char* key) { status[key] = read.value(key, Json()); };
   copy("name");
@@ -185,16 +169,22 @@ absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directo
   copy("generation");
   copy("layout");
   copy("time_to_first_step");
-  const Json nodes = read.value("nodes", Json::array());
+  std::vector<NodeId> nodes;
+  if (const auto list = read.find("nodes"); list != read.end() && list->is_array())
+    for (const Json& node : *list)
+      if (node.is_number_unsigned()) nodes.push_back(node.get<NodeId>());
   status["nodes"] = nodes.size();
   copy("job");
   copy("coordinator");
-  copy("supervisor_pid");
-  copy("supervisor_start");
-  status["members"] =
-      live && !lost
-          ? Members(fmt::format("{}/jobs/{}", run_directory, read.value("job", uint64_t{0})), nodes)
-          : Json::array();
+  copy("launcher_pid");
+  copy("launcher_start");
+  status["members"] = Json::array();
+  if (live && !lost)
+    for (Json& member : AgentRecord::ReadNodes(
+             fmt::format("{}/jobs/{}", run_directory, read.value("job", uint64_t{0})), nodes)) {
+      member.erase("devices");
+      status["members"].push_back(nlohmann::ordered_json(member));
+    }
   copy("time");
   return status;
 }

@@ -10,12 +10,14 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "launch/step_lines.h"
 #include "monitoring/journal.h"
 #include "monitoring/loss_csv.h"
+#include "runtime/control/ids.h"
 #include "runtime/train/rank_host.h"
 #include "runtime/train/run_config.h"
 #include "runtime/train/schedule_math.h"
@@ -37,6 +39,9 @@ class AgentRecord {
   void Job(const nlohmann::json& state);
   // What a node runs: <directory>/node-00003.json; likewise.
   void Node(const std::string& directory, const nlohmann::json& node);
+  // What `nodes` have said there last; those that have not are missing.
+  static std::vector<nlohmann::json> ReadNodes(const std::string& directory,
+                                               const std::vector<NodeId>& nodes);
 
  private:
   AgentRecord(std::string run_directory, const RunConfig& config, bool quiet);
@@ -56,9 +61,10 @@ class AgentRecord {
   nlohmann::json job_, node_;          // As written.
 };
 
-// status.json of a job that is over: complete, stopped, failed.
-absl::Status RecordEnd(const std::string& run_directory, const RunConfig& config,
-                       const std::string& state);
+// status.json as whoever starts a job has it: before an agent speaks (starting), and when none is
+// left (complete, stopped, failed).
+absl::Status RecordState(const std::string& run_directory, const RunConfig& config,
+                         const std::string& state);
 
 // What `perdure status` shows: status.json with the newest step and what each node runs. The state
 // is "lost" where whoever started the job is gone. NotFound: no job has begun. DataLoss: it is no

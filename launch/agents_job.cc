@@ -10,9 +10,11 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "launch/agent_record.h"
+#include "launch/exit_codes.h"
 #include "launch/local_lock.h"
 #include "launch/run_data.h"
 #include "launch/run_directory.h"
@@ -44,6 +46,35 @@ uint64_t NewJobId() {
 }
 
 void Say(const std::string& line) { std::fprintf(stderr, "perdure run: %s\n", line.c_str()); }
+
+// Prints why the job does not begin; the exit code that fits.
+int RefuseRun(const absl::Status& status) {
+  Say(Message(status));
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kDataLoss:
+      return kExitUsage;
+    default:
+      return kExitFailed;
+  }
+}
+
+// The exit code of a run that has nothing to do, which is said.
+std::optional<int> NothingToDo(const JobOptions& options, const OpenedRun& run) {
+  const std::string& name = run.config.name;
+  if (run.start.step >= StepSchedule(run.config).steps()) {
+    Say(fmt::format("run {} is complete at step {}", name, run.start.step));
+    return kExitComplete;
+  }
+  if (options.until_step < 0 || !run.start.manifest.has_value() ||
+      run.start.step < options.until_step)
+    return std::nullopt;
+  Say(fmt::format("run {} is at step {} already; --until-step {} asks for nothing more", name,
+                  run.start.step, options.until_step));
+  return kExitStopped;
+}
 
 // The last job of the log that has begun and not ended.
 std::optional<uint64_t> OpenJob(const RunLog& log) {
@@ -77,10 +108,9 @@ absl::Status AppendEnd(RunLog& log, uint64_t job, const std::string& reason) {
 
 class AgentsJob {
  public:
-  AgentsJob(const LocalJobOptions& options, bool restart_agents, LocalLock lock, RunLog log,
-            uint64_t job, std::unique_ptr<EventLoop> loop)
+  AgentsJob(const JobOptions& options, LocalLock lock, RunLog log, uint64_t job,
+            std::unique_ptr<EventLoop> loop)
       : options_(options),
-        restart_agents_(restart_agents),
         lock_(std::move(lock)),
         log_(std::move(log)),
         job_(job),
@@ -108,8 +138,7 @@ class AgentsJob {
                        [](const Node& node) { return node.agent != nullptr; });
   }
 
-  const LocalJobOptions options_;
-  const bool restart_agents_;
+  const JobOptions options_;
   const LocalLock lock_;
   RunLog log_;
   const uint64_t job_;
@@ -132,8 +161,12 @@ absl::Status AgentsJob::StartAgent(size_t node) {
       .descriptors = {{lock_.fd(), kLocalLockFd}},
       .log_path = {},
       .group = 0};
+  // The nodes share this machine.
+  const int64_t cores = std::max<int64_t>(1, std::thread::hardware_concurrency() / options_.nodes);
+  process.argv.insert(process.argv.end(), {"--cores", std::to_string(cores)});
   if (options_.until_step >= 0)
     process.argv.insert(process.argv.end(), {"--until-step", std::to_string(options_.until_step)});
+  if (asked_) process.argv.emplace_back("--stops");
   if (options_.quiet) process.argv.emplace_back("--quiet");
   if (options_.retry) process.argv.emplace_back("--retry");
   nodes_[node].started = MonotonicNow();
@@ -162,7 +195,7 @@ void AgentsJob::Ended(size_t node, const ProcessEnd& end) {
   const bool person = end.kind == EvidenceKind::kRankCrashed && end.number == kExitNoRestart;
   const bool short_life = MonotonicNow() - ended.started < kLongLife;
   short_lives_ = short_life ? short_lives_ + 1 : 0;
-  if (refused || person || short_lives_ > kShortLivesMax || !restart_agents_) {
+  if (refused || person || short_lives_ > kShortLivesMax || !options_.restart_agents) {
     if (refused || person || !AnyLives() || short_lives_ > kShortLivesMax) {
       why_ = fmt::format("the agent of node {} {}", node, end.Text());
       Leave(kDie);
@@ -209,6 +242,9 @@ void AgentsJob::Leave(absl::Duration patience) {
 absl::StatusOr<int> AgentsJob::Run() {
   // Ranks whose agent died are ours then: none is left when we leave.
   if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) return ErrnoStatus(errno, "become a subreaper");
+  if (const absl::Status told = RecordState(options_.run_directory, options_.config, "starting");
+      !told.ok())
+    Say("warning: " + Message(told));
   const int signals[] = {SIGINT, SIGTERM, SIGQUIT};
   RETURN_IF_ERROR(loop_->AddSignals(signals, [this](int signal) { OnSignal(signal); }));
   for (size_t node = 0; node < nodes_.size(); ++node) RETURN_IF_ERROR(StartAgent(node));
@@ -247,7 +283,7 @@ int AgentsJob::Tell(const EndRecord& end) const {
                  fmt::format("{} at step {}/{}, certificate {}", state, end.step,
                              StepSchedule(options_.config).steps(), certificate)
                      .c_str());
-  absl::Status told = RecordEnd(options_.run_directory, options_.config, state);
+  absl::Status told = RecordState(options_.run_directory, options_.config, state);
   const absl::StatusOr<std::unique_ptr<Journal>> journal =
       Journal::Open(options_.run_directory + "/journal.jsonl");
   told.Update(journal.status());
@@ -263,8 +299,7 @@ int AgentsJob::Tell(const EndRecord& end) const {
 
 }  // namespace
 
-int RunAgentsJob(const AgentsJobOptions& agents) {
-  const LocalJobOptions& options = agents.job;
+int RunAgentsJob(const JobOptions& options) {
   // Whether anything fits, said before anything is written.
   const absl::StatusOr<LayoutConfig> layout =
       ResolveLayout(options.config, options.nodes * options.ranks_per_node);
@@ -276,25 +311,18 @@ int RunAgentsJob(const AgentsJobOptions& agents) {
     RefuseRun(run.status());
     return absl::IsDataLoss(run.status()) ? kExitNoRestart : kExitUsage;
   }
-  absl::StatusOr<LocalLock> lock = LocalLock::Take(options.run_directory);
-  if (!lock.ok()) return RefuseRun(lock.status());
-  if (options.config.layout.transport == "local")
-    return RefuseRun(InvalidArgument(
-        "layout.transport = \"local\" is for threads of one process, and every rank is a process "
-        "of its own here; take \"ucx\" or \"libfabric\""));
   if (const std::optional<int> exit_code = NothingToDo(options, *run)) return *exit_code;
   // Its coordinator need not be waited for.
   if (const std::optional<uint64_t> open = OpenJob(run->log);
-      open.has_value() && open == lock->last_job()) {
+      open.has_value() && open == run->lock.last_job()) {
     const absl::Status ended = AppendEnd(run->log, *open, "its processes are gone");
     if (!ended.ok()) return RefuseRun(ended);
   }
   const uint64_t job = JobStart(NewJobId(), 0);
-  if (const absl::Status held = lock->Hold(job); !held.ok()) return RefuseRun(held);
+  if (const absl::Status held = run->lock.Hold(job); !held.ok()) return RefuseRun(held);
   absl::StatusOr<std::unique_ptr<EventLoop>> loop = EventLoop::New();
   if (!loop.ok()) return RefuseRun(loop.status());
-  AgentsJob agents_job(options, agents.restart_agents, *std::move(lock), std::move(run->log), job,
-                       *std::move(loop));
+  AgentsJob agents_job(options, std::move(run->lock), std::move(run->log), job, *std::move(loop));
   const absl::StatusOr<int> exit_code = agents_job.Run();
   return exit_code.ok() ? *exit_code : RefuseRun(exit_code.status());
 }

@@ -29,8 +29,8 @@ Gpus FindGpus() {
 }
 
 // FindGpus in a child that ends at once. A process that has called the driver keeps it: threads,
-// memory, mappings that a fork would share. Ranks are forked from this process, and though they
-// exec at once, the supervisor of a month has no use for a driver, nor for its crashes.
+// memory, mappings that a fork would share. Agents are forked from this process, and though they
+// exec at once, a launcher of a month has no use for a driver, nor for its crashes.
 absl::StatusOr<Gpus> AskForGpus() {
   if (!CudaIsBuilt()) return FindGpus();
   int ends[2];

@@ -13,7 +13,7 @@
 #include <string>
 
 #include "launch/byte_count.h"
-#include "launch/local_job.h"
+#include "launch/exit_codes.h"
 #include "runtime/agent/file_system_probe.h"
 #include "runtime/agent/run_key.h"
 #include "runtime/base/status.h"

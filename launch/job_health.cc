@@ -33,34 +33,29 @@ double Median(const std::vector<double>& sorted) {
   return sorted.size() % 2 == 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
 }
 
-// The frame as a record.
-Json Record(int rank, int node, Json frame) {
-  frame.erase("type");
-  frame["rank"] = rank;
-  frame["node"] = node;
-  return frame;
-}
-
 }  // namespace
 
-void JobHealth::OnHealth(int rank, int node, const Json& frame) {
-  hooks_.event("health", Record(rank, node, frame));
-  if (const auto why = frame.find("no_nvml"); why != frame.end() && !told_no_nvml_) {
+void JobHealth::OnHealth(int local_rank, int rank, const Json& report) {
+  Json record = report;
+  record["rank"] = rank;
+  record["node"] = node_;
+  record["local_rank"] = local_rank;
+  hooks_.event("health", record);
+  if (const auto why = report.find("no_nvml"); why != report.end() && !told_no_nvml_) {
     told_no_nvml_ = true;
     hooks_.warn(fmt::format("no NVML ({}): errors of GPUs will be known by their effects only",
                             why->get<std::string>()));
   }
-  if (const auto facts = frame.find("facts"); facts != frame.end())
-    WarnOfFacts(rank, frame, *facts);
-  if (frame.contains("error")) return;
-  members_[rank] = {.node = node,
-                    .device = frame.at("device").get<std::string>(),
-                    .rates = frame.value("rates", Json::object())};
-  if (static_cast<int>(members_.size()) == ranks_) Compare();
+  if (const auto facts = report.find("facts"); facts != report.end())
+    WarnOfFacts(rank, report, *facts);
+  if (report.contains("error")) return;
+  Device& device = devices_[local_rank];
+  device.name = report.value("device", "a device");
+  device.rates = report.value("rates", Json::object());
 }
 
-void JobHealth::WarnOfFacts(int rank, const Json& frame, const Json& facts) const {
-  const std::string device = frame.at("device").get<std::string>();
+void JobHealth::WarnOfFacts(int rank, const Json& report, const Json& facts) const {
+  const std::string device = report.value("device", "its device");
   if (facts.value("remap_pending", 0) != 0 || facts.value("retired_pages_pending", 0) != 0)
     hooks_.warn(
         fmt::format("warning: rank {}: {} has memory that waits to be remapped: reset it "
@@ -78,15 +73,16 @@ void JobHealth::WarnOfFacts(int rank, const Json& frame, const Json& facts) cons
                     rank, device, errors));
 }
 
-void JobHealth::Compare() const {
+std::vector<std::string> JobHealth::Compare(const std::vector<Member>& members) {
+  std::vector<std::string> warnings;
   for (const Rate& rate : kRates) {
     std::vector<double> sorted;
-    for (const auto& [_, member] : members_)
+    for (const Member& member : members)
       if (const double value = member.rates.value(rate.key, 0.0); value > 0)
         sorted.push_back(value);
     std::sort(sorted.begin(), sorted.end());
     if (sorted.size() < 2) continue;
-    for (const auto& [rank, member] : members_) {
+    for (const Member& member : members) {
       const double own = member.rates.value(rate.key, 0.0);
       // Near the fastest, as most are: no median is needed.
       if (own <= 0 || own >= kSlow * sorted.back()) continue;
@@ -94,28 +90,45 @@ void JobHealth::Compare() const {
       others.erase(std::lower_bound(others.begin(), others.end(), own));
       const double median = Median(others);
       if (own >= kSlow * median) continue;
-      hooks_.warn(fmt::format(
+      warnings.push_back(fmt::format(
           "warning: rank {} (node {}): {}: {} reach {:.1f} {}, {:.0f} % of the others' median "
           "{:.1f}: all ranks wait for the slowest; look at its clocks, temperature and link, or "
           "leave the node out",
-          rank, member.node, member.device, rate.words, own / rate.unit, rate.unit_words,
+          member.rank, member.node, member.device, rate.words, own / rate.unit, rate.unit_words,
           100 * own / median, median / rate.unit));
     }
   }
+  return warnings;
 }
 
-void JobHealth::OnEvidence(int rank, int node, const Json& frame) {
-  const std::string what = frame.at("what").get<std::string>();
-  hooks_.event("evidence", Record(rank, node, frame));
-  hooks_.warn(fmt::format("warning: rank {} (node {}): {}", rank, node, what));
+void JobHealth::OnEvidence(int local_rank, int rank, const Json& evidence) {
+  const std::string what = evidence.value("what", "");
+  Json record = evidence;
+  record["rank"] = rank;
+  record["node"] = node_;
+  record["local_rank"] = local_rank;
+  hooks_.event("evidence", record);
+  hooks_.warn(fmt::format("warning: rank {} (node {}): {}", rank, node_, what));
+  std::string& last = devices_[local_rank].evidence;
   // The loss of the watch is no news after what caused it.
-  if (frame.value("event", "") == "lost" && evidence_.contains(rank)) return;
-  evidence_[rank] = what;
+  if (evidence.value("event", "") == "lost" && !last.empty()) return;
+  last = what;
 }
 
-std::string JobHealth::EvidenceOf(int rank) const {
-  const auto found = evidence_.find(rank);
-  return found == evidence_.end() ? "" : fmt::format("\n  last of its device: {}", found->second);
+std::string JobHealth::EvidenceOf(int local_rank) const {
+  const auto found = devices_.find(local_rank);
+  return found == devices_.end() || found->second.evidence.empty()
+             ? ""
+             : fmt::format("\n  last of its device: {}", found->second.evidence);
+}
+
+Json JobHealth::Devices() const {
+  Json devices = Json::array();
+  for (const auto& [local_rank, device] : devices_)
+    if (!device.name.empty())
+      devices.push_back(
+          {{"local_rank", local_rank}, {"device", device.name}, {"rates", device.rates}});
+  return devices;
 }
 
 }  // namespace perdure

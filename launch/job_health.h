@@ -1,11 +1,13 @@
-// What the ranks of a job say about their devices: kept for the failure message of whoever dies,
-// written to the journal, and compared. Nothing here decides whether training goes on.
+// What the ranks of a node say about their devices: kept for the failure message of whoever dies,
+// written to the journal, and compared with what others of the job said. Nothing here decides
+// whether training goes on.
 #pragma once
 
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 namespace perdure {
 
@@ -15,28 +17,37 @@ class JobHealth {
     std::function<void(const std::string& event, const nlohmann::json& fields)> event;
     std::function<void(const std::string& line)> warn;
   };
-  JobHealth(int ranks, Hooks hooks) : ranks_(ranks), hooks_(std::move(hooks)) {}
+  JobHealth(int node, Hooks hooks) : node_(node), hooks_(std::move(hooks)) {}
 
-  // A frame "health"; with the last rank's come the warnings about slow devices.
-  void OnHealth(int rank, int node, const nlohmann::json& frame);
-  // A frame "evidence".
-  void OnEvidence(int rank, int node, const nlohmann::json& frame);
-  // The last evidence about a rank's device, as a sentence to append; else empty.
-  std::string EvidenceOf(int rank) const;
+  // What the process of a slot says about its device when it has opened it, as it is rank `rank`.
+  void OnHealth(int local_rank, int rank, const nlohmann::json& report);
+  // What comes in about it later.
+  void OnEvidence(int local_rank, int rank, const nlohmann::json& evidence);
+  // The last evidence about a slot's device, as a sentence to append; else empty.
+  std::string EvidenceOf(int local_rank) const;
+  // [{local_rank, device, rates}], for Compare of whoever knows all nodes'.
+  nlohmann::json Devices() const;
 
- private:
   struct Member {
+    int rank = 0;
     int node = 0;
     std::string device;
-    nlohmann::json rates;
+    nlohmann::json rates;  // By name; none: it was not tried.
   };
-  void WarnOfFacts(int rank, const nlohmann::json& frame, const nlohmann::json& facts) const;
-  void Compare() const;
+  // A warning for each rate of a device that is far below the others'.
+  static std::vector<std::string> Compare(const std::vector<Member>& members);
 
-  const int ranks_;
+ private:
+  struct Device {
+    std::string name;
+    nlohmann::json rates;
+    std::string evidence;
+  };
+  void WarnOfFacts(int rank, const nlohmann::json& report, const nlohmann::json& facts) const;
+
+  const int node_;
   const Hooks hooks_;
-  std::map<int, Member> members_;
-  std::map<int, std::string> evidence_;
+  std::map<int, Device> devices_;  // By slot.
   bool told_no_nvml_ = false;
 };
 

@@ -12,18 +12,16 @@
 #include "launch/data_command.h"
 #include "launch/doctor_command.h"
 #include "launch/drill_command.h"
-#include "launch/local_job.h"
-#include "launch/local_ranks.h"
+#include "launch/exit_codes.h"
 #include "launch/plan_command.h"
 #include "launch/run_command.h"
 #include "launch/version.h"
 #include "runtime/agent/rank_main.h"
-#include "runtime/agent/rank_process.h"
 
 namespace {
 
 // UCX and PSM take over signals when they are loaded: they print traces, freeze, write files where
-// one stands. A crash is our supervisor's to report, and a stop is ours to answer.
+// one stands. A crash is our agent's to report, and a stop is ours to answer.
 void RestoreSignals() {
   for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT, SIGINT, SIGTERM})
     ::signal(signal, SIG_DFL);
@@ -33,13 +31,8 @@ void RestoreSignals() {
 
 int main(int argc, char** argv) {
   RestoreSignals();
-  // A rank is started by `perdure run` alone; it is no command for people.
+  // A rank is started by its agent alone; it is no command for people.
   if (argc == 2 && std::strcmp(argv[1], "rank") == 0)
-    return perdure::RunRank(
-        perdure::FrameSocket(perdure::kControlFd), nullptr,
-        [](const std::string& toml) { return perdure::ParseConfig(toml, "run.toml", {}); });
-  // Likewise, by an agent.
-  if (argc == 2 && std::strcmp(argv[1], "rank-main") == 0)
     return perdure::RunRankMain(
         perdure::FrameSocket(perdure::kRankSocketFd), perdure::kRankPageFd,
         {.parse_config =

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "launch/agent_record.h"
-#include "launch/agents_job.h"
 #include "launch/config.h"
+#include "launch/exit_codes.h"
 #include "launch/job_health.h"
 #include "launch/layout_rule.h"
 #include "launch/run_data.h"
@@ -26,6 +26,8 @@
 #include "runtime/agent/process_ranks.h"
 #include "runtime/agent/run_checkpoints.h"
 #include "runtime/agent/snapshot_shelf.h"
+#include "runtime/agent/start_checkpoint.h"
+#include "runtime/agent/worker.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
 #include "runtime/train/plan.h"
@@ -38,10 +40,23 @@ using Json = nlohmann::json;
 
 // How often what people read is brought up to date.
 constexpr absl::Duration kTell = absl::Milliseconds(200);
+// How long a generation's nodes may take to say what their devices reach.
+constexpr absl::Duration kDevicesMax = absl::Seconds(30);
+
+Json Described(const std::vector<SaveWatch::Stall>& stalls) {
+  Json list = Json::array();
+  for (const SaveWatch::Stall& stall : stalls)
+    list.push_back({{"what", stall.what}, {"seconds", absl::ToDoubleSeconds(stall.waited)}});
+  return list;
+}
+
 class NodeAgent {
  public:
   NodeAgent(const NodeAgentOptions& options, RunConfig config)
-      : options_(options), config_(std::move(config)), oom_(OomKills::OfThisProcess()) {}
+      : options_(options),
+        config_(std::move(config)),
+        oom_(OomKills::OfThisProcess()),
+        asked_(options.stops) {}
 
   absl::Status Begin();
   int Run();
@@ -53,6 +68,12 @@ class NodeAgent {
   AgentOptions OptionsOfAgent(int64_t step) const;
   void OnFailure(const RankFailure& failure);
   void OnStep(Generation generation, const StepReport& report);
+  void OnWaiting(StepIndex step, StepIndex unsettled,
+                 const std::vector<SaveWatch::Stall>& under_way);
+  void OnStalls(StepIndex step, const std::vector<SaveWatch::Stall>& stalls);
+  void OnFormed(const Coordinator::AllPresent& said);
+  void CompareDevices();
+  Json OfRanks(const std::vector<SaveWatch::Stall>& stalls) const;
   void Tell();
   Json State() const;
   uint64_t StartOf(pid_t pid);
@@ -72,7 +93,12 @@ class NodeAgent {
   std::unique_ptr<Agent> agent_;
   const uint64_t start_ = ProcessStart(::getpid());
   std::map<pid_t, uint64_t> starts_;  // Of ranks' processes.
+  std::unique_ptr<Worker> worker_;    // Reads what nodes say for people.
   bool asked_ = false;                // To stop.
+  // The generation that this agent formed last, until its devices are compared.
+  std::optional<Generation> formed_;
+  absl::Time formed_at_;
+  bool comparing_ = false;
   std::optional<int> exit_code_;
 };
 
@@ -81,7 +107,7 @@ absl::Status NodeAgent::OpenRecords() {
   RETURN_IF_ERROR(MakeDirectories(logs_));
   ASSIGN_OR_RETURN(record_, AgentRecord::Open(options_.run_directory, config_, options_.quiet));
   health_ = std::make_unique<JobHealth>(
-      static_cast<int>(options_.ranks_per_node),
+      static_cast<int>(options_.node),
       JobHealth::Hooks{.event = [this](const std::string& event,
                                        const Json& fields) { record_->Event(event, fields); },
                        .warn = [this](const std::string& line) { record_->Say(line); }});
@@ -136,7 +162,7 @@ std::vector<std::string> RankEnvironment(const RunConfig& config) {
 void NodeAgent::OpenRanks(const std::string& run_id) {
   ProcessRanksOptions options{
       .node = options_.node,
-      .argv = {"/proc/self/exe", "rank-main"},
+      .argv = {"/proc/self/exe", "rank"},
       .environment = RankEnvironment(config_),
       .log_directory = logs_,
       .config = PrintConfig(config_),
@@ -144,7 +170,8 @@ void NodeAgent::OpenRanks(const std::string& run_id) {
       .run_directory = options_.run_directory,
       .run_id = run_id,
       .ranks_per_file = RanksPerFile(config_.checkpoint, options_.ranks_per_node),
-      .cores = static_cast<int64_t>(std::thread::hardware_concurrency()),
+      .cores = options_.cores > 0 ? options_.cores
+                                  : static_cast<int64_t>(std::thread::hardware_concurrency()),
       .threads_per_rank = config_.numerics.threads,
       .until_step = options_.until_step};
   ProcessRanksHooks hooks{.tell = [this](Member::Event event) { agent_->Tell(std::move(event)); },
@@ -160,16 +187,20 @@ void NodeAgent::OpenRanks(const std::string& run_id) {
   hooks.step = [this](Generation generation, const StepReport& report) {
     OnStep(generation, report);
   };
-  hooks.waiting = [this](StepIndex step) { checkpoints_->Waiting(step); };
+  hooks.waiting = [this](auto... waits) { OnWaiting(waits...); };
+  hooks.stalls = [this](auto... stalls) { OnStalls(stalls...); };
   hooks.connected = [this](Generation generation) { agent_->RanksConnected(generation); };
-  hooks.certificate = [this](Generation generation, const Digest& certificate) {
-    record_->Event("loaded", {{"generation", generation}, {"certificate", certificate.Hex()}});
+  hooks.certificate = [this](Generation generation, StepIndex step, const Digest& certificate) {
+    record_->Event(
+        "loaded", {{"generation", generation}, {"step", step}, {"certificate", certificate.Hex()}});
+    record_->Say(fmt::format("generation {} goes on from step {}, certificate {}", generation, step,
+                             certificate.Hex()));
   };
-  hooks.health = [this](int32_t local_rank, const Json& report) {
-    health_->OnHealth(local_rank, static_cast<int>(options_.node), report);
+  hooks.health = [this](int32_t local_rank, int32_t rank, const Json& report) {
+    health_->OnHealth(local_rank, rank, report);
   };
-  hooks.evidence = [this](int32_t local_rank, const Json& evidence) {
-    health_->OnEvidence(local_rank, static_cast<int>(options_.node), evidence);
+  hooks.evidence = [this](int32_t local_rank, int32_t rank, const Json& evidence) {
+    health_->OnEvidence(local_rank, rank, evidence);
   };
   hooks.remark = [this](const std::string& line) {
     record_->Event("remark", {{"node", options_.node}, {"line", line}});
@@ -204,6 +235,10 @@ absl::Status NodeAgent::Begin() {
   ASSIGN_OR_RETURN(loop_, EventLoop::New());
   const int signals[] = {SIGTERM, SIGINT};
   RETURN_IF_ERROR(loop_->AddSignals(signals, [this](int signal) { asked_ |= signal == SIGTERM; }));
+  // Threads, which inherit that signals are blocked, come behind.
+  ASSIGN_OR_RETURN(worker_, Worker::Start());
+  RETURN_IF_ERROR(
+      loop_->AddFd(worker_->fd(), EventLoop::kReadable, [this](uint32_t) { worker_->Drain(); }));
   ASSIGN_OR_RETURN(RunLog log, RunLog::Open(options_.run_directory));
   const std::string run_id = log.run_id();
   int64_t step = 0;
@@ -226,6 +261,7 @@ absl::Status NodeAgent::Begin() {
                         record_->Event("remark", {{"node", options_.node}, {"line", text}});
                         record_->Say(text);
                       },
+                  .formed = [this](const Coordinator::AllPresent& said) { OnFormed(said); },
                   .evidence =
                       [this](const Coordinator::Evidence& evidence) {
                         record_->Event("evidence", {{"node", evidence.node},
@@ -257,6 +293,105 @@ void NodeAgent::OnFailure(const RankFailure& failure) {
 void NodeAgent::OnStep(Generation generation, const StepReport& report) {
   const LayoutShape& shape = ranks_->shape();
   record_->Step(generation, shape.ranks(), report);
+}
+
+// ---- saves that take long
+
+Json NodeAgent::OfRanks(const std::vector<SaveWatch::Stall>& stalls) const {
+  Json list = Described(stalls);
+  for (size_t i = 0; i < stalls.size(); ++i) {
+    list[i]["rank"] = stalls[i].rank;
+    list[i]["node"] = options_.node;
+  }
+  return list;
+}
+
+// Until now what took long cost nothing. Each node says what it does; where rank 0 is it is said in
+// any case.
+void NodeAgent::OnWaiting(StepIndex step, StepIndex unsettled,
+                          const std::vector<SaveWatch::Stall>& under_way) {
+  Json list = OfRanks(under_way);
+  for (Json& own : Described(checkpoints_->UnderWay())) list.push_back(std::move(own));
+  const std::vector<ProcessRanks::Running> running = ranks_->running();
+  const bool first = std::any_of(running.begin(), running.end(),
+                                 [](const ProcessRanks::Running& rank) { return rank.rank == 0; });
+  if (list.empty() && !first) return;
+  record_->Event("back_pressure", {{"step", step},
+                                   {"generation", ranks_->generation()},
+                                   {"unsettled", unsettled},
+                                   {"under_way", std::move(list)}});
+}
+
+void NodeAgent::OnStalls(StepIndex step, const std::vector<SaveWatch::Stall>& stalls) {
+  record_->Event(
+      "save_stalls",
+      {{"step", step}, {"generation", ranks_->generation()}, {"under_way", OfRanks(stalls)}});
+  const SaveWatch::Stall& first = stalls.front();
+  record_->Say(fmt::format(
+      "warning: checkpoint of step {}: rank {} (node {}) has been {} for {:.0f} s{}; training goes "
+      "on until the next one is due: does the file system of {}/ckpt answer?",
+      step, first.rank, options_.node, first.what, absl::ToDoubleSeconds(first.waited),
+      stalls.size() > 1 ? fmt::format(" ({} more are named in the journal)", stalls.size() - 1)
+                        : "",
+      options_.run_directory));
+}
+
+// ---- what the coordinator's agent says of a generation
+
+void NodeAgent::OnFormed(const Coordinator::AllPresent& said) {
+  const PlacedLayout& placed = agent_->lead()->layout();
+  LayoutConfig layout = config_.layout;
+  layout.tensor = placed.shape.tensor;
+  layout.pipeline = placed.shape.pipeline;
+  layout.data = placed.shape.data;
+  const absl::StatusOr<ChosenName> chosen = ParseChosen(said.checkpoint);
+  record_->Event(
+      "generation",
+      {{"generation", said.generation},
+       {"layout", LayoutWords(layout)},
+       {"ranks", layout.ranks()},
+       {"nodes", agent_->lead()->members().size()},
+       {"transport", layout.transport},
+       {"backend", config_.numerics.backend},
+       {"resumes", said.step},
+       {"checkpoint",
+        chosen.ok() ? fmt::format("{}/ckpt/{}", options_.run_directory, chosen->name) : ""}});
+  formed_ = said.generation;
+  formed_at_ = MonotonicNow();
+}
+
+// What every rank's device reaches, as their nodes have written it; fewer: some have not yet.
+std::vector<JobHealth::Member> ReadDevices(const std::string& directory,
+                                           const std::vector<NodeId>& nodes) {
+  std::vector<JobHealth::Member> members;
+  for (const Json& node : AgentRecord::ReadNodes(directory, nodes))
+    for (const Json& rank : node.value("ranks", Json::array()))
+      for (const Json& device : node.value("devices", Json::array()))
+        if (device.value("local_rank", -1) == rank.value("local_rank", -2))
+          members.push_back({.rank = rank.value("rank", -1),
+                             .node = node.value("node", -1),
+                             .device = device.value("device", ""),
+                             .rates = device.value("rates", Json::object())});
+  return members;
+}
+
+void NodeAgent::CompareDevices() {
+  if (!formed_.has_value() || comparing_) return;
+  const Coordinator& lead = *agent_->lead();
+  if (lead.layout().generation != *formed_ || MonotonicNow() - formed_at_ > kDevicesMax) {
+    formed_.reset();
+    return;
+  }
+  comparing_ = true;
+  worker_->Post([this, logs = logs_, nodes = lead.members(), generation = *formed_,
+                 ranks = lead.layout().seats.size()]() -> Worker::Then {
+    return [this, generation, ranks, members = ReadDevices(logs, nodes)] {
+      comparing_ = false;
+      if (members.size() < ranks || formed_ != generation) return;
+      formed_.reset();
+      for (const std::string& line : JobHealth::Compare(members)) record_->Say(line);
+    };
+  });
 }
 
 // ---- what people read
@@ -308,11 +443,13 @@ void NodeAgent::Tell() {
   record_->Node(logs_, {{"node", options_.node},
                         {"agent_pid", ::getpid()},
                         {"agent_start", start_},
-                        {"ranks", ranks}});
+                        {"ranks", ranks},
+                        {"devices", health_->Devices()}});
   if (agent_->lead() == nullptr) return;
   // A coordinator that came since does not know.
   if (asked_) (void)agent_->TellLead(Coordinator::EndJob{kExitStopped});
   record_->Job(State());
+  CompareDevices();
 }
 
 void NodeAgent::End(int exit_code) {
@@ -323,6 +460,8 @@ void NodeAgent::End(int exit_code) {
 
 int NodeAgent::Run() {
   loop_->Run();
+  worker_->Finish();
+  loop_->RemoveFd(worker_->fd());
   agent_.reset();
   checkpoints_->Finish();
   if (shelf_ != nullptr) shelf_->Remove();

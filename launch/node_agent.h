@@ -18,9 +18,11 @@ struct NodeAgentOptions {
   NodeId node = 0;
   NodeId nodes = 1;  // Of the job.
   int64_t ranks_per_node = 1;
+  int64_t cores = 0;                    // That its ranks share; 0: all of this machine.
   uint32_t domain = 0;                  // Of failures.
   std::string interface = "127.0.0.1";  // Where other agents reach this one.
   int64_t until_step = -1;              // Negative: to the end.
+  bool stops = false;                   // As if SIGTERM had come.
   bool quiet = false;                   // No progress lines.
   bool retry = false;  // Attempts to load a checkpoint that failed before do not count.
 };

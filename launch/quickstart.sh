@@ -61,7 +61,7 @@ say "train on 8 ranks (2 nodes of 4: tensor 2, pipeline 2, data 2), stop half-wa
 job --run-dir "$work/run" --nodes 2 --ranks-per-node 4 --until-step 60
 
 say "resume on 6 ranks at another layout (tensor 1, pipeline 2, data 3, ZeRO 3), to the end; kill one of them on the way"
-job --agents --run-dir "$work/run" --nodes 1 --ranks-per-node 6 --set layout.tensor=1 --set layout.zero=3 &
+job --run-dir "$work/run" --nodes 1 --ranks-per-node 6 --set layout.tensor=1 --set layout.zero=3 &
 resumed=$!
 until "$perdure" status "$work/run" | grep -q '^state *running'; do
   kill -0 "$resumed" 2>/dev/null || break

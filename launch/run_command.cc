@@ -11,7 +11,7 @@
 #include "launch/agent_record.h"
 #include "launch/agents_job.h"
 #include "launch/config.h"
-#include "launch/local_job.h"
+#include "launch/exit_codes.h"
 #include "runtime/agent/process.h"
 #include "runtime/base/status.h"
 #include "runtime/train/plan.h"
@@ -31,7 +31,6 @@ struct RunArguments {
   int64_t until_step = -1;
   bool quiet = false;
   bool retry = false;
-  bool agents = false;
   bool no_agent_restart = false;
 };
 
@@ -45,7 +44,7 @@ int Run(const RunArguments& arguments) {
   if (!config.ok()) return Refuse("run", config.status());
   const std::filesystem::path folder =
       std::filesystem::absolute(arguments.config_path).parent_path();
-  LocalJobOptions options;
+  JobOptions options;
   options.run_directory = std::filesystem::absolute(
       arguments.run_directory.empty() ? std::filesystem::path("runs") / config->name
                                       : std::filesystem::path(arguments.run_directory));
@@ -61,9 +60,8 @@ int Run(const RunArguments& arguments) {
   options.quiet = arguments.quiet;
   options.retry = arguments.retry;
   options.config = *std::move(config);
-  if (arguments.agents)
-    return RunAgentsJob({.job = std::move(options), .restart_agents = !arguments.no_agent_restart});
-  return RunLocalJob(options);
+  options.restart_agents = !arguments.no_agent_restart;
+  return RunAgentsJob(options);
 }
 
 int Status(const std::string& run_directory, bool json) {
@@ -102,7 +100,7 @@ int Stop(const std::string& run_directory, bool now) {
     std::printf("no job is running (state %s)\n", state.c_str());
     return kExitComplete;
   }
-  const int pid = (*read)["supervisor_pid"];
+  const int pid = (*read)["launcher_pid"];
   if (::kill(pid, now ? SIGQUIT : SIGTERM) != 0)
     return Refuse("stop", ErrnoStatus(errno, fmt::format("signal {}", pid)));
   while (!AwaitProcessEnd(pid, absl::Seconds(60)))
@@ -140,10 +138,9 @@ void AddRunCommand(CLI::App& app, int* exit_code) {
   run->add_flag("--quiet", arguments->quiet, "No progress lines");
   run->add_flag("--retry", arguments->retry,
                 "Load a checkpoint again that was loaded twice without a good step behind it");
-  run->add_flag("--agents", arguments->agents,
-                "An agent process per node: the job recovers from failures without a restart");
   run->add_flag("--no-agent-restart", arguments->no_agent_restart,
-                "A node whose agent died stays away");
+                "A node whose agent died stays away")
+      ->group("");  // For tests of what the others do then.
   run->add_flag_callback(
       "--help-config",
       [] {

@@ -1,14 +1,10 @@
 #include "launch/run_directory.h"
 
-#include <unistd.h>
-
 #include <cstdio>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "launch/backend.h"
 #include "launch/config.h"
-#include "runtime/agent/process.h"
 #include "runtime/agent/start_checkpoint.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
@@ -17,20 +13,10 @@
 namespace perdure {
 namespace {
 
-// A live supervisor on this directory: its status says so and its process is there.
-absl::Status CheckNotRunning(const std::string& run_directory) {
-  const absl::StatusOr<std::string> text = ReadFile(run_directory + "/status.json");
-  if (!text.ok()) return absl::OkStatus();
-  const nlohmann::json status = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (!status.is_object()) return absl::OkStatus();
-  const std::string state = status.value("state", "");
-  const int pid = status.value("supervisor_pid", 0);
-  if ((state == "starting" || state == "running" || state == "stopping") && pid != ::getpid() &&
-      ProcessLives(pid, status.value("supervisor_start", uint64_t{0})))
-    return FailedPrecondition(
-        "run directory {} has a live job (process {}, state {}); stop it with: perdure stop {}",
-        run_directory, pid, state, run_directory);
-  return absl::OkStatus();
+// Before what another job of this host may be reading is changed.
+absl::StatusOr<LocalLock> Lock(const std::string& run_directory) {
+  RETURN_IF_ERROR(MakeDirectories(run_directory + "/control"));
+  return LocalLock::Take(run_directory);
 }
 
 // Where the run goes on; from the beginning where it has no checkpoint.
@@ -45,7 +31,6 @@ absl::Status FindStart(const std::string& run_directory, bool retry, OpenedRun& 
   run.start.sample_chain = start->manifest.sample_chain;
   run.start.checkpoint = start->path;
   run.start.manifest = std::move(start->manifest);
-  run.manifest_digest = start->digest;
   return absl::OkStatus();
 }
 
@@ -62,18 +47,18 @@ absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunCon
     if (std::filesystem::exists(run_directory + "/log", error) || error)
       return DataLoss("{} has a run log but no run.toml; restore it from a backup", run_directory);
     RETURN_IF_ERROR(ResolveBackend(config, nullptr));
-    RETURN_IF_ERROR(MakeDirectories(run_directory));
+    ASSIGN_OR_RETURN(LocalLock lock, Lock(run_directory));
     ASSIGN_OR_RETURN(RunLog log, RunLog::Open(run_directory));
     RETURN_IF_ERROR(ReplaceFile(frozen_path, PrintConfig(config)));
-    return OpenedRun{.config = config, .log = std::move(log), .start = {}, .manifest_digest = {}};
+    return OpenedRun{.config = config, .lock = std::move(lock), .log = std::move(log), .start = {}};
   }
-  RETURN_IF_ERROR(CheckNotRunning(run_directory));
+  ASSIGN_OR_RETURN(LocalLock lock, Lock(run_directory));
   ASSIGN_OR_RETURN(RunConfig frozen, ParseConfig(*frozen_text, frozen_path, {}));
   // A run that began before there was another.
   if (frozen.numerics.backend == "auto") frozen.numerics.backend = "cpu";
   RETURN_IF_ERROR(ResolveBackend(config, &frozen));
   ASSIGN_OR_RETURN(RunLog log, RunLog::Open(run_directory));
-  OpenedRun run{.config = config, .log = std::move(log), .start = {}, .manifest_digest = {}};
+  OpenedRun run{.config = config, .lock = std::move(lock), .log = std::move(log), .start = {}};
   // Phases begun by any checkpoint that was ever committed are fixed, whichever of them is loaded
   // below.
   int phases_begun = 0;

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "ckpt/checkpoint.h"
+#include "launch/local_lock.h"
 #include "runtime/agent/records.h"
 #include "runtime/agent/run_log.h"
 #include "runtime/train/run_config.h"
@@ -17,9 +18,9 @@ namespace perdure {
 
 struct OpenedRun {
   RunConfig config;  // With what the run has frozen ("auto" values) filled in.
+  LocalLock lock;    // Taken before anything of the run was changed.
   RunLog log;
-  StartPoint start;                       // Where a job continues.
-  std::optional<Digest> manifest_digest;  // Of start.checkpoint.
+  StartPoint start;  // Where a job continues.
 };
 
 // Refuses (InvalidArgument, FailedPrecondition) what cannot continue this run: another

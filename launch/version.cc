@@ -23,12 +23,14 @@ std::string Cuda() {
 std::string VersionText() {
   std::string transports;
   for (const std::string& kind : LinkedTransports())
-    transports += (transports.empty() ? "" : ", ") + kind;
+    if (kind != "local")  // No job has it.
+      transports += (transports.empty() ? "" : ", ") + kind;
   return fmt::format(
       "perdure {}\n"
       "backends: cpu ({}, {}), {}\n"
       "transports: {}; device: staged, {}",
-      PERDURE_VERSION, CpuLibrary(), CpuIsa(), Cuda(), transports,
+      PERDURE_VERSION, CpuLibrary(), CpuIsa(), Cuda(),
+      transports.empty() ? "none between processes" : transports,
       NcclIsBuilt() ? "nccl " + NcclVersion() : "nccl: not built");
 }
 

@@ -393,8 +393,8 @@ const std::vector<Ban>& Bans() {
        // rank_line, rank_main: who trains, who saves and who receives do.
        {"runtime/base/parallel.cc", "runtime/train/checkpoint_saver", "runtime/train/snapshots",
         "runtime/agent/device_watch", "runtime/agent/log_reader", "runtime/agent/rank_line",
-        "runtime/agent/rank_main.cc", "runtime/agent/rank_process.cc",
-        "runtime/agent/run_checkpoints", "runtime/agent/worker", "runtime/wire/event_loop"},
+        "runtime/agent/rank_main.cc", "runtime/agent/run_checkpoints", "runtime/agent/worker",
+        "runtime/wire/event_loop"},
        "one thread of a rank computes; others move bytes for it, in files that say so"},
       {{"std::cout", "std::cerr", "std::clog", "printf(", "fprintf(", "fputs(", "puts("},
        {},

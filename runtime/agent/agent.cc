@@ -71,6 +71,7 @@ absl::Status Agent::Begin() {
                [this](NodeId node) {
                  Post(Member::Event(Member::Closed{{options_.job, node}}));
                  (void)TellLead(Coordinator::Closed{node});
+                 Closed(node);
                },
            .on_snapshot = [this](NodeId from,
                                  SnapshotFrame frame) { ranks_->Take(from, std::move(frame)); },
@@ -229,7 +230,8 @@ void Agent::EndLead() {
 void Agent::Do(const Member::Exit& effect) {
   if (exit_code_.has_value()) return;
   exit_code_ = effect.code;
-  const bool stays = lead_.has_value() && lead_->phase() == Coordinator::Phase::kEnded;
+  const bool stays =
+      options_.nodes > 1 && lead_.has_value() && lead_->phase() == Coordinator::Phase::kEnded;
   const absl::Time when = MonotonicNow() + (stays ? kGoodbye : absl::ZeroDuration());
   loop_->AddTimer(when, [this, alive = alive_] {
     if (*alive) Exit(*exit_code_);
@@ -355,6 +357,17 @@ void Agent::DoLead(const Coordinator::ChooseCheckpoint& effect) {
                    });
 }
 
+void Agent::DoLead(const Coordinator::WindUp& effect) {
+  checkpoints_->Do(effect, [this, alive = alive_, number = leads_](Coordinator::WoundUp event) {
+    if (*alive) Post(ForLead{number, event});
+  });
+}
+
+void Agent::DoLead(const Coordinator::AllPresent& effect) {
+  checkpoints_->Do(effect);
+  if (hooks_.formed) hooks_.formed(effect);
+}
+
 void Agent::DoLead(const Coordinator::Evidence& effect) {
   if (hooks_.evidence) hooks_.evidence(effect);
 }
@@ -384,6 +397,16 @@ void Agent::LogTrouble(const absl::Status& status) {
 
 void Agent::Remark(const std::string& text) {
   if (hooks_.remark) hooks_.remark(text);
+}
+
+// The last to leave need not stay.
+void Agent::Closed(NodeId node) {
+  if (!exit_code_.has_value() || node == options_.node) return;
+  left_.insert(node);
+  if (left_.size() + 1 < options_.nodes) return;
+  loop_->Defer([this, alive = alive_] {
+    if (*alive) Exit(*exit_code_);
+  });
 }
 
 void Agent::Exit(int exit_code) {

@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 
@@ -42,6 +43,8 @@ struct AgentOptions {
 struct AgentHooks {
   // A decision or an event, in words, for journal and log.
   std::function<void(const std::string& text)> remark;
+  // All ranks of a generation that this agent's coordinator forms have addresses.
+  std::function<void(const Coordinator::AllPresent& said)> formed;
   // Against a node, for the book. Only the coordinator's agent tells.
   std::function<void(const Coordinator::Evidence& evidence)> evidence;
   // A phase of a start or of a recovery, for the journal. Only the coordinator's agent tells.
@@ -117,7 +120,8 @@ class Agent {
   void DoLead(const Coordinator::MeasureRoom& effect);
   void DoLead(const Coordinator::JoinParts& effect);
   void DoLead(const Coordinator::ChooseCheckpoint& effect);
-  void DoLead(const Coordinator::AllPresent& effect) { checkpoints_->Do(effect); }
+  void DoLead(const Coordinator::WindUp& effect);
+  void DoLead(const Coordinator::AllPresent& effect);
   void DoLead(const Coordinator::SaveOver& effect) { checkpoints_->Do(effect); }
   void DoLead(const Coordinator::Noted& effect) { checkpoints_->Do(effect); }
   void DoLead(const Coordinator::GoodSteps& effect) { checkpoints_->Do(effect); }
@@ -131,6 +135,7 @@ class Agent {
 
   void LogTrouble(const absl::Status& status);
   void Remark(const std::string& text);
+  void Closed(NodeId node);
   void Exit(int exit_code);
 
   EventLoop* const loop_;
@@ -158,6 +163,7 @@ class Agent {
   // The last thing that was said about the log, and about pulses; said once.
   std::string log_trouble_, pulse_trouble_;
   std::optional<int> exit_code_;
+  std::set<NodeId> left_;  // Nodes whose connections ended since the job did.
   bool exited_ = false;
   std::shared_ptr<bool> alive_;  // False once the agent is gone, for answers that come later.
 };

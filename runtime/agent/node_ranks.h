@@ -50,6 +50,11 @@ class CheckpointStore {
   // The same question may come again before it is answered: one answer to it is enough.
   virtual void Do(const Coordinator::ChooseCheckpoint& order,
                   std::function<void(Coordinator::CheckpointChosen)> then) = 0;
+  // Notes that it asks for before it answers come before END.
+  virtual void Do(const Coordinator::WindUp& /*order*/,
+                  std::function<void(Coordinator::WoundUp)> then) {
+    then({});
+  }
   // Not answered.
   virtual void Do(const Coordinator::AllPresent& said) = 0;
   virtual void Do(const Coordinator::SaveOver& said) = 0;

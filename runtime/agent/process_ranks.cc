@@ -7,12 +7,17 @@
 #include <limits>
 #include <utility>
 
+#include "ckpt/packed_report.h"
 #include "runtime/agent/start_checkpoint.h"
 #include "runtime/base/status.h"
 #include "runtime/control/snapshot_placement.h"
+#include "runtime/train/writers.h"
 
 namespace perdure {
 namespace {
+
+// Whose snapshots may still be of use.
+constexpr size_t kGenerationsKnown = 64;
 
 // Of Resume::checkpoint.
 absl::StatusOr<to_rank::Prepare::Checkpoint> CheckpointOf(const std::string& run_directory,
@@ -26,7 +31,12 @@ absl::StatusOr<to_rank::Prepare::Checkpoint> CheckpointOf(const std::string& run
 
 ProcessRanks::ProcessRanks(EventLoop* loop, OomKills* oom, SnapshotShelf* shelf,
                            const ProcessRanksOptions& options, ProcessRanksHooks hooks)
-    : loop_(loop), oom_(oom), shelf_(shelf), options_(options), hooks_(std::move(hooks)) {
+    : loop_(loop),
+      oom_(oom),
+      shelf_(shelf),
+      options_(options),
+      hooks_(std::move(hooks)),
+      watch_(options.save_patience) {
   if (shelf_ == nullptr || !hooks_.send_snapshot) return;
   server_ = std::make_unique<SnapshotServer>(
       loop_,
@@ -40,6 +50,7 @@ ProcessRanks::ProcessRanks(EventLoop* loop, OomKills* oom, SnapshotShelf* shelf,
 ProcessRanks::~ProcessRanks() {
   *alive_ = false;
   loop_->CancelTimer(broken_timer_);
+  loop_->CancelTimer(watch_timer_);
 }
 
 // Never from inside an order.
@@ -214,10 +225,12 @@ void ProcessRanks::Do(const Member::MakeRanks& order) {
   const uint64_t preparing = ++preparing_;
   stopping_ = waits_ = made_ = loaded_ = false;
   finished_ = prepare_.resume.step;
-  frozen_ = -1;
+  frozen_ = told_waiting_ = -1;
   write_.reset();
-  verify_.reset();
+  EndWatch();
   peers_.clear();
+  domains_[generation_] = prepare_.domains;
+  while (domains_.size() > kGenerationsKnown) domains_.erase(domains_.begin());
   held_.reset();
   held_peers_.clear();
   checkpoint_.reset();
@@ -257,15 +270,20 @@ void ProcessRanks::Do(const Member::MakeRanks& order) {
       });
 }
 
+// All nodes of the layout come to the same answer. Of one that ran before this agent began it may
+// be another: then the coordinator has said where its snapshots are.
 std::vector<int32_t> ProcessRanks::PeersOf(const PlacedLayout& layout) const {
   if (shelf_ == nullptr || !options_.peers) return {};
+  const auto known = domains_.find(layout.generation);
+  const std::vector<NodeId> nodes = NodesOf(layout);
   std::vector<NodeOffer> offers;
-  for (const NodeId node : NodesOf(layout))
-    offers.push_back({.node = node,
-                      .slots = {},
-                      .domain = node < options_.domains.size()
-                                    ? options_.domains[node]
-                                    : std::numeric_limits<uint32_t>::max() - node});
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    const bool told = known != domains_.end() && i < known->second.size();
+    offers.push_back(
+        {.node = nodes[i],
+         .slots = {},
+         .domain = told ? known->second[i] : std::numeric_limits<uint32_t>::max() - nodes[i]});
+  }
   absl::StatusOr<std::vector<int32_t>> peers = PlaceSnapshots(layout.seats, offers);
   return peers.ok() ? *std::move(peers) : std::vector<int32_t>();  // All on one node: nobody.
 }
@@ -350,6 +368,7 @@ void ProcessRanks::Do(const Member::StopRanks& order) {
   if (order.generation != generation_) return;
   stopping_ = true;
   ++preparing_;
+  EndWatch();
   loop_->CancelTimer(broken_timer_);
   broken_timer_ = {};
   if (fetch_ != nullptr) fetch_->CancelAll();
@@ -397,8 +416,17 @@ void ProcessRanks::Do(const Member::FreezeState& order) {
 
 void ProcessRanks::Do(const Member::WriteState& order) {
   const msg::Write& write = order.write;
-  if (!write_.has_value() || write_->step != write.step || write_->attempt != write.attempt)
-    for (auto& [_, slot] : slots_) slot.written.reset();
+  if (!write_.has_value() || write_->step != write.step || write_->attempt != write.attempt) {
+    watch_.Clear();
+    for (auto& [_, slot] : slots_) {
+      slot.written.reset();
+      if (slot.rank < 0) continue;
+      // A rank without a share answers at once.
+      slot.does = fmt::format("writing {}/{}", AttemptName(write.step, write.term, write.attempt),
+                              slot.file);
+      watch_.Begin(MonotonicNow(), slot.rank, slot.does);
+    }
+  }
   write_ = write;
   SendAll(to_rank::Write{.generation = write.generation,
                          .step = write.step,
@@ -410,22 +438,33 @@ void ProcessRanks::Do(const Member::WriteState& order) {
 // mind.
 void ProcessRanks::Do(const Member::VerifyFile& order) {
   const msg::Verify& verify = order.verify;
-  verify_ = verify;
-  std::vector<RankLink*> links;
-  for (auto& [_, slot] : slots_)
+  std::vector<const Slot*> readers;
+  for (const auto& [_, slot] : slots_)
     if (slot.rank >= 0 && slot.prepared && !slot.gone && slot.link != nullptr)
-      links.push_back(slot.link.get());
-  if (links.empty()) return;
-  links[static_cast<size_t>(verify.file) % links.size()]->Send(
-      to_rank::Verify{.generation = verify.generation,
-                      .step = verify.step,
-                      .attempt = verify.attempt,
-                      .term = verify.term,
-                      .file = verify.file,
-                      .part = verify.packed});
+      readers.push_back(&slot);
+  if (readers.empty()) return;
+  const Slot& reader = *readers[static_cast<size_t>(verify.file) % readers.size()];
+  const absl::StatusOr<PartReport> part = UnpackPart(verify.packed);
+  const std::string what =
+      fmt::format("reading {}/{}", AttemptName(verify.step, verify.term, verify.attempt),
+                  part.ok() ? part->file : fmt::format("file {}", verify.file));
+  const std::pair known(reader.rank, what);
+  if (std::exchange(reading_[verify.file], known) != known)
+    watch_.Begin(MonotonicNow(), reader.rank, what);
+  reader.link->Send(to_rank::Verify{.generation = verify.generation,
+                                    .step = verify.step,
+                                    .attempt = verify.attempt,
+                                    .term = verify.term,
+                                    .file = verify.file,
+                                    .part = verify.packed});
+}
+
+std::string ProcessRanks::AttemptName(StepIndex step, perdure::Slot term, int32_t attempt) const {
+  return CheckpointName(step, generation_, AttemptNonce(term, attempt));
 }
 
 void ProcessRanks::Do(const Member::SettleState& order) {
+  EndWatch();
   SendAll(to_rank::Settle{.generation = order.settle.generation,
                           .step = order.settle.step,
                           .committed = order.settle.committed});

@@ -24,6 +24,7 @@
 #include "runtime/agent/snapshot_shelf.h"
 #include "runtime/agent/supervised_process.h"
 #include "runtime/control/layout.h"
+#include "runtime/control/save_watch.h"
 #include "runtime/wire/event_loop.h"
 
 namespace perdure {
@@ -40,8 +41,9 @@ struct ProcessRanksOptions {
   int64_t cores = 1;             // That the node's ranks share.
   int64_t threads_per_rank = 1;  // numerics.threads.
   int64_t until_step = -1;
-  bool peers = true;              // Snapshots go to ranks of other nodes, too.
-  std::vector<uint32_t> domains;  // Of failures, by node; those that are missing: one each.
+  bool peers = true;  // Snapshots go to ranks of other nodes, too.
+  // From when on it is said that a rank is slow at saving, once per doubling.
+  absl::Duration save_patience = absl::Minutes(2);
   size_t queue_bytes_max = size_t{64} << 20;      // To a rank that does not read.
   absl::Duration broken_max = absl::Seconds(2);   // Without a stop for a rank that broke off.
   absl::Duration leave_grace = absl::Seconds(2);  // Until SIGTERM, and from there to SIGKILL.
@@ -71,10 +73,17 @@ struct ProcessRanksHooks {
   std::function<void(const RankFailure& failure)> failed = {};
   std::function<void(Generation generation, const StepReport& report)> step = {};
   std::function<void(Generation generation)> connected = {};  // All of the node's ranks are.
-  std::function<void(Generation generation, const Digest& certificate)> certificate = {};
-  std::function<void(StepIndex step)> waiting = {};  // Training does, for the save before.
-  std::function<void(int32_t local_rank, const Json& report)> health = {};
-  std::function<void(int32_t local_rank, const Json& evidence)> evidence = {};
+  std::function<void(Generation generation, StepIndex step, const Digest& certificate)>
+      certificate = {};
+  // Training waits with the state of `step` until the save before is settled. Each node says so,
+  // and what its ranks do for that save.
+  std::function<void(StepIndex step, StepIndex unsettled,
+                     const std::vector<SaveWatch::Stall>& under_way)>
+      waiting = {};
+  // What ranks of this node have been doing for long for the save of `step`.
+  std::function<void(StepIndex step, const std::vector<SaveWatch::Stall>& stalls)> stalls = {};
+  std::function<void(int32_t local_rank, int32_t rank, const Json& report)> health = {};
+  std::function<void(int32_t local_rank, int32_t rank, const Json& evidence)> evidence = {};
   std::function<void(const std::string& line)> remark = {};
   std::function<void(int32_t local_rank, const from_rank::Written& written)> written = {};
 };
@@ -114,6 +123,7 @@ class ProcessRanks final : public NodeRanks {
   std::vector<Running> running() const;
   // Of the newest generation that was prepared.
   const LayoutShape& shape() const { return prepare_.shape; }
+  Generation generation() const { return generation_; }
   const SnapshotFetch* fetch() const { return fetch_.get(); }
 
  private:
@@ -130,6 +140,8 @@ class ProcessRanks final : public NodeRanks {
     std::string address;
     int64_t finished = 0;
     int64_t frozen = -1;
+    std::string file;  // Of the frozen state.
+    std::string does;  // In watch_: what it writes.
     std::optional<from_rank::Written> written;
     std::string broken_reason;
     // What it needs, while it is being looked for.
@@ -154,6 +166,10 @@ class ProcessRanks final : public NodeRanks {
   void Tell(Member::Event event);
   bool All(bool Slot::*flag) const;
   std::vector<int32_t> PeersOf(const PlacedLayout& layout) const;
+  std::string AttemptName(StepIndex step, perdure::Slot term, int32_t attempt) const;
+  void WatchSave(StepIndex step);
+  void TellStalls();
+  void EndWatch();
 
   // process_ranks_frames.cc: what ranks say.
   void OnFrame(int32_t local_rank, from_rank::Frame frame);
@@ -200,11 +216,17 @@ class ProcessRanks final : public NodeRanks {
   bool made_ = false, loaded_ = false;
   int64_t finished_ = 0;
   int64_t frozen_ = -1;
-  std::optional<msg::Write> write_;    // The newest order,
-  std::optional<msg::Verify> verify_;  // likewise.
-  std::vector<int32_t> peers_;         // Of this generation's ranks; empty: none.
-  std::optional<PlacedLayout> held_;   // Of the generation that is resumed,
-  std::vector<int32_t> held_peers_;    // and its peers.
+  StepIndex told_waiting_ = -1;  // With whose state training waits, as people know.
+  SaveWatch watch_;              // Of the save of
+  StepIndex watched_ = -1;       // this step; -1: none.
+  EventLoop::TimerId watch_timer_;
+  std::map<int64_t, std::pair<int32_t, std::string>> reading_;  // By file: who, in watch_ what.
+  // By generation, msg::Prepare's: where snapshots went.
+  std::map<Generation, std::vector<uint32_t>> domains_;
+  std::optional<msg::Write> write_;   // The newest order.
+  std::vector<int32_t> peers_;        // Of this generation's ranks; empty: none.
+  std::optional<PlacedLayout> held_;  // Of the generation that is resumed,
+  std::vector<int32_t> held_peers_;   // and its peers.
   std::optional<to_rank::Prepare::Checkpoint> checkpoint_;
   EventLoop::TimerId broken_timer_;
   std::optional<std::function<void()>> ended_;  // Of End.

@@ -10,6 +10,12 @@
 #include "runtime/train/writers.h"
 
 namespace perdure {
+namespace {
+
+constexpr char kFreezing[] = "copying its state";
+constexpr absl::Duration kLookAtSaves = absl::Seconds(1);
+
+}  // namespace
 
 void ProcessRanks::OnFrame(int32_t local_rank, from_rank::Frame frame) {
   const auto at = slots_.find(local_rank);
@@ -25,10 +31,10 @@ bool ProcessRanks::Current(const Slot& slot, Generation generation) const {
 // ---- for people
 
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Health& frame) {
-  if (hooks_.health) hooks_.health(slot.first, frame.report);
+  if (hooks_.health) hooks_.health(slot.first, slot.second.rank, frame.report);
 }
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Evidence& frame) {
-  if (hooks_.evidence) hooks_.evidence(slot.first, frame.evidence);
+  if (hooks_.evidence) hooks_.evidence(slot.first, slot.second.rank, frame.evidence);
 }
 void ProcessRanks::On(Slots::value_type&, const from_rank::Remark& frame) {
   if (hooks_.remark) hooks_.remark(frame.line);
@@ -39,7 +45,7 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Connected& frame
 }
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Certificate& frame) {
   if (Current(slot.second, frame.generation) && slot.second.rank == 0 && hooks_.certificate)
-    hooks_.certificate(frame.generation, frame.certificate);
+    hooks_.certificate(frame.generation, prepare_.resume.step, frame.certificate);
 }
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Step& frame) {
   if (Current(slot.second, frame.generation) && slot.second.rank == 0 && hooks_.step)
@@ -91,8 +97,10 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Progress& frame)
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Waiting& frame) {
   if (!Current(slot.second, frame.generation) || std::exchange(waits_, true)) return;
   TellProgress();
-  // All ranks wait for the same reason.
-  if (slot.second.rank == 0 && hooks_.waiting) hooks_.waiting(frame.step);
+  // All ranks wait for the same reason; at the end, for the save itself.
+  if (hooks_.waiting && watched_ >= 0 && frame.step > watched_ &&
+      std::exchange(told_waiting_, frame.step) != frame.step)
+    hooks_.waiting(frame.step, watched_, watch_.UnderWay(MonotonicNow()));
 }
 
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Done& frame) {
@@ -144,7 +152,10 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::BrokenOff& frame
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Frozen& frame) {
   if (!Current(slot.second, frame.generation)) return;
   slot.second.frozen = frame.step;
+  slot.second.file = frame.file;
   slot.second.written.reset();
+  if (frame.step != watched_) WatchSave(frame.step);
+  watch_.End(slot.second.rank, kFreezing);
   for (const auto& [_, other] : slots_)
     if (other.rank >= 0 && other.frozen != frame.step) return;
   if (frozen_ == frame.step) return;
@@ -156,6 +167,7 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Written& frame) 
   if (!Current(slot.second, frame.generation) || !write_.has_value() ||
       frame.step != write_->step || frame.attempt != write_->attempt)
     return;
+  watch_.End(slot.second.rank, slot.second.does);
   const bool again = slot.second.written.has_value();
   slot.second.written = frame;
   if (!again && hooks_.written) hooks_.written(slot.first, frame);
@@ -203,6 +215,8 @@ void ProcessRanks::TellWritten() {
 
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Voted& frame) {
   if (!Current(slot.second, frame.generation)) return;
+  if (const auto reading = reading_.find(frame.file); reading != reading_.end())
+    watch_.End(reading->second.first, reading->second.second);
   if (!frame.error.empty() && hooks_.remark)
     hooks_.remark(fmt::format("file {} of the checkpoint of step {}: {}", frame.file, frame.step,
                               frame.error));
@@ -211,6 +225,28 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Voted& frame) {
                         .attempt = static_cast<int32_t>(frame.attempt),
                         .file = static_cast<int32_t>(frame.file),
                         .ok = frame.error.empty()});
+}
+
+// The first rank has frozen the state of `step`.
+void ProcessRanks::WatchSave(StepIndex step) {
+  EndWatch();
+  watched_ = step;
+  for (const auto& [_, slot] : slots_)
+    if (slot.rank >= 0) watch_.Begin(MonotonicNow(), slot.rank, kFreezing);
+  TellStalls();
+}
+
+void ProcessRanks::TellStalls() {
+  const std::vector<SaveWatch::Stall> due = watch_.Due(MonotonicNow());
+  if (!due.empty() && hooks_.stalls) hooks_.stalls(watched_, due);
+  watch_timer_ = loop_->AddTimer(MonotonicNow() + kLookAtSaves, [this] { TellStalls(); });
+}
+
+void ProcessRanks::EndWatch() {
+  loop_->CancelTimer(watch_timer_);
+  watch_.Clear();
+  reading_.clear();
+  watched_ = -1;
 }
 
 // ---- snapshots

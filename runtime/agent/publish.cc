@@ -10,30 +10,6 @@
 namespace perdure {
 namespace {
 
-struct Appended {
-  absl::Status status;
-  bool lost = false;
-};
-
-// A record that was linked although the file system said otherwise is found by reading again. What
-// cannot be found out ends the job: a record that may or may not stand must not be followed by one
-// that contradicts it.
-Appended AppendRecord(RunLog& log, RecordType type, uint64_t generation, const std::string& body,
-                      const std::string& run_directory) {
-  absl::Status status = log.Append(type, generation, body);
-  if (status.ok()) return {};
-  if (absl::IsAborted(status) || absl::IsFailedPrecondition(status)) return {status, true};
-  const uint64_t slot = log.next_slot();
-  if (const absl::Status read = log.Refresh(); !read.ok()) return {read, true};
-  if (log.next_slot() == slot) return {status, false};
-  const Record& last = log.records().back();
-  if (log.next_slot() > slot + 1 || last.type != type || last.generation != generation ||
-      last.body != body)
-    return {Aborted("slot {} of {} is taken by another writer", slot, run_directory), true};
-  status = SyncDirectory((std::filesystem::path(run_directory) / "log").string());
-  return {status, !status.ok()};
-}
-
 absl::StatusOr<std::set<std::string>> NamesIn(const std::filesystem::path& folder) {
   std::set<std::string> names;
   std::error_code error;
@@ -58,30 +34,6 @@ absl::StatusOr<CommitRecord> WriteCheckpointManifest(const std::string& run_dire
   for (const PartReport& part : manifest.parts) commit.bytes += part.bytes;
   commit.files = std::ssize(manifest.parts);
   return commit;
-}
-
-Publication PublishCheckpoint(const std::string& run_directory, const std::string& name,
-                              const AtomTable& table, Manifest manifest, RunLog& log) {
-  Publication result;
-  const uint64_t generation = manifest.generation;
-  const absl::StatusOr<CommitRecord> commit =
-      WriteCheckpointManifest(run_directory, name, table, std::move(manifest));
-  result.status = commit.status();
-  if (!commit.ok()) return result;
-  result.certificate = commit->certificate;
-  result.bytes = commit->bytes;
-  const Appended committed =
-      AppendRecord(log, RecordType::kCommit, generation, SerializeCommit(*commit), run_directory);
-  result.status = committed.status;
-  result.lost = committed.lost;
-  if (!result.status.ok()) return result;
-  // Every byte was read back by another rank before.
-  const Appended verified =
-      AppendRecord(log, RecordType::kVerified, generation,
-                   SerializeVerified({.name = name, .kind = "read"}), run_directory);
-  result.lost = verified.lost;
-  (verified.lost ? result.status : result.warning) = verified.status;
-  return result;
 }
 
 absl::StatusOr<RetirementPlan> PlanRetirement(const std::string& run_directory,
@@ -109,25 +61,6 @@ Deletions DeleteRetired(const std::string& run_directory, const std::vector<std:
   for (const std::string& name : names)
     deleted.emplace_back(name, DeleteCheckpoint(run_directory, name));
   return deleted;
-}
-
-Retirement RetireCheckpoints(const std::string& run_directory, uint64_t generation,
-                             const KeepRule& rule, RunLog& log) {
-  Retirement result;
-  const absl::StatusOr<RetirementPlan> plan = PlanRetirement(run_directory, rule, log);
-  result.status = plan.status();
-  if (!plan.ok()) return result;
-  std::vector<std::string> names = plan->names;
-  if (!names.empty()) {
-    const Appended logged = AppendRecord(log, RecordType::kRetire, generation,
-                                         SerializeRetire({.names = names}), run_directory);
-    result.status = logged.status;
-    result.lost = logged.lost;
-    if (!result.status.ok()) return result;
-  }
-  names.insert(names.end(), plan->left.begin(), plan->left.end());
-  result.deleted = DeleteRetired(run_directory, names);
-  return result;
 }
 
 }  // namespace perdure

@@ -1,7 +1,5 @@
-// The last steps of a checkpoint and of its life: manifest, COMMIT, VERIFIED; RETIRE, deletion.
-//
-// The steps between the records may be done by anybody, one at a time; what appends, by whoever
-// owns the run log, in one thread, while nobody else appends.
+// The last steps of a checkpoint and of its life: the manifest, before its COMMIT; what may go,
+// before its RETIRE, and deletion behind it. By whoever leads the run, one at a time.
 #pragma once
 
 #include <cstdint>
@@ -24,21 +22,6 @@ absl::StatusOr<CommitRecord> WriteCheckpointManifest(const std::string& run_dire
                                                      const std::string& name,
                                                      const AtomTable& table, Manifest manifest);
 
-// What publishing came to.
-struct Publication {
-  absl::Status status;   // OK: the checkpoint counts.
-  absl::Status warning;  // It counts, but what should stand beside it does not.
-  // Not of the checkpoint but of the run: another job has taken it over, or nobody can say what the
-  // log holds.
-  bool lost = false;
-  Digest certificate;
-  uint64_t bytes = 0;
-};
-
-// WriteCheckpointManifest, and records that the checkpoint exists and was read back.
-Publication PublishCheckpoint(const std::string& run_directory, const std::string& name,
-                              const AtomTable& table, Manifest manifest, RunLog& log);
-
 // Which checkpoints stay; see ChooseRetired.
 struct KeepRule {
   int64_t keep_last = 3;
@@ -59,15 +42,5 @@ absl::StatusOr<RetirementPlan> PlanRetirement(const std::string& run_directory,
 using Deletions = std::vector<std::pair<std::string, absl::Status>>;
 // Deletes those that a RETIRE in the log names; see DeleteCheckpoint.
 Deletions DeleteRetired(const std::string& run_directory, const std::vector<std::string>& names);
-
-struct Retirement {
-  absl::Status status;  // Of the log; nothing was deleted unless OK.
-  bool lost = false;    // As in Publication.
-  Deletions deleted;
-};
-
-// Records which checkpoints may go and deletes them, and what an earlier job left half deleted.
-Retirement RetireCheckpoints(const std::string& run_directory, uint64_t generation,
-                             const KeepRule& rule, RunLog& log);
 
 }  // namespace perdure

@@ -23,15 +23,27 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 
+#include "runtime/agent/device_watch.h"
 #include "runtime/agent/frame_socket.h"
-#include "runtime/agent/rank_process.h"
 #include "runtime/comm/transport.h"
+#include "runtime/train/backend.h"
+#include "runtime/train/run_config.h"
 
 namespace perdure {
 
 // Descriptors under which a rank's process finds its socket and its page (rank_page.h).
 inline constexpr int kRankSocketFd = 3, kRankPageFd = 4;
+
+// The configuration travels as the resolved run.toml; only launch/ knows that format.
+using ConfigParser = std::function<absl::StatusOr<RunConfig>(const std::string& toml)>;
+
+// Where a rank gets its device and what is said about it: tests have their own.
+struct RankDevices {
+  std::function<absl::StatusOr<RankDevice>(const RunConfig&, int local_rank)> make = NewRankDevice;
+  std::string nvml = kNvmlLibrary;
+};
 
 struct RankMainOptions {
   ConfigParser parse_config;

@@ -96,8 +96,10 @@ void RunCheckpoints::Forget() {
   loop_->CancelTimer(timer_);
   timer_ = {};
   saving_ = -1;
+  trouble_.clear();
   watch_.Clear();
   choose_ = nullptr;
+  wind_up_ = nullptr;
   asked_ = {};
   last_trouble_.clear();
   const std::lock_guard lock(mutex_);
@@ -243,9 +245,8 @@ void RunCheckpoints::Do(const Coordinator::MeasureRoom& order,
         plan.ok() ? CheckRoomForOne(options_.run_directory, (*plan)->need) : plan.status();
     return [this, lead, order, then, status] {
       if (lead != leads_) return;
-      Stage("waiting until the ranks have written it");
-      if (!status.ok())
-        Warn(fmt::format("warning: checkpoint of step {}: {}", order.step, Message(status)));
+      watch_.Clear();  // What the ranks do now their own agents say.
+      trouble_ = Message(status);
       then({.generation = order.generation, .step = order.step, .ok = status.ok()});
     };
   });
@@ -314,12 +315,12 @@ void RunCheckpoints::Do(const Coordinator::JoinParts& order,
     answer.ok = save->ok();
     return [this, lead, order, then, save, answer = std::move(answer)]() mutable {
       if (lead != leads_) return;
+      watch_.Clear();
       if (save->ok()) {
-        Stage("reading it back and publishing it");
         const std::lock_guard lock(mutex_);
         save_ = *std::move(*save);
       } else {
-        Stage("waiting until the ranks have written it once more");
+        trouble_ = Message(save->status());
         Warn(fmt::format("warning: checkpoint of step {}, attempt {}: {}", order.step,
                          order.attempt, Message(save->status())));
       }
@@ -342,6 +343,9 @@ absl::StatusOr<CommitRecord> RunCheckpoints::Publish(const LogEntry& commit, Slo
     if (save_->published.has_value()) return *save_->published;
     manifest = std::move(save_->manifest);
   }
+  (void)loop_->Post([this, step = commit.step] {
+    if (leading_ && saving_ == step) Stage("publishing it");
+  });
   const absl::StatusOr<CommitRecord> made =
       WriteCheckpointManifest(options_.run_directory, name, table_, std::move(manifest));
   const std::lock_guard lock(mutex_);
@@ -353,8 +357,10 @@ void RunCheckpoints::Do(const Coordinator::SaveOver& order) {
   saving_ = -1;
   watch_.Clear();
   if (!order.committed) {
-    Event("checkpoint_failed", {{"step", order.step}, {"generation", order.generation}});
-    Warn(fmt::format("warning: no checkpoint of step {}", order.step));
+    const std::string why = trouble_.empty() ? "its nodes say why" : trouble_;
+    Event("checkpoint_failed",
+          {{"step", order.step}, {"generation", order.generation}, {"why", why}});
+    Warn(fmt::format("warning: no checkpoint of step {}: {}; training goes on", order.step, why));
     return;
   }
   std::optional<Save> save;

@@ -81,9 +81,11 @@ class RunCheckpoints final : public CheckpointStore {
   absl::StatusOr<ControlLog::NoteBody> NoteBody(uint64_t tag) override;
   void Do(const Coordinator::Noted& noted) override;
   void Do(const Coordinator::GoodSteps& order) override;
+  void Do(const Coordinator::WindUp& order,
+          std::function<void(Coordinator::WoundUp)> then) override;
 
-  // Ranks of this node wait with the state of `step` until the save before is settled.
-  void Waiting(StepIndex step);
+  // What this agent does itself for the save that is under way; nothing while another leads.
+  std::vector<SaveWatch::Stall> UnderWay() const;
   // Waits until what was begun is done, exports too; answers are given from inside.
   void Finish();
 
@@ -148,8 +150,8 @@ class RunCheckpoints final : public CheckpointStore {
   void WriteViewOf(const std::string& name);
   void ExportMissing();
   void Export(const CheckpointEntry& entry);
+  void ExportsAreDone();
   void Stage(const char* what);
-  nlohmann::json Describe(const std::vector<SaveWatch::Stall>& stalls) const;
   void TellStalls();
   void Tick();
   void Warn(const std::string& line) const;
@@ -178,6 +180,9 @@ class RunCheckpoints final : public CheckpointStore {
   bool choosing_ = false;
   std::string last_trouble_;  // Why there was no choice; said once.
   std::set<std::string> begun_exports_;
+  int exporting_ = 0;    // Exports, and looks for what is to be exported, that are under way.
+  std::string trouble_;  // Of the save that is under way, the last.
+  std::function<void(Coordinator::WoundUp)> wind_up_;  // Who waits for WoundUp.
 
   std::shared_ptr<const Plan> plan_;  // Worker's.
 

@@ -224,18 +224,22 @@ void RunCheckpoints::WriteViewOf(const std::string& name) {
 
 void RunCheckpoints::ExportMissing() {
   if (!hooks_.missing_exports) return;
+  ++exporting_;
   worker_->Post([this, lead = leads_]() -> Worker::Then {
     const auto log = reader_.Read();
-    if (!log.ok()) return nullptr;
-    return [this, lead, missing = hooks_.missing_exports(**log)] {
-      if (lead != leads_) return;
+    std::vector<CheckpointEntry> missing;
+    if (log.ok()) missing = hooks_.missing_exports(**log);
+    return [this, lead, missing] {
       for (const CheckpointEntry& entry : missing)
-        if (begun_exports_.insert(entry.commit.checkpoint).second) Export(entry);
+        if (lead == leads_ && begun_exports_.insert(entry.commit.checkpoint).second) Export(entry);
+      --exporting_;
+      ExportsAreDone();
     };
   });
 }
 
 void RunCheckpoints::Export(const CheckpointEntry& entry) {
+  ++exporting_;
   exporter_->Post([this, entry]() -> Worker::Then {
     const absl::Status status = hooks_.export_checkpoint(entry);
     return [this, entry, status] {
@@ -251,8 +255,20 @@ void RunCheckpoints::Export(const CheckpointEntry& entry) {
         failed_exports_.insert(entry.commit.checkpoint);
       }
       Retire();  // It was kept for this.
+      --exporting_;
+      ExportsAreDone();
     };
   });
+}
+
+void RunCheckpoints::Do(const Coordinator::WindUp&,
+                        std::function<void(Coordinator::WoundUp)> then) {
+  wind_up_ = std::move(then);
+  ExportsAreDone();
+}
+
+void RunCheckpoints::ExportsAreDone() {
+  if (exporting_ == 0 && wind_up_ != nullptr) std::exchange(wind_up_, nullptr)({});
 }
 
 // ---- what takes long
@@ -262,31 +278,21 @@ void RunCheckpoints::Stage(const char* what) {
   watch_.Begin(MonotonicNow(), kHere, what);
 }
 
-Json RunCheckpoints::Describe(const std::vector<SaveWatch::Stall>& stalls) const {
-  Json list = Json::array();
-  for (const SaveWatch::Stall& stall : stalls)
-    list.push_back({{"what", stall.what}, {"seconds", absl::ToDoubleSeconds(stall.waited)}});
-  return list;
-}
-
-// Until now what took long cost nothing.
-void RunCheckpoints::Waiting(StepIndex step) {
-  // Another agent leads; or what they wait for is the last save.
-  if (saving_ < 0 || step <= saving_) return;
-  Event("back_pressure", {{"step", step},
-                          {"unsettled", saving_},
-                          {"under_way", Describe(watch_.UnderWay(MonotonicNow()))}});
+std::vector<SaveWatch::Stall> RunCheckpoints::UnderWay() const {
+  return watch_.UnderWay(MonotonicNow());
 }
 
 void RunCheckpoints::TellStalls() {
-  const std::vector<SaveWatch::Stall> due = watch_.Due(MonotonicNow());
-  if (due.empty()) return;
-  Event("save_stalls", {{"step", saving_}, {"under_way", Describe(due)}});
-  Warn(fmt::format(
-      "warning: checkpoint of step {}: {} for {:.0f} s; training goes on until the next one is "
-      "due: does the file system of {}/ckpt answer?",
-      saving_, due.front().what, absl::ToDoubleSeconds(due.front().waited),
-      options_.run_directory));
+  for (const SaveWatch::Stall& stall : watch_.Due(MonotonicNow())) {
+    const double seconds = absl::ToDoubleSeconds(stall.waited);
+    Event("save_stalls",
+          {{"step", saving_},
+           {"under_way", Json::array({{{"what", stall.what}, {"seconds", seconds}}})}});
+    Warn(fmt::format(
+        "warning: checkpoint of step {}: the coordinator has been {} for {:.0f} s; training goes "
+        "on until the next one is due: does the file system of {}/ckpt answer?",
+        saving_, stall.what, seconds, options_.run_directory));
+  }
 }
 
 }  // namespace perdure

@@ -89,6 +89,7 @@ class Coordinator {
   struct Note {
     uint64_t tag = 0;
   };
+  struct WoundUp {};  // Answers WindUp.
   struct SaveNow {};  // Somebody asked for a checkpoint.
   struct Drain {      // A node is (no longer) to be used, whatever it says itself.
     NodeId node = 0;
@@ -98,7 +99,7 @@ class Coordinator {
     int32_t exit_code = 0;
   };
   using Event = std::variant<Tick, Received, Closed, Appended, Unpublished, LogRead, Measured,
-                             PartsJoined, CheckpointChosen, Note, SaveNow, Drain, EndJob>;
+                             PartsJoined, CheckpointChosen, Note, WoundUp, SaveNow, Drain, EndJob>;
 
   // ---- effects, to be done in order
 
@@ -144,6 +145,7 @@ class Coordinator {
   struct AllPresent {
     Generation generation = 0;
     std::string checkpoint;  // Empty: from memory, or the run begins.
+    StepIndex step = 0;      // Where it begins.
   };
   // A save is over: its COMMIT is in the log, which may come later than that it was given up; or it
   // was given up.
@@ -160,6 +162,9 @@ class Coordinator {
   struct GoodSteps {
     Generation generation = 0;
   };
+  // Nobody steps any more, nor will: what is still done beside training is to be brought to its
+  // end. What is noted until that is answered comes before END.
+  struct WindUp {};
   struct Evidence {  // Against a node, for the book.
     NodeId node = 0;
     EvidenceKind kind = EvidenceKind::kNodeLost;
@@ -174,9 +179,9 @@ class Coordinator {
   struct Finished {  // END is written; members are told.
     int32_t exit_code = 0;
   };
-  using Effect =
-      std::variant<Send, Append, ReadLog, LeavePulse, MeasureRoom, JoinParts, ChooseCheckpoint,
-                   AllPresent, SaveOver, Noted, GoodSteps, Evidence, Remark, Resign, Finished>;
+  using Effect = std::variant<Send, Append, ReadLog, LeavePulse, MeasureRoom, JoinParts,
+                              ChooseCheckpoint, AllPresent, SaveOver, Noted, GoodSteps, WindUp,
+                              Evidence, Remark, Resign, Finished>;
   using Effects = std::vector<Effect>;
 
   enum class Phase : uint8_t {
@@ -188,7 +193,7 @@ class Coordinator {
     kChoosing,   // A checkpoint.
     kStarting,   // START is not written yet.
     kForming,    // Members make ranks, connect and load.
-    kEnding,     // END is not written yet.
+    kEnding,     // Nobody steps; END is not written yet.
     kEnded,
     kResigned,
   };
@@ -247,6 +252,7 @@ class Coordinator {
   void On(const PartsJoined& event, Effects& effects);
   void On(const CheckpointChosen& event, Effects& effects);
   void On(const Note& event, Effects& effects);
+  void On(const WoundUp& event, Effects& effects);
   void On(const SaveNow& event, Effects& effects);
   void On(const Drain& event, Effects& effects);
   void On(const EndJob& event, Effects& effects);
@@ -290,6 +296,7 @@ class Coordinator {
   void TryGo(Effects& effects);
   void MembersFail(std::string why, Effects& effects);
   void TryEnd(Effects& effects);
+  void LeaveUnsaved(Effects& effects);
   void TakeOver(PlacedLayout layout);
   void Runs(StepIndex finished, Effects& effects);
 
@@ -321,7 +328,7 @@ class Coordinator {
   void OnCommit(const CheckpointCommit::Publish& e, Effects& effects);
   void OnCommit(const CheckpointCommit::Settle& e, Effects& effects);
   void TellVerify(NodeId node, int32_t file, Effects& effects);
-  void AfterSave(Effects& effects);
+  void AfterSave(bool given_up, Effects& effects);
   StepIndex Past() const;
   void Drop(NodeId node, StepIndex step, Effects& effects);
   void TellSettled(NodeId node, StepIndex step, Effects& effects);
@@ -375,11 +382,13 @@ class Coordinator {
   std::optional<Failure> cause_;  // what failed first and is no consequence of something else.
   ProgressVerdict verdict_;       // On all that failed, when it was decided last.
   std::vector<std::vector<msg::Prepare::Assignment>> assignments_;  // By member index.
+  std::vector<uint32_t> domains_;                                   // msg::Prepare's.
   std::vector<std::string> addresses_;                              // By rank.
   std::vector<msg::Table> tables_;
   size_t addressed_ = 0, ready_ = 0, done_ = 0;  // Members.
   absl::Time go_due_ = absl::InfiniteFuture();   // When the fence opens.
   std::optional<int32_t> ending_;                // The job is to end with this code.
+  bool winding_up_ = false, wound_up_ = false;   // WindUp was said; was answered.
 
   std::optional<CheckpointCommit> commit_;  // Of layout_.
   std::vector<std::string> parts_;          // By file, of the attempt that is read back.

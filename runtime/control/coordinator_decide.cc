@@ -96,6 +96,7 @@ Situation Coordinator::Survey() const {
 void Coordinator::Decide(Effects& effects) {
   if (!ending_.has_value() && GoesNowhere(effects)) ending_ = kExitPersonMustLook;
   if (ending_.has_value()) {
+    LeaveUnsaved(effects);
     TryEnd(effects);
     return;
   }

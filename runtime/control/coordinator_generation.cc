@@ -157,6 +157,10 @@ void Coordinator::Form(Effects& effects) {
   }
   addresses_.assign(layout_.seats.size(), {});
   tables_.clear();
+  // Once: all members must place the same snapshots in the same places.
+  domains_.clear();
+  for (NodeId node : members_) domains_.push_back(peers_[node].report.domain);
+  if (std::equal(domains_.begin() + 1, domains_.end(), domains_.begin())) domains_.clear();
   Say(fmt::format("generation {}: {} ranks on {} nodes, from {} at step {}", layout_.generation,
                   layout_.seats.size(), members_.size(),
                   !resume_.from_checkpoint     ? "memory"
@@ -185,7 +189,8 @@ msg::Prepare Coordinator::PrepareFor(NodeId node) const {
                        .shape = layout_.shape,
                        .ranks = assignments_[index],
                        .resume = resume_,
-                       .children = {}};
+                       .children = {},
+                       .domains = domains_};
   const auto fan_out = static_cast<size_t>(options_.table_fan_out);
   for (size_t child = fan_out * (index + 1); child < fan_out * (index + 2); ++child)
     if (child < members_.size()) prepare.children.push_back(members_[child]);
@@ -209,7 +214,7 @@ void Coordinator::OnPresent(NodeId node, const msg::Present& m, Effects& effects
     addresses_[static_cast<size_t>(ranks[i].rank)] = m.addresses[i];
   peer.addressed = true;
   if (++addressed_ < members_.size()) return;
-  effects.emplace_back(AllPresent{layout_.generation, resume_.checkpoint});
+  effects.emplace_back(AllPresent{layout_.generation, resume_.checkpoint, resume_.step});
   const size_t first = std::min(static_cast<size_t>(options_.table_fan_out), members_.size());
   MakeTables();
   for (size_t i = 0; i < first; ++i) SendTables(members_[i], effects);
@@ -267,13 +272,7 @@ void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects
       if (phase_ != Phase::kRunning || std::exchange(peer.done, true)) return;
       if (++done_ < members_.size()) return;
       BeginStop(false, ending_.has_value() ? "the job ends" : "nothing is left to do", effects);
-      if (!ending_.has_value() && view_.commit_step < finished_) {
-        Say(fmt::format("the state of step {} could not be saved, the newest checkpoint is of step "
-                        "{}: what lies between will be done again",
-                        finished_, view_.commit_step),
-            effects);
-        ending_ = kExitUnsaved;
-      }
+      LeaveUnsaved(effects);
       ending_ = ending_.value_or(options_.done_code);
       return;
     case NodeStage::kReady:
@@ -410,7 +409,8 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
   ending_ = event.exit_code;
   switch (phase_) {
     case Phase::kRunning:
-      if (saving_ < 0) save_due_ = now_;  // Settled, it ends the generation.
+      // Behind one that is under way. When the last one is settled the ranks are done.
+      if (saving_ < 0) save_due_ = now_;
       return;
     case Phase::kForming:
     case Phase::kGathering:
@@ -423,7 +423,18 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
   }
 }
 
-// END says that nobody steps any more.
+// Nobody may take it for a good end that what was done last is not kept.
+void Coordinator::LeaveUnsaved(Effects& effects) {
+  const bool good = !ending_.has_value() || *ending_ == 0 || *ending_ == kExitMoreToDo;
+  if (!good || std::max(view_.commit_step, StepIndex{0}) >= finished_) return;
+  Say(fmt::format("the state of step {} could not be saved, the newest checkpoint is of step {}: "
+                  "what lies between will be done again",
+                  finished_, view_.commit_step),
+      effects);
+  ending_ = kExitUnsaved;
+}
+
+// END says that nobody steps any more, and that nothing of the job is done behind it.
 void Coordinator::TryEnd(Effects& effects) {
   if (phase_ == Phase::kEnded || Posted(EntryKind::kEnd)) return;
   phase_ = Phase::kEnding;
@@ -431,11 +442,18 @@ void Coordinator::TryEnd(Effects& effects) {
   go_due_ = fence_.Opens();
   if (now_ < go_due_) return;
   go_due_ = absl::InfiniteFuture();
+  if (!std::exchange(winding_up_, true)) effects.emplace_back(WindUp{});
+  if (!wound_up_) return;
   Post({.kind = EntryKind::kEnd,
         .generation = view_.generation,
         .step = std::max(view_.commit_step, StepIndex{0}),
         .exit_code = *ending_},
        0, effects);
+}
+
+void Coordinator::On(const WoundUp&, Effects& effects) {
+  if (!winding_up_ || std::exchange(wound_up_, true)) return;
+  if (phase_ == Phase::kEnding) TryEnd(effects);
 }
 
 }  // namespace perdure

@@ -21,11 +21,10 @@ void Coordinator::SaveTimers(Effects& effects) {
   if (saving_ < 0 && now_ >= save_due_) {
     save_due_ = now_ + options_.resend;
     effects.emplace_back(
-        Send{At(layout_.seats.front().node),
-             msg::Save{.term = term_,
-                       .generation = layout_.generation,
-                       .after = Past(),
-                       .last = ending_.has_value()}});
+        Send{At(layout_.seats.front().node), msg::Save{.term = term_,
+                                                       .generation = layout_.generation,
+                                                       .after = Past(),
+                                                       .last = ending_.has_value()}});
   }
   // Unless its COMMIT may be in the log already.
   if (now_ >= save_give_up_) {
@@ -35,16 +34,20 @@ void Coordinator::SaveTimers(Effects& effects) {
     settled_ = std::exchange(saving_, -1);
     effects.emplace_back(SaveOver{layout_.generation, settled_, false});
     commit_.emplace(CheckpointCommit::Options{.ranks = static_cast<int>(members_.size())});
-    AfterSave(effects);
+    AfterSave(true, effects);
   }
 }
 
-// The members are told that the state of settled_ may go.
-void Coordinator::AfterSave(Effects& effects) {
+// The members are told that the state of settled_ may go. A job that is to end has one more saved,
+// the newest, unless this was the last already: then there is nobody to freeze it. Who could not
+// write for long will not now.
+void Coordinator::AfterSave(bool given_up, Effects& effects) {
   save_give_up_ = absl::InfiniteFuture();
-  save_due_ = now_ + options_.save_every;
+  save_due_ = ending_.has_value() ? now_ : now_ + options_.save_every;
   for (NodeId node : members_) TellSettled(node, settled_, effects);
-  if (ending_.has_value()) BeginStop(true, "the job ends", effects);
+  if (!given_up || !ending_.has_value()) return;
+  LeaveUnsaved(effects);
+  BeginStop(true, "the job ends", effects);
 }
 
 // No checkpoint will be made of a state up to this step.
@@ -221,7 +224,7 @@ void Coordinator::OnCommit(const CheckpointCommit::Settle& e, Effects& effects) 
   if (!e.committed) effects.emplace_back(SaveOver{layout_.generation, settled_, false});
   Say(fmt::format("checkpoint of step {} {}", settled_, e.committed ? "committed" : "given up"),
       effects);
-  AfterSave(effects);
+  AfterSave(false, effects);
 }
 
 }  // namespace perdure

@@ -22,7 +22,7 @@ class SaveWatch {
     absl::Duration waited;
   };
 
-  // `rank` (-1: the supervisor) begins `what`; ends it; nobody does anything any more.
+  // `rank` (-1: no rank) begins `what`; ends it; nobody does anything any more.
   void Begin(absl::Time now, int rank, const std::string& what);
   void End(int rank, const std::string& what) { under_way_.erase({rank, what}); }
   void Clear() { under_way_.clear(); }

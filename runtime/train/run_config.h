@@ -80,7 +80,7 @@ struct LayoutConfig {
       1;  // Model chunks per pipeline rank; above 1 the schedule is interleaved 1F1B.
   std::string recompute =
       "none";  // "none" or "full": activations kept, or recomputed block by block.
-  std::string transport = "ucx";  // "ucx", "libfabric" or "local" (threads of one process).
+  std::string transport = "ucx";  // "ucx" or "libfabric"; of threads of one process also "local".
   // How device memory gets from rank to rank: "nccl", "staged" (through the host), or "auto": nccl
   // where every rank has a GPU to itself. Says nothing where ranks compute in host memory.
   std::string device_transport = "auto";

@@ -253,7 +253,7 @@ int main(int argc, char** argv) {
   perdure::CrowdOptions crowd;
   app.add_option("run", crowd.run_directory,
                  "A new run's directory; without it one that goes away");
-  app.add_option("--agents", crowd.agents, "Beside the coordinator's");
+  app.add_option("--followers", crowd.agents, "Beside the coordinator's");
   app.add_option("--processes", crowd.processes, "That hold them");
   app.add_option("--heartbeat-ms", crowd.heartbeat_ms, "Of each agent");
   app.add_option("--seconds", crowd.seconds_max, "For all of it");

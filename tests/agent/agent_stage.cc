@@ -33,7 +33,9 @@ void Lockstep::Step() {
     generation_ = generation;
     step_ = next;
     // What training ends with is kept without being asked for.
-    const bool last = next == steps_max;
+    const bool last = next == steps_max || std::any_of(nodes.begin(), nodes.end(), [](auto* node) {
+                        return node->freeze_ && node->freezes_last_;
+                      });
     const bool freeze = last || std::any_of(nodes.begin(), nodes.end(),
                                             [](StageRanks* node) { return node->freeze_; });
     for (StageRanks* node : nodes) {
@@ -44,6 +46,7 @@ void Lockstep::Step() {
         node->Tell(Member::Frozen{generation, next});
       }
       node->running_ &= !last;
+      if (last) node->last_step_ = next;
       node->Tell(Member::Progress{generation, next});
     }
   }
@@ -69,9 +72,9 @@ Member::Adopted StageRanks::Adopted() {
 void StageRanks::Do(const Member::MakeRanks& order) {
   prepare_ = order.prepare;
   finished_ = prepare_.resume.step;
-  frozen_ = -1;
+  frozen_ = last_step_ = -1;
   connected_ = 0;
-  running_ = false;
+  running_ = freeze_ = freezes_last_ = false;
   std::vector<std::string> addresses;
   for (const auto& rank : prepare_.ranks)
     addresses.push_back(fmt::format("rank {} of generation {}", rank.rank, prepare_.generation));
@@ -105,8 +108,7 @@ void StageRanks::Do(const Member::KillRanks&) { Stopped(false); }
 // Nothing is left to do once the last state is kept.
 void StageRanks::Do(const Member::SettleState& order) {
   settled.push_back(order.settle);
-  if (order.settle.step == lockstep_->steps_max)
-    Tell(Member::Progress{prepare_.generation, finished_, true});
+  if (order.settle.step == last_step_) Tell(Member::Progress{prepare_.generation, finished_, true});
 }
 
 void StageRanks::Stopped(bool keep) {
@@ -118,7 +120,10 @@ void StageRanks::Stopped(bool keep) {
   Tell(Member::RanksStopped{prepare_.generation, std::move(holdings)});
 }
 
-void StageRanks::Do(const Member::FreezeState&) { freeze_ = true; }
+void StageRanks::Do(const Member::FreezeState& order) {
+  freeze_ = true;
+  freezes_last_ |= order.save.last;
+}
 
 void StageRanks::Do(const Member::WriteState& order) {
   const msg::Write& w = order.write;

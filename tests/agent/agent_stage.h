@@ -78,9 +78,9 @@ class StageRanks : public NodeRanks {
   EventLoop* const loop_;
   msg::Prepare prepare_;
   RankGuard guard_;
-  bool running_ = false, freeze_ = false;
+  bool running_ = false, freeze_ = false, freezes_last_ = false;
   int32_t connected_ = 0;
-  StepIndex finished_ = 0, frozen_ = -1;
+  StepIndex finished_ = 0, frozen_ = -1, last_step_ = -1;
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 

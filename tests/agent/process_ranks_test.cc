@@ -167,6 +167,29 @@ TEST_F(ProcessRanksTest, ALostNodeIsDoneWithout) {
   ExpectTheSame();
 }
 
+// What two nodes of a rack held is in the other rack.
+TEST_F(ProcessRanksTest, NodesThatFailTogetherDoNotKeepEachOthersState) {
+  stage_->options.nodes = 4;
+  for (NodeId node = 0; node < 4; ++node) {
+    stage_->options.domain = node / 2;
+    stage_->Start(node);
+  }
+  bool lost = false;
+  At(10, [&] { lost = true; });
+  ASSERT_TRUE(stage_->Until([&] { return lost; }));
+  for (const NodeId node : {2u, 3u}) stage_->Kill(node);
+  ASSERT_EQ(stage_->Completed(), 0);
+  const std::vector<StartRecord> starts = stage_->Starts();
+  ASSERT_GE(starts.size(), 2u);
+  EXPECT_EQ(starts[0].shape.data, 4);
+  EXPECT_EQ(starts[1].shape.data, 2);
+  EXPECT_FALSE(starts[1].from_checkpoint);
+  EXPECT_GE(starts[1].step, 9);
+  for (const auto& shelf : std::filesystem::directory_iterator(stage_->shelves()))
+    std::filesystem::remove_all(shelf.path());  // The lost nodes'.
+  ExpectTheSame();
+}
+
 // Three become two: each needs what others owned, from nodes that it has to ask.
 TEST_F(ProcessRanksTest, StateComesFromOtherNodes) {
   StartAll(3);

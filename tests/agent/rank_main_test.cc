@@ -1,240 +1,20 @@
 // RunRankMain against an agent that keeps to the protocol, and against ones that do not: it must
-// live from generation to generation, or end and tell why, and never hang.
-#include "runtime/agent/rank_main.h"
-
+// live from generation to generation, or end and tell why, and never hang. Devices are in
+// rank_devices_test.cc.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
-#include <future>
-#include <map>
-#include <mutex>
 
-#include "ckpt/packed_report.h"
-#include "runtime/agent/rank_frames.h"
-#include "runtime/agent/rank_page.h"
-#include "runtime/base/check.h"
-#include "runtime/base/status.h"
-#include "runtime/train/writers.h"
-#include "runtime/wire/event_loop.h"
-#include "tests/ckpt/test_state.h"
-#include "tests/train/faulty_ops.h"
-#include "tests/train/trainer_harness.h"
+#include "tests/agent/rank_desk.h"
 
 namespace perdure {
 namespace {
 
 using ::testing::HasSubstr;
-
-constexpr char kRunId[] = "0123456789abcdef0123456789abcdef";
-constexpr char kConfigText[] = "the configuration";
-constexpr absl::Duration kLong = absl::Hours(1);
-
-absl::StatusOr<RunConfig> ParseTiny(const std::string& text) {
-  if (text != kConfigText && text != "saves often")
-    return InvalidArgument("run.toml: '{}' is no configuration", text);
-  RunConfig config = TinyConfig();
-  config.snapshot.peers = false;
-  if (text != kConfigText) config.checkpoint.every_steps = 1;
-  return config;
-}
-
-// Where the threads of a generation meet.
-class Hubs {
- public:
-  explicit Hubs(int size) : size_(size) {}
-  std::shared_ptr<LocalHub> At(Generation generation) {
-    const std::lock_guard lock(mutex_);
-    std::shared_ptr<LocalHub>& hub = hubs_[generation];
-    if (hub == nullptr) hub = NewLocalHub(size_);
-    return hub;
-  }
-
- private:
-  const int size_;
-  std::mutex mutex_;
-  std::map<Generation, std::shared_ptr<LocalHub>> hubs_;
-};
-
-// A rank in a thread, and its agent's end of the line.
-class Rank {
- public:
-  Rank(Hubs* hubs, const RankDevices& devices) : page_(*RankPage::Make()) {
-    int pair[2];
-    PERDURE_CHECK(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
-    agent_.emplace(pair[0]);
-    rank_ =
-        std::async(std::launch::async, [fd = pair[1], page = ::dup(page_->fd()), hubs, devices] {
-          return RunRankMain(FrameSocket(fd), page,
-                             {.parse_config = ParseTiny,
-                              .devices = devices,
-                              .hub = [hubs](uint64_t generation) { return hubs->At(generation); }});
-        });
-  }
-  ~Rank() {
-    if (agent_.has_value()) ::shutdown(agent_->fd(), SHUT_RDWR);
-    if (rank_.valid()) rank_.wait();
-  }
-
-  RankPage& page() { return *page_; }
-  void Goes() { agent_.reset(); }
-  void Send(const to_rank::Frame& frame) { SendJson(ToJson(frame)); }
-  void SendJson(const Json& json) { ASSERT_OK(agent_->Send(json)); }
-  absl::StatusOr<from_rank::Frame> Next(int milliseconds = 60000) {
-    while (true) {
-      ASSIGN_OR_RETURN(std::optional<Json> json, agent_->TryReceive());
-      if (json.has_value()) return ParseFromRank(*json);
-      pollfd wait{.fd = agent_->fd(), .events = POLLIN, .revents = 0};
-      if (::poll(&wait, 1, milliseconds) <= 0) return DeadlineExceeded("no frame from the rank");
-    }
-  }
-  // The next frame of that type; those that are told as steps go by are passed over.
-  template <typename T>
-  T Get() {
-    for (;;) {
-      const absl::StatusOr<from_rank::Frame> frame = Next();
-      if (!frame.ok()) {
-        ADD_FAILURE() << frame.status() << " instead of " << typeid(T).name();
-        return {};
-      }
-      if (const T* found = std::get_if<T>(&*frame)) return *found;
-      if (std::holds_alternative<from_rank::Step>(*frame) ||
-          std::holds_alternative<from_rank::Progress>(*frame) ||
-          std::holds_alternative<from_rank::Waiting>(*frame) ||
-          std::holds_alternative<from_rank::Health>(*frame) ||
-          std::holds_alternative<from_rank::Connected>(*frame) ||
-          std::holds_alternative<from_rank::Certificate>(*frame) ||
-          std::holds_alternative<from_rank::OlderMayGo>(*frame))
-        continue;
-      ADD_FAILURE() << ToJson(*frame).dump().substr(0, 500) << " instead of " << typeid(T).name();
-      return {};
-    }
-  }
-  bool Silent(int milliseconds) { return absl::IsDeadlineExceeded(Next(milliseconds).status()); }
-  int ExitCode() {
-    if (rank_.wait_for(std::chrono::seconds(60)) != std::future_status::ready) {
-      ADD_FAILURE() << "the rank hangs";
-      return -1;
-    }
-    return rank_.get();
-  }
-
- private:
-  const std::unique_ptr<RankPage> page_;
-  std::optional<FrameSocket> agent_;
-  std::future<int> rank_;
-};
-
-class RankMainTest : public testing::Test {
- protected:
-  explicit RankMainTest(int ranks = 1, const RankDevices& devices = {}) : hubs_(ranks) {
-    WriteTinyData(directory_.path());
-    std::filesystem::create_directories(directory_.path() + "/run/ckpt");
-    shelf_ = directory_.Make("shelf");
-    for (int r = 0; r < ranks; ++r) ranks_.push_back(std::make_unique<Rank>(&hubs_, devices));
-  }
-
-  Rank& rank(int r = 0) { return *ranks_[static_cast<size_t>(r)]; }
-  to_rank::Prepare Order(Generation generation, int r = 0) const {
-    return {.generation = generation,
-            .rank = r,
-            .local_rank = r,
-            .data = static_cast<int64_t>(ranks_.size()),
-            .config = kConfigText,
-            .data_directory = directory_.path(),
-            .run_directory = directory_.path() + "/run",
-            .run_id = kRunId,
-            .snapshot_directory = shelf_,
-            .snapshot_peers = {}};
-  }
-  // Until all have said loaded; rank 0's certificate.
-  Digest Load(const std::function<void(to_rank::Prepare*)>& change = {},
-              Generation generation = 1) {
-    std::vector<std::string> addresses;
-    for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
-      rank(r).page().Join(generation);
-      to_rank::Prepare prepare = Order(generation, r);
-      if (change) change(&prepare);
-      rank(r).Send(prepare);
-    }
-    for (const auto& rank : ranks_) addresses.push_back(rank->Get<from_rank::Present>().address);
-    for (const auto& rank : ranks_) {
-      rank->Send(to_rank::Table{.generation = generation, .first = 0, .addresses = addresses});
-      rank->Send(to_rank::Load{generation});
-    }
-    Digest certificate;
-    for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
-      // Snapshots are where they were left.
-      if (held_ > 0) {
-        const auto need = rank(r).Get<from_rank::Need>();
-        to_rank::Fetched fetched{.generation = generation, .paths = {}, .error = {}};
-        for (const HeldNeed& n : need.needs) fetched.paths.push_back(PathOf(n.rank));
-        rank(r).Send(fetched);
-      }
-      if (r == 0) certificate = rank(r).Get<from_rank::Certificate>().certificate;
-      rank(r).Get<from_rank::Loaded>();
-    }
-    return certificate;
-  }
-  // The whole snapshot of a rank of the held generation at its step.
-  std::string PathOf(int32_t rank) const {
-    for (const int buffer : {0, 1}) {
-      const std::string path = shelf_ + "/" + SnapshotFileName(held_, rank, buffer);
-      const auto stamp = ReadSnapshotStamp(path);
-      if (stamp.ok() && stamp->step == held_step_) return path;
-    }
-    ADD_FAILURE() << "no snapshot of step " << held_step_;
-    return "";
-  }
-  void Go(Generation generation = 1, bool lease = true) {
-    for (const auto& rank : ranks_) {
-      rank->Send(to_rank::Go{generation});
-      if (lease) rank->page().Renew(generation, MonotonicNow() + kLong);
-    }
-  }
-  static to_rank::Write Write(int64_t step, int64_t attempt = 1, Generation generation = 1) {
-    return {.generation = generation, .step = step, .attempt = attempt, .term = 3};
-  }
-  // Writes what it freezes until it is done; the last report.
-  RunReport SaveUntilDone(Generation generation = 1) {
-    from_rank::Written written;
-    for (;;) {
-      const absl::StatusOr<from_rank::Frame> frame = rank().Next();
-      if (!frame.ok()) {
-        ADD_FAILURE() << frame.status();
-        return {};
-      }
-      if (const auto* frozen = std::get_if<from_rank::Frozen>(&*frame)) {
-        rank().Send(Write(frozen->step, 1, generation));
-      } else if (const auto* w = std::get_if<from_rank::Written>(&*frame)) {
-        EXPECT_EQ(w->error, "");
-        written = *w;
-        rank().Send(to_rank::Settle{.generation = generation, .step = w->step, .committed = true});
-      } else if (const auto* done = std::get_if<from_rank::Done>(&*frame)) {
-        EXPECT_TRUE(done->complete);
-        return *ParseRun(written.run.value_or("{}"));
-      }
-    }
-  }
-  void ExpectError(EvidenceKind kind, const std::string& message, int r = 0) {
-    const auto error = rank(r).Get<from_rank::Error>();
-    EXPECT_EQ(error.kind, kind) << error.message;
-    EXPECT_THAT(error.message, HasSubstr(message));
-    EXPECT_EQ(rank(r).ExitCode(), 1);
-    EXPECT_TRUE(absl::IsUnavailable(rank(r).Next().status()));
-  }
-
-  const TestDirectory directory_;
-  std::string shelf_;
-  Hubs hubs_;
-  std::vector<std::unique_ptr<Rank>> ranks_;
-  Generation held_ = 0;
-  int64_t held_step_ = 0;
-};
 
 TEST_F(RankMainTest, ARunFromItsBeginningToItsEnd) {
   Load();
@@ -482,6 +262,33 @@ TEST_F(RankMainTest, AFieldThatIsMissing) {
   ExpectError(EvidenceKind::kRankCrashed, "run_id");
 }
 
+// The reason may hold any bytes, and is told all the same.
+TEST_F(RankMainTest, AReasonThatIsNotUtf8) {
+  to_rank::Prepare prepare = Order(1);
+  prepare.config = "bytes";
+  rank().Send(prepare);
+  ExpectError(EvidenceKind::kRankCrashed, "open /\xef\xbf\xbd: no");
+}
+
+TEST_F(RankMainTest, ATypeThatIsNoText) {
+  rank().SendJson({{"type", 5}});
+  ExpectError(EvidenceKind::kRankCrashed, "type");
+}
+
+TEST_F(RankMainTest, AFrameWithoutAType) {
+  rank().SendJson({{"n", 1}});
+  ExpectError(EvidenceKind::kRankCrashed, "type");
+}
+
+// What is beyond the layout is nobody's.
+TEST_F(RankMainTest, ATableOfAnotherSize) {
+  rank().Send(Order(1));
+  const std::string address = rank().Get<from_rank::Present>().address;
+  rank().Send(to_rank::Table{.generation = 1, .first = 0, .addresses = {address, address}});
+  rank().Send(to_rank::Load{1});
+  rank().Get<from_rank::Loaded>();
+}
+
 TEST_F(RankMainTest, TwoGenerationsAtOnce) {
   rank().Send(Order(1));
   rank().Get<from_rank::Present>();
@@ -497,48 +304,6 @@ TEST(RankMain, APageThatIsNone) {
   const absl::StatusOr<Json> error = agent.Receive();
   ASSERT_OK(error.status());
   EXPECT_THAT(error->dump(), HasSubstr("no rank's page"));
-}
-
-// A device that does not compute what it should: the slot is lost, and nobody is met.
-class RankMainBadDeviceTest : public RankMainTest {
- protected:
-  RankMainBadDeviceTest()
-      : RankMainTest(1, {.make = [](const RunConfig&, int) -> absl::StatusOr<RankDevice> {
-                       return RankDevice{.ops = std::make_unique<FaultyOps>(Faults{.matmul = 1}),
-                                         .name = "the faulty device"};
-                     }}) {}
-};
-
-TEST_F(RankMainBadDeviceTest, LosesItsSlot) {
-  rank().Send(Order(1));
-  const auto health = rank().Get<from_rank::Health>();
-  EXPECT_THAT(health.report["error"].get<std::string>(), HasSubstr("of a fp32 product"));
-  const auto error = rank().Get<from_rank::Error>();
-  EXPECT_EQ(error.kind, EvidenceKind::kHealthCheckFailed);
-  EXPECT_TRUE(error.slot_lost);
-  EXPECT_EQ(rank().ExitCode(), 1);
-}
-
-// The device is made and tried once, whatever it then serves.
-class RankMainDevicesTest : public RankMainTest {
- protected:
-  RankMainDevicesTest()
-      : RankMainTest(1, {.make = [this](const RunConfig&, int) -> absl::StatusOr<RankDevice> {
-                       ++made_;
-                       return RankDevice{.ops = NewCpuOps(1), .name = "a device"};
-                     }}) {}
-  std::atomic<int> made_ = 0;
-};
-
-TEST_F(RankMainDevicesTest, AreMadeOnce) {
-  for (Generation generation = 1; generation <= 3; ++generation) {
-    Load({}, generation);
-    Go(generation);
-    rank().Get<from_rank::Progress>();
-    rank().Send(to_rank::Stop{.generation = generation});
-    rank().Get<from_rank::Stopped>();
-  }
-  EXPECT_EQ(made_, 1);
 }
 
 class RankMainPairTest : public RankMainTest {

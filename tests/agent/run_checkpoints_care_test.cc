@@ -2,10 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <filesystem>
 #include <mutex>
 #include <set>
+#include <thread>
 
 #include "runtime/agent/retention.h"
 #include "runtime/base/status.h"
@@ -189,6 +192,32 @@ TEST_F(ExportsTest, KeepTheirCheckpointUntilTheyAreThere) {
   EXPECT_THAT(There(), ElementsAre(3, 4));
 }
 
+// Then the job is over: its records come before END.
+TEST_F(ExportsTest, AreWaitedForAtTheEnd) {
+  Begin();
+  for (const StepIndex step : {1, 2}) SaveOnly(step);
+  Open(false);
+  SaveOnly(3);
+  int wound_up = 0;
+  std::vector<uint64_t> wanted;
+  desk_.store().Do(Coordinator::WindUp{}, [&](Coordinator::WoundUp) {
+    ++wound_up;
+    wanted.assign(desk_.tags.begin(), desk_.tags.end());
+  });
+  EXPECT_FALSE(desk_.Until([&, rounds = 0]() mutable { return wound_up > 0 || ++rounds > 20; }) &&
+               wound_up > 0);
+  Open();
+  ASSERT_TRUE(desk_.Until([&] { return wound_up > 0; }));
+  EXPECT_TRUE(exported_.contains(3));
+  EXPECT_THAT(wanted, testing::Not(testing::IsEmpty())) << "what it was kept for is over";
+  desk_.Settle();
+  EXPECT_EQ(wound_up, 1);
+  EXPECT_THAT(There(), ElementsAre(2, 3));
+  // Nothing is left to do: at once.
+  desk_.store().Do(Coordinator::WindUp{}, [&](Coordinator::WoundUp) { ++wound_up; });
+  EXPECT_EQ(wound_up, 2);
+}
+
 TEST_F(ExportsTest, FailingOnesAreToldAndNotTriedAgain) {
   Begin();
   fails_ = ResourceExhausted("no space for exports");
@@ -241,24 +270,49 @@ TEST_F(RunCheckpointsTest, KeptFilesAreLookedAfterOncePerLead) {
 }
 
 TEST_F(RunCheckpointsTest, WhatTakesLongIsTold) {
+  std::atomic<bool> held = true;
   desk_.patience = absl::Milliseconds(10);
+  desk_.hooks.print = [&held, print = desk_.hooks.print](const RunConfig& config) {
+    while (held) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return print(config);
+  };
   Begin();
   ASSERT_TRUE(desk_.Measure(2));
-  desk_.store().Waiting(4);
-  const auto waits = desk_.Events("back_pressure");
-  ASSERT_THAT(waits, SizeIs(1));
-  EXPECT_EQ(waits[0]["step"], 4);
-  EXPECT_EQ(waits[0]["unsettled"], 2);
-  EXPECT_THAT(waits[0]["under_way"], SizeIs(1));
+  EXPECT_THAT(desk_.store().UnderWay(), SizeIs(0)) << "what the ranks do is theirs to say";
+  const auto members = desk_.Write(2);
+  std::optional<Coordinator::PartsJoined> joined;
+  desk_.store().Do(
+      Coordinator::JoinParts{.generation = 1,
+                             .step = 2,
+                             .attempt = 1,
+                             .packed = {PackNodeRuns(members[0]), PackNodeRuns(members[1])}},
+      [&](const Coordinator::PartsJoined& j) { joined = j; });
+  const auto under_way = desk_.store().UnderWay();
+  ASSERT_THAT(under_way, SizeIs(1));
+  EXPECT_EQ(under_way[0].what, "putting together what the ranks wrote");
+  EXPECT_LT(under_way[0].rank, 0);
   ASSERT_TRUE(desk_.Until([&] { return !desk_.Events("save_stalls").empty(); }));
   const auto stall = desk_.Events("save_stalls")[0];
   EXPECT_EQ(stall["step"], 2);
-  EXPECT_EQ(stall["under_way"][0]["what"], "waiting until the ranks have written it");
-  EXPECT_TRUE(desk_.Warned("checkpoint of step 2: waiting until the ranks have written it for"));
-  // Nobody waits for what is over.
+  EXPECT_EQ(stall["under_way"][0]["what"], "putting together what the ranks wrote");
+  EXPECT_TRUE(desk_.Warned(
+      "checkpoint of step 2: the coordinator has been putting together what the ranks wrote for"));
+  held = false;
+  ASSERT_TRUE(desk_.Until([&] { return joined.has_value(); }));
+  EXPECT_THAT(desk_.store().UnderWay(), SizeIs(0));
+}
+
+// Why there is none is said where the coordinator knows it.
+TEST_F(RunCheckpointsTest, ASaveThatIsGivenUpIsToldWithItsReason) {
+  Begin();
+  ASSERT_TRUE(desk_.Measure(2));
+  ASSERT_TRUE(desk_.Join(2, std::vector<std::string>{"nonsense", "more of it"}).has_value());
   desk_.store().Do(Coordinator::SaveOver{.generation = 1, .step = 2, .committed = false});
-  desk_.store().Waiting(5);
-  EXPECT_THAT(desk_.Events("back_pressure"), SizeIs(1));
+  const auto failed = desk_.Events("checkpoint_failed");
+  ASSERT_THAT(failed, SizeIs(1));
+  EXPECT_EQ(failed[0]["step"], 2);
+  EXPECT_THAT(failed[0]["why"].get<std::string>(), testing::HasSubstr("member 0"));
+  EXPECT_TRUE(desk_.Warned("no checkpoint of step 2: member 0"));
 }
 
 }  // namespace

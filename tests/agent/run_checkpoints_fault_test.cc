@@ -1,6 +1,6 @@
 // Saves and loads of RunCheckpoints with the process killed, and with system calls failing, at
-// every place; and the order in which things become durable. As crash_test, which goes the
-// supervisor's way. Apart, because it replaces system calls of the whole program.
+// every place; and the order in which things become durable. As crash_test, where one
+// process does it all. Apart, because it replaces system calls of the whole program.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>

@@ -225,7 +225,8 @@ TEST_F(RunCheckpointsTest, NoRoom) {
   desk.Start();
   desk.Present();
   EXPECT_FALSE(desk.Measure(2));
-  EXPECT_TRUE(desk.Warned("warning: checkpoint of step 2: "));
+  desk.store().Do(Coordinator::SaveOver{.generation = 1, .step = 2, .committed = false});
+  EXPECT_TRUE(desk.Warned("warning: no checkpoint of step 2: "));
   EXPECT_TRUE(desk.Warned("lower checkpoint.keep_last"));
   // It was known before the first step.
   EXPECT_THAT(desk.Events("little_room"), SizeIs(1));
@@ -236,6 +237,8 @@ TEST_F(RunCheckpointsTest, GenerationThatTheLogDoesNotKnow) {
   Begin();
   desk_.generation = 9;
   EXPECT_FALSE(desk_.Measure(2));
+  desk_.store().Do(Coordinator::SaveOver{.generation = 9, .step = 2, .committed = false});
+  EXPECT_TRUE(desk_.Warned("no checkpoint of step 2: "));
   EXPECT_TRUE(desk_.Warned("no START of generation 9"));
 }
 

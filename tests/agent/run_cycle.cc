@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <utility>
+#include <vector>
 
 #include "ckpt/run_writer.h"
 #include "ckpt/verify.h"
@@ -96,6 +97,28 @@ absl::StatusOr<PartReport> RunCycle::Write(const std::string& directory, int64_t
   return JoinRuns(runs);
 }
 
+// A record that was linked although the file system said otherwise is found by reading again. What
+// cannot be found out ends the job: a record that may or may not stand must not be followed by one
+// that contradicts it.
+absl::Status RunCycle::Append(RecordType type, const std::string& body) {
+  const absl::Status status = log_->Append(type, generation_, body);
+  if (status.ok()) return status;
+  lost_ = absl::IsAborted(status) || absl::IsFailedPrecondition(status);
+  if (lost_) return status;
+  const uint64_t slot = log_->next_slot();
+  const absl::Status read = log_->Refresh();
+  lost_ = !read.ok();
+  if (lost_) return read;
+  if (log_->next_slot() == slot) return status;
+  const Record& last = log_->records().back();
+  lost_ = log_->next_slot() > slot + 1 || last.type != type || last.generation != generation_ ||
+          last.body != body;
+  if (lost_) return Aborted("slot {} of {} is taken by another writer", slot, run_);
+  const absl::Status synced = SyncDirectory(run_ + "/log");
+  lost_ = !synced.ok();
+  return synced;
+}
+
 absl::Status RunCycle::Attempt(int64_t step) {
   name_ = CheckpointName(step, generation_, nonce_++);
   const std::string directory = run_ + "/ckpt/" + name_;
@@ -107,9 +130,23 @@ absl::Status RunCycle::Attempt(int64_t step) {
   manifest.generation = generation_;
   manifest.run_id = log_->run_id();
   manifest.parts = {std::move(part)};
-  const Publication done = PublishCheckpoint(run_, name_, CycleTable(), std::move(manifest), *log_);
-  lost_ |= done.lost;
-  return done.status;
+  ASSIGN_OR_RETURN(const CommitRecord commit,
+                   WriteCheckpointManifest(run_, name_, CycleTable(), std::move(manifest)));
+  RETURN_IF_ERROR(Append(RecordType::kCommit, SerializeCommit(commit)));
+  // It counts without this record, too.
+  const absl::Status verified =
+      Append(RecordType::kVerified, SerializeVerified({.name = name_, .kind = "read"}));
+  return lost_ ? verified : absl::OkStatus();
+}
+
+void RunCycle::Retire() {
+  const absl::StatusOr<RetirementPlan> plan = PlanRetirement(run_, options_.keep, *log_);
+  if (!plan.ok()) return;
+  std::vector<std::string> names = plan->names;
+  if (!names.empty() && !Append(RecordType::kRetire, SerializeRetire({.names = names})).ok())
+    return;
+  names.insert(names.end(), plan->left.begin(), plan->left.end());
+  (void)DeleteRetired(run_, names);
 }
 
 absl::Status RunCycle::Save(int64_t step) {
@@ -119,8 +156,7 @@ absl::Status RunCycle::Save(int64_t step) {
     if (status.ok() || lost_) break;
   }
   if (!status.ok()) return status;
-  const Retirement retired = RetireCheckpoints(run_, generation_, options_.keep, *log_);
-  lost_ |= retired.lost;
+  Retire();
   return absl::OkStatus();
 }
 

@@ -1,4 +1,4 @@
-// A job as its supervisor and ranks do it, without processes: start from the newest checkpoint,
+// A job as its coordinator and ranks do it, without processes: start from the newest checkpoint,
 // write, join, read back, publish, retire. For tests that break it at every place.
 #pragma once
 
@@ -48,7 +48,9 @@ class RunCycle {
   absl::Status Load(const StartCheckpoint& start);
   absl::Status StartFrom(const std::optional<StartCheckpoint>& start);
   absl::StatusOr<PartReport> Write(const std::string& directory, int64_t step);
+  absl::Status Append(RecordType type, const std::string& body);
   absl::Status Attempt(int64_t step);
+  void Retire();
 
   const std::string run_;
   const Options options_;

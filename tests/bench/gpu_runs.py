@@ -160,7 +160,7 @@ class Perdure:
         return listed[-1]["certificate"] if listed else ""
 
     def rank_pids(self, name):
-        status = json.loads((self.folder / name / "status.json").read_text())
+        status = json.loads(subprocess.check_output([self.program, "status", str(self.folder / name), "--json"], text=True))
         return [rank["pid"] for member in status["members"] for rank in member["ranks"]]
 
     def planned(self, config, settings):

@@ -73,12 +73,12 @@ class Bench:
 
     def resident(self, name, process):
         """Most resident bytes of any rank, looked up until the run ends."""
-        most, status = {}, self.folder / name / "status.json"
+        most, status = {}, [self.perdure, "status", str(self.folder / name), "--json"]
         while process.poll() is None:
             time.sleep(0.2)
             try:
-                members = json.loads(status.read_text())["members"]
-            except (OSError, ValueError):
+                members = json.loads(subprocess.check_output(status, stderr=subprocess.DEVNULL))["members"]
+            except (subprocess.CalledProcessError, ValueError):
                 continue
             for rank in (rank for member in members for rank in member["ranks"]):
                 try:

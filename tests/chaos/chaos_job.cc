@@ -12,9 +12,9 @@ namespace perdure {
 
 std::vector<std::string> SmallModel(const std::string& run, const std::string& folder,
                                     int64_t until) {
-  std::vector<std::string> words = {
-      "run",        "--agents", NanoToml(),     "--run-dir",           run,
-      "--data-dir", folder,     "--until-step", std::to_string(until), "--quiet"};
+  std::vector<std::string> words = {"run",        NanoToml(), "--run-dir",    run,
+                                    "--data-dir", folder,     "--until-step", std::to_string(until),
+                                    "--quiet"};
   for (const std::string& setting :
        {std::string("model.layers=2"), std::string("model.hidden=64"), std::string("model.heads=4"),
         std::string("model.kv_heads=4"), std::string("model.ffn=192"),

@@ -29,8 +29,9 @@ TEST(CoordinatorEnds, AJobAfterASaveAtABoundary) {
   story.Hear(0, msg::Voted{.term = 0, .generation = 1, .step = 12, .attempt = 1, .ok = true});
   EXPECT_EQ(story.Win().kind, EntryKind::kCommit);
   EXPECT_THAT(story.Sent<msg::Settle>(), SizeIs(1));
+  EXPECT_THAT(story.Sent<msg::Stop>(), IsEmpty()) << "the ranks are about to be done";
+  story.Done(0, 12);
   ASSERT_THAT(story.Sent<msg::Stop>(), SizeIs(1));
-  EXPECT_TRUE(story.Sent<msg::Stop>().at(0).at_boundary);
   story.Stopped(0, 1);
   const LogEntry end = story.Win();
   EXPECT_EQ(end.kind, EntryKind::kEnd);
@@ -47,9 +48,30 @@ TEST(CoordinatorEnds, AJobWhoseLastSaveFails) {
   story.Do(Coordinator::EndJob{75});
   story.Report(0, NodeStage::kRunning, 1, Frozen);
   story.Do(Coordinator::Measured{1, 12, false});
-  ASSERT_THAT(story.Sent<msg::Stop>(), SizeIs(1));
+  story.Done(0, 12);
+  EXPECT_THAT(story.said(), HasSubstr("the state of step 12 could not be saved"));
   story.Stopped(0, 1);
-  EXPECT_EQ(story.Win().exit_code, 75);
+  EXPECT_EQ(story.Win().exit_code, kExitUnsaved) << "nobody may take it for a good end";
+}
+
+// A file system that does not answer: whoever waits for it is not waited for.
+TEST(CoordinatorEnds, AJobWhoseLastSaveTakesTooLong) {
+  CoordinatorStory story(1);
+  story.LogStaysAsItIs();
+  story.RunAll();
+  story.Do(Coordinator::EndJob{75});
+  const auto stands = [](msg::Report& report) {
+    Frozen(report);
+    report.waits = true;
+    report.finished = 12;
+  };
+  story.Report(0, NodeStage::kRunning, 1, stands);
+  story.Do(Coordinator::Measured{1, 12, true});
+  story.AfterInTouch(CoordinatorStory::Options().save_max + absl::Seconds(1), {0});
+  ASSERT_EQ(story.phase(), Phase::kStopping);
+  EXPECT_THAT(story.said(), HasSubstr("the state of step 12 could not be saved"));
+  story.Stopped(0, 1);
+  EXPECT_EQ(story.Win().exit_code, kExitUnsaved);
 }
 
 TEST(CoordinatorEnds, AJobWhoseSaveIsUnderWayWhenThatIsOver) {
@@ -58,18 +80,73 @@ TEST(CoordinatorEnds, AJobWhoseSaveIsUnderWayWhenThatIsOver) {
   story.Do(Coordinator::SaveNow{});
   story.Report(0, NodeStage::kRunning, 1, Frozen);
   story.Do(Coordinator::EndJob{75});
-  EXPECT_THAT(story.Sent<msg::Save>(), IsEmpty()) << "one is enough";
+  EXPECT_THAT(story.Sent<msg::Save>(), IsEmpty()) << "one at a time";
+  story.Do(Coordinator::Measured{1, 12, true});
+  story.Wrote(0, 12, 1);
+  story.Do(Coordinator::PartsJoined{1, 12, 1, {0}, {"A"}, true});
+  story.Hear(0, msg::Voted{.term = 0, .generation = 1, .step = 12, .attempt = 1, .ok = true});
+  EXPECT_EQ(story.Win().kind, EntryKind::kCommit);
+  // Steps were taken since: the newest state is the last one to be kept.
+  EXPECT_THAT(story.Sent<msg::Stop>(), IsEmpty());
+  ASSERT_THAT(story.Sent<msg::Save>(), SizeIs(1));
+  EXPECT_TRUE(story.Sent<msg::Save>()[0].last);
+  EXPECT_EQ(story.Sent<msg::Save>()[0].after, 12);
+  story.SaveAll(15);
+  story.Done(0, 15);
+  story.Stopped(0, 1);
+  const LogEntry end = story.Win();
+  EXPECT_EQ(end.exit_code, 75);
+  EXPECT_EQ(end.step, 15);
+}
+
+// Also behind one that failed.
+TEST(CoordinatorEnds, AJobWhoseSaveUnderWayFails) {
+  CoordinatorStory story(1);
+  story.RunAll();
+  story.Do(Coordinator::SaveNow{});
+  story.Report(0, NodeStage::kRunning, 1, Frozen);
+  story.Do(Coordinator::EndJob{75});
   story.Do(Coordinator::Measured{1, 12, false});
-  EXPECT_THAT(story.Sent<msg::Stop>(), SizeIs(1));
+  ASSERT_THAT(story.Sent<msg::Save>(), SizeIs(1));
+  EXPECT_TRUE(story.Sent<msg::Save>()[0].last);
+  story.SaveAll(15);
+  story.Done(0, 15);
+  story.Stopped(0, 1);
+  EXPECT_EQ(story.Win().exit_code, 75);
+}
+
+// What is done behind the last step, and its records, belong to the job.
+TEST(CoordinatorEnds, AJobWhenTheStoreHasWoundUp) {
+  CoordinatorStory story(1);
+  story.StoreIsBusy();
+  story.RunAll();
+  story.SaveAll(12);
+  story.Done(0, 12);
+  story.Stopped(0, 1);
+  EXPECT_THAT(story.All<Coordinator::WindUp>(), SizeIs(1));
+  EXPECT_EQ(story.phase(), Phase::kEnding);
+  EXPECT_FALSE(story.append().has_value());
+  story.LogStaysAsItIs();
+  story.AfterInTouch(absl::Hours(1), {0});
+  EXPECT_FALSE(story.append().has_value());
+  EXPECT_THAT(story.All<Coordinator::WindUp>(), IsEmpty()) << "once";
+  story.Do(Coordinator::Note{7});
+  story.Do(Coordinator::WoundUp{});
+  EXPECT_EQ(story.Win().kind, EntryKind::kNote) << "what was noted comes before";
+  EXPECT_EQ(story.Win().kind, EntryKind::kEnd);
+  story.Do(Coordinator::WoundUp{});
+  EXPECT_TRUE(story.DoesNothing());
 }
 
 TEST(CoordinatorEnds, AJobThatFailsBeforeItIsSaved) {
   CoordinatorStory story(1);
   story.RunAll();
   story.Do(Coordinator::EndJob{75});
-  story.Report(0, NodeStage::kBroken, 1);
+  story.Report(0, NodeStage::kBroken, 1, [](msg::Report& report) { report.finished = 40; });
   story.Stopped(0, 1, {{1, 40, 0}});
-  EXPECT_EQ(story.Win().kind, EntryKind::kEnd) << "no other generation";
+  const LogEntry end = story.Win();
+  EXPECT_EQ(end.kind, EntryKind::kEnd) << "no other generation";
+  EXPECT_EQ(end.exit_code, kExitUnsaved);
 }
 
 TEST(CoordinatorEnds, AJobWhateverItIsAbout) {

@@ -75,6 +75,8 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
   void LogStaysAsItIs() { log_answers_ = true; }
   // From now on nobody says which checkpoint it is to be; until then the newest, at once.
   void StoreIsSilent() { store_answers_ = false; }
+  // From now on the store has something to do behind the last step.
+  void StoreIsBusy() { store_winds_up_ = false; }
   // The record that was asked for gets its slot.
   LogEntry Win() {
     EXPECT_TRUE(append_.has_value()) << "nothing was to be appended";
@@ -230,12 +232,13 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
   void Feed(const Coordinator::Event& event) {
     Coordinator::Effects effects;
     lead_.Step(now_, event, effects);
-    bool read = false;
+    bool read = false, winds_up = false;
     std::optional<uint64_t> asked;
     for (Coordinator::Effect& effect : effects) {
       if (const auto* choose = std::get_if<Coordinator::ChooseCheckpoint>(&effect))
         asked = choose->question;
       read |= std::holds_alternative<Coordinator::ReadLog>(effect);
+      winds_up |= std::holds_alternative<Coordinator::WindUp>(effect);
       if (const auto* remark = std::get_if<Coordinator::Remark>(&effect))
         said_ += remark->text + "\n";
       if (const auto* append = std::get_if<Coordinator::Append>(&effect)) append_ = append->entry;
@@ -245,6 +248,7 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
     }
     if (read && log_answers_)
       Feed(Coordinator::LogRead{.asked = now_, .entries = std::vector<LogEntry>()});
+    if (winds_up && store_winds_up_) Feed(Coordinator::WoundUp{});
     if (!asked.has_value() || !store_answers_) return;
     Coordinator::CheckpointChosen chosen{.question = *asked, .ok = true};
     if (checkpoint_ >= 0) {
@@ -263,7 +267,7 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
   std::optional<LogEntry> append_;
   std::string said_, resigned_;
   StepIndex checkpoint_;
-  bool log_answers_ = false, store_answers_ = true;
+  bool log_answers_ = false, store_answers_ = true, store_winds_up_ = true;
 };
 
 }  // namespace perdure

@@ -238,10 +238,17 @@ TEST_F(CoordinatorTries, NothingAlsoWhereThatIsHeardWhileRanksStop) {
 }
 
 TEST_F(CoordinatorTries, NothingButWithTheCodeThatWasSaidBefore) {
-  story_.Do(Coordinator::EndJob{75});
+  story_.Do(Coordinator::EndJob{2});
   Broken(1, Kind::kTrainingFailed, 12);
   StopAll(12);
-  EXPECT_EQ(story_.Win().exit_code, 75);
+  EXPECT_EQ(story_.Win().exit_code, 2);
+}
+
+TEST_F(CoordinatorTries, NothingWhereTheJobWasToStopAndItsStateIsLost) {
+  story_.Do(Coordinator::EndJob{75});
+  Broken(1, Kind::kRankCrashed, 12);
+  StopAll(12);
+  EXPECT_EQ(story_.Win().exit_code, kExitUnsaved);
 }
 
 // The log has what was tried before.

@@ -1,5 +1,5 @@
-// perdure run --agents as users meet it, beside what tests/chaos does to it: what is refused, how
-// it is stopped, what is left when its own process dies, a bad checkpoint, a full disk.
+// A job of agents as users meet it, beside what tests/chaos does to it: what is refused, how it is
+// stopped, what is left when its own process dies, a bad checkpoint, a full disk.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -30,9 +30,7 @@ class AgentsJob : public testing::Test {
   }
 
   std::vector<std::string> Arguments(const std::vector<std::string>& more) const {
-    std::vector<std::string> words = RunOfTwoRanks(run_, folder_, more);
-    words.push_back("--agents");
-    return words;
+    return RunOfTwoRanks(run_, folder_, more);
   }
   CommandResult Run(const std::vector<std::string>& more) const { return Perdure(Arguments(more)); }
   int Start(const std::vector<std::string>& more) const {
@@ -72,7 +70,7 @@ TEST_F(AgentsJob, IsStoppedWithACheckpointAndOneAtATime) {
   const int pid = Start({});
   ASSERT_TRUE(AwaitStep(2)) << ReadFile(folder_ + "/errors").value_or("");
   const nlohmann::json status = StatusOf(run_);
-  EXPECT_EQ(status["supervisor_pid"], pid);
+  EXPECT_EQ(status["launcher_pid"], pid);
   EXPECT_EQ(status["nodes"], 1);
   EXPECT_EQ(status["layout"]["data"], 2);
   EXPECT_EQ(status["members"][0]["ranks"].size(), 2U);
@@ -85,6 +83,22 @@ TEST_F(AgentsJob, IsStoppedWithACheckpointAndOneAtATime) {
   const nlohmann::json listed = ListedCheckpoints(run_);
   ASSERT_FALSE(listed.empty());
   EXPECT_EQ(std::to_string(listed.back()["step"].get<int64_t>()), LossColumn(run_, "step").back());
+}
+
+// Whoever takes its place knows, and what its ranks had done is not taken for kept.
+TEST_F(AgentsJob, StopsAlthoughItsAgentDies) {
+  const int pid = Start({});
+  ASSERT_TRUE(AwaitStep(2));
+  const int agent = StatusOf(run_)["members"][0]["agent_pid"];
+  ASSERT_EQ(::kill(agent, SIGSTOP), 0);
+  ASSERT_EQ(::kill(pid, SIGTERM), 0);
+  const auto errors = [&] { return ReadFile(folder_ + "/errors").value_or(""); };
+  while (errors().find("signal 15") == std::string::npos)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  ASSERT_EQ(::kill(agent, SIGKILL), 0);
+  EXPECT_EQ(WaitFor(pid), 1) << errors();
+  EXPECT_THAT(errors(), HasSubstr("could not be saved, the newest checkpoint is of step"));
+  EXPECT_EQ(StatusOf(run_)["state"], "failed");
 }
 
 TEST_F(AgentsJob, StopsAtOnceWhenThatIsAskedFor) {
@@ -139,6 +153,7 @@ TEST_F(AgentsJob, AFullDiskIsNoGoodEnd) {
   EXPECT_EQ(full.exit_code, 1) << full.errors;
   EXPECT_THAT(full.errors, HasSubstr("the state of step 4 could not be saved"));
   EXPECT_THAT(full.errors, HasSubstr("a checkpoint needs "));
+  EXPECT_EQ(StatusOf(run_)["state"], "failed");
   EXPECT_EQ(LossColumn(run_, "step"), (std::vector<std::string>{"1", "2", "3", "4"}));
   const auto failed = JournalEvents(run_, "checkpoint_failed");
   ASSERT_FALSE(failed.empty());

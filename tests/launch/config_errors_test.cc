@@ -245,7 +245,7 @@ TEST(ConfigErrors, Ranges) {
        "with virtual_stages = 1"},
       {"layout.zero=4", "layout.zero = 4 must be between 0 and 3", "the default is 1"},
       {"layout.recompute=some", "layout.recompute = \"some\"", "\"none\", \"full\""},
-      {"layout.transport=mpi", "layout.transport = \"mpi\"", "\"ucx\", \"libfabric\", \"local\""},
+      {"layout.transport=mpi", "layout.transport = \"mpi\"", "\"ucx\", \"libfabric\""},
       {"job.spares=-1", "job.spares = -1", "the default is 0"},
       {"job.ranks_per_node=0", "job.ranks_per_node = 0", "the default is 1"},
       {"job.time_limit=0s", "job.time_limit = \"0s\"", "longer than 0"},

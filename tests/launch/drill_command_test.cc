@@ -70,8 +70,8 @@ class FakeJob : public testing::Test {
            {"job", 7},
            {"coordinator", 0},
            {"nodes", nodes},
-           {"supervisor_pid", ::getpid()},
-           {"supervisor_start", launcher_start != 0 ? launcher_start : ProcessStart(::getpid())}});
+           {"launcher_pid", ::getpid()},
+           {"launcher_start", launcher_start != 0 ? launcher_start : ProcessStart(::getpid())}});
   }
   // A node with one rank, of the same number.
   void Node(int node, const Bystander& agent, const Bystander& rank, uint64_t rank_start = 0) {

@@ -89,23 +89,23 @@ const std::vector<Layout> kLayouts = {
     {1, 1, 1, 1, "ucx"},
     {2, 2, 2, 1, "ucx", 1, 2},
     {1, 1, 2, 0, "libfabric"},
-    {4, 1, 1, 2, "local"},
+    {4, 1, 1, 2, "ucx"},
     {1, 2, 3, 3, "ucx", 2},
     {2, 1, 5, 2, "libfabric", 1, 2},
     {1, 4, 1, 1, "ucx"},
     {4, 2, 1, 0, "libfabric"},
-    {1, 2, 5, 1, "local", 2},
+    {1, 2, 5, 1, "libfabric", 2, 5},
     {2, 4, 1, 3, "ucx", 1, 4},
     {1, 1, 3, 3, "libfabric"},
     {2, 2, 1, 2, "ucx", 2, 1, "full"},
     {4, 1, 2, 3, "ucx"},
     {1, 4, 2, 2, "libfabric"},
     {1, 1, 5, 0, "ucx"},
-    {2, 1, 1, 0, "local"},
+    {2, 1, 1, 0, "ucx", 1, 2},
     {1, 2, 1, 3, "libfabric", 1, 1, "full"},
 };
 
-TEST_F(LayoutsEndToEnd, EightLayoutsAndThreeTransports) {
+TEST_F(LayoutsEndToEnd, EightLayoutsAndTwoTransports) {
   ExpectAllEqual({kLayouts.begin(), kLayouts.begin() + 8}, 6);
 }
 

@@ -42,7 +42,7 @@ int Spawn(const std::vector<std::string>& arguments, const std::string& output,
 std::string BuiltTransport() {
   for (const char* kind : {"ucx", "libfabric"})
     if (!absl::IsUnimplemented(NewTransport(kind, {.rank = 0, .size = 1}).status())) return kind;
-  return "local";
+  return "ucx";  // Whoever starts a job hears that this build has none.
 }
 
 std::vector<std::string> RunOfTwoRanks(const std::string& run_directory,

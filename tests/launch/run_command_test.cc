@@ -38,10 +38,8 @@ class RunCommand : public testing::Test {
   void AwaitStep(int64_t step) const {
     const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
     while (std::chrono::steady_clock::now() < deadline) {
-      const auto text = ReadFile(run_ + "/status.json");
-      const auto status =
-          text.ok() ? nlohmann::json::parse(*text, nullptr, false) : nlohmann::json();
-      if (status.is_object() && status.value("step", int64_t{0}) >= step) return;
+      const nlohmann::json status = StatusOf(run_);
+      if (status.is_object() && status["state"] == "running" && status["step"] >= step) return;
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     FAIL() << "the job did not reach step " << step;
@@ -53,6 +51,7 @@ class RunCommand : public testing::Test {
 TEST_F(RunCommand, RefusesBadInputAndWritesNothing) {
   ExpectRefused({"--set", "model.layer=3"}, {"model.layer", "model.layers"});
   ExpectRefused({"--set", "layout.tensor=3"}, {"layout.tensor", "3"});
+  ExpectRefused({"--set", "layout.transport=local"}, {"layout.transport", "ucx", "libfabric"});
   ExpectRefused({"--set", "layout.tensor=4", "--set", "layout.pipeline=4"},
                 {"16 ranks", "nearest"});
   ExpectRefused({"--set", "model.vocab=900"}, {"900", ".bin"});
@@ -87,21 +86,49 @@ TEST_F(RunCommand, ARunIsFrozen) {
   EXPECT_EQ(LossColumn(run_, "step"), (std::vector<std::string>{"1", "2"}));
 }
 
-TEST_F(RunCommand, ADeadRankIsNamedTheOthersEndAndTheRunResumes) {
-  const int pid = StartPerdure(
-      Arguments({"--set", "checkpoint.every_steps=2", "--until-step", "40"}), folder_ + "/errors");
+TEST_F(RunCommand, ADeadRankIsNamedAndTheJobGoesOn) {
+  const int pid = StartPerdure(Arguments({"--until-step", "30"}), folder_ + "/errors");
   AwaitStep(3);
   const nlohmann::json status = StatusOf(run_);
   const int victim = status["members"][0]["ranks"][1]["pid"];
   const int other = status["members"][0]["ranks"][0]["pid"];
   EXPECT_EQ(status["state"], "running");
   ASSERT_EQ(::kill(victim, SIGKILL), 0);
-  EXPECT_EQ(WaitFor(pid), 1);
+  EXPECT_EQ(WaitFor(pid), 75);
   EXPECT_NE(::kill(other, 0), 0);
   const std::string errors = ReadFile(folder_ + "/errors").value();
-  EXPECT_NE(errors.find("rank 1"), std::string::npos) << errors;
-  EXPECT_NE(errors.find("signal 9"), std::string::npos) << errors;
+  EXPECT_NE(errors.find(fmt::format("rank 1 (node 0, process {}): was killed by signal 9 (Killed)",
+                                    victim)),
+            std::string::npos)
+      << errors;
+  EXPECT_EQ(StatusOf(run_)["state"], "stopped");
+  const auto failed = JournalEvents(run_, "rank_failed");
+  ASSERT_EQ(failed.size(), 1U);
+  EXPECT_EQ(failed[0]["rank"], 1);
+  EXPECT_EQ(failed[0]["node"], 0);
+  EXPECT_EQ(failed[0]["process"], victim);
+  EXPECT_EQ(failed[0]["number"], SIGKILL);
+  // No step is missing, none stands there twice.
+  std::vector<std::string> steps;
+  for (int step = 1; step <= 30; ++step) steps.push_back(std::to_string(step));
+  EXPECT_EQ(LossColumn(run_, "step"), steps);
+}
+
+// Nobody is left to go on, and the next job resumes.
+TEST_F(RunCommand, AJobThatFailsSaysSoAndTheRunResumes) {
+  const int pid = StartPerdure(
+      Arguments({"--set", "checkpoint.every_steps=2", "--until-step", "40", "--no-agent-restart"}),
+      folder_ + "/errors");
+  AwaitStep(3);
+  const nlohmann::json member = StatusOf(run_)["members"][0];
+  const int agent = member["agent_pid"];
+  ASSERT_EQ(::kill(agent, SIGKILL), 0);
+  EXPECT_EQ(WaitFor(pid), 1);
+  for (const nlohmann::json& rank : member["ranks"]) EXPECT_NE(::kill(rank["pid"], 0), 0);
+  const std::string errors = ReadFile(folder_ + "/errors").value();
+  EXPECT_NE(errors.find("the agent of node 0 was killed by signal 9"), std::string::npos) << errors;
   EXPECT_EQ(StatusOf(run_)["state"], "failed");
+  EXPECT_EQ(JournalEvents(run_, "end").back()["exit_code"], 1);
   ASSERT_EQ(Perdure(Arguments({"--until-step", "8"})).exit_code, 75);
   std::vector<std::string> steps;
   for (int step = 1; step <= 8; ++step) steps.push_back(std::to_string(step));
@@ -132,8 +159,8 @@ TEST_F(RunCommand, ACorruptCheckpointIsNotLoaded) {
   const CommandResult resumed = Perdure(Arguments({"--until-step", "5"}));
   EXPECT_EQ(resumed.exit_code, 75);
   EXPECT_NE(resumed.errors.find("block 1 "), std::string::npos) << resumed.errors;
-  EXPECT_NE(resumed.errors.find("in quarantine/"), std::string::npos) << resumed.errors;
-  EXPECT_NE(resumed.errors.find("resuming at step 2"), std::string::npos) << resumed.errors;
+  EXPECT_NE(resumed.errors.find("goes to quarantine/"), std::string::npos) << resumed.errors;
+  EXPECT_NE(resumed.errors.find("goes on from step 2,"), std::string::npos) << resumed.errors;
   EXPECT_EQ(LossColumn(run_, "step"), (std::vector<std::string>{"1", "2", "3", "4", "5"}));
 }
 
@@ -217,6 +244,36 @@ TEST_F(RunCommand, KeptFilesAreTended) {
     if (!file.ends_with("run.toml")) EXPECT_LT(access(file), kLater) << file;
 }
 
+// What people and reports read in the journal of a job that nothing happened to.
+TEST_F(RunCommand, TheJournalTellsTheStory) {
+  ASSERT_EQ(Perdure(Arguments({"--until-step", "2"})).exit_code, 75);
+  ASSERT_EQ(Perdure(Arguments({"--until-step", "3", "--set", "layout.tensor=2"})).exit_code, 75);
+  const auto generations = JournalEvents(run_, "generation"),
+             loaded = JournalEvents(run_, "loaded"), saved = JournalEvents(run_, "checkpoint"),
+             steps = JournalEvents(run_, "step"), ends = JournalEvents(run_, "end");
+  ASSERT_EQ(generations.size(), 2U);
+  EXPECT_EQ(generations[0]["ranks"], 2);
+  EXPECT_EQ(generations[0]["nodes"], 1);
+  EXPECT_EQ(generations[0]["resumes"], 0);
+  EXPECT_EQ(generations[0]["checkpoint"], "");
+  EXPECT_EQ(generations[0]["backend"], "cpu");
+  EXPECT_EQ(generations[0]["transport"], BuiltTransport());
+  EXPECT_EQ(generations[1]["resumes"], 2);
+  EXPECT_TRUE(std::filesystem::exists(generations[1]["checkpoint"].get<std::string>()));
+  EXPECT_NE(generations[0]["layout"], generations[1]["layout"]);
+  ASSERT_EQ(loaded.size(), 2U);
+  EXPECT_EQ(loaded[1]["step"], 2);
+  ASSERT_EQ(saved.size(), 2U);
+  EXPECT_EQ(loaded[1]["certificate"], saved[0]["certificate"]);
+  ASSERT_EQ(steps.size(), 3U);
+  EXPECT_EQ(steps[2]["generation"], 2);
+  EXPECT_EQ(steps[2]["sample_chain"].get<std::string>().size(), 32U);
+  ASSERT_EQ(ends.size(), 2U);
+  EXPECT_EQ(ends[1]["state"], "stopped");
+  EXPECT_EQ(ends[1]["step"], 3);
+  EXPECT_EQ(ends[1]["exit_code"], 75);
+}
+
 TEST_F(RunCommand, StatusOfNothingIsRefused) {
   const CommandResult result = Perdure({"status", folder_ + "/absent"});
   EXPECT_EQ(result.exit_code, 2);
@@ -226,9 +283,12 @@ TEST_F(RunCommand, StatusOfNothingIsRefused) {
 TEST_F(RunCommand, StatusHasWhatScriptsReadFromIt) {
   ASSERT_EQ(Perdure(Arguments({"--until-step", "1"})).exit_code, 75);
   const nlohmann::json status = StatusOf(run_);
-  for (const char* key : {"state", "phase", "step", "steps_total", "loss", "generation", "layout",
-                          "nodes", "members"})
+  for (const char* key : {"name", "state", "phase", "step", "steps_total", "loss",
+                          "tokens_per_second", "generation", "layout", "nodes", "members", "time"})
     EXPECT_TRUE(status.contains(key)) << key;
+  EXPECT_EQ(status["step"], 1);
+  EXPECT_EQ(status["generation"], 1);
+  EXPECT_TRUE(status["loss"].is_number());
   EXPECT_EQ(status["steps_total"], 120);
   EXPECT_EQ(status["layout"]["data"], 2);
 }

@@ -61,7 +61,6 @@ class HeldJob {
   }
 
   const std::string& run() const { return run_; }
-  int pid() const { return pid_; }
   std::string errors() const { return ReadFile(folder_ + "/errors").value_or(""); }
   // False: not within four minutes.
   bool Await(const std::function<bool()>& done) const {
@@ -93,7 +92,7 @@ TEST(SlowExport, HoldsNoCommitUpAndKeepsItsCheckpoint) {
   })) << job.errors();
   EXPECT_FALSE(fs::exists(run + "/export/step0000001"));
   EXPECT_EQ(Steps(run, "export"), std::vector<int64_t>{});
-  EXPECT_EQ(Nicest(job.pid()), 19);
+  EXPECT_EQ(Nicest(StatusOf(run)["members"][0]["agent_pid"]), 19);
   const nlohmann::json kept = ListedCheckpoints(run);
   ASSERT_FALSE(kept.empty());
   EXPECT_EQ(kept[0]["step"], 1);

@@ -18,7 +18,7 @@ using testing::Not;
 TEST(Version, HasALineForEachKindOfThing) {
   EXPECT_THAT(VersionText(), MatchesRegex("perdure [0-9]+\\.[0-9]+\\.[0-9]+\n"
                                           "backends: cpu \\(oneDNN [0-9.]+, [a-z0-9_]+\\), cuda.*\n"
-                                          "transports: .*local; device: staged, nccl.*"));
+                                          "transports: .*; device: staged, nccl.*"));
   EXPECT_THAT(VersionText(), HasSubstr(CpuIsa()));
 }
 
@@ -36,8 +36,9 @@ TEST(Version, SaysWhetherThereIsCuda) {
 
 TEST(Version, NamesTheTransportsThatAreLinked) {
   const std::string text = VersionText();
-  for (const std::string kind : {"ucx", "libfabric", "local"}) {
-    const auto transport = NewTransport(kind, {.rank = 0, .size = 1}, NewLocalHub(1));
+  EXPECT_THAT(text, Not(HasSubstr("local"))) << "no job has it";
+  for (const std::string kind : {"ucx", "libfabric"}) {
+    const auto transport = NewTransport(kind, {.rank = 0, .size = 1});
     const bool linked = !absl::IsUnimplemented(transport.status());
     EXPECT_THAT(text,
                 linked ? testing::Matcher<std::string>(HasSubstr(kind)) : Not(HasSubstr(kind)));

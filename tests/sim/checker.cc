@@ -122,6 +122,9 @@ Checker::Problem Checker::OnEnd(const LogEntry& e) {
     if (!failed_twice && trained && !none_can_be_loaded_ && !no_slots_ && fits)
       return "END with 93 without a reason";
     none_can_be_loaded_ = no_slots_ = false;
+  } else if (e.exit_code == kExitUnsaved) {
+    if (starts_.empty() || StepsOf(starts_.rbegin()->first) <= std::max(GoodStep(), StepIndex{0}))
+      return "END of a job that lost nothing says that it did";
   } else if (e.exit_code != 75) {
     return fmt::format("END with {}", e.exit_code);
   }

@@ -17,7 +17,7 @@ constexpr uint64_t kEventsMax = 20'000'000;
 // Of one step of a machine on n nodes: a few for each.
 constexpr size_t kEffectsPerNode = 16, kEffectsMore = 64;
 // What a coordinator is answered: `d` of kLeadReply.
-constexpr int64_t kMeasured = 0, kJoined = 1, kUnpublished = 2;
+constexpr int64_t kMeasured = 0, kJoined = 1, kUnpublished = 2, kWoundUp = 3;
 
 // Adds the real time of its life to a sum.
 class Timed {
@@ -235,6 +235,8 @@ void World::Handle(Happening& h) {
       if (!Of(h.agent).lead.has_value() || Of(h.agent).lead_id != h.version) return;
       if (h.d == kUnpublished) {
         StepLead(h.agent, Coordinator::Unpublished{});
+      } else if (h.d == kWoundUp) {
+        StepLead(h.agent, Coordinator::WoundUp{});
       } else if (h.d == kMeasured) {
         StepLead(h.agent, Coordinator::Measured{static_cast<Generation>(h.a), h.b, true});
       } else {
@@ -551,6 +553,10 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
                       .a = static_cast<int64_t>(measure->generation),
                       .b = measure->step,
                       .d = kMeasured});
+    } else if (std::holds_alternative<Coordinator::WindUp>(effect)) {
+      WantNotes(index);
+      At(now_ + 30 * kMs,
+         {.what = What::kLeadReply, .agent = index, .version = lead_id, .d = kWoundUp});
     } else if (auto* choose = std::get_if<Coordinator::ChooseCheckpoint>(&effect)) {
       Choose(index, *choose);
     } else if (auto* noted = std::get_if<Coordinator::Noted>(&effect)) {
