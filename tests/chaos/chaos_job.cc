@@ -34,9 +34,10 @@ ChaosEnd ChaosEndOf(const std::string& run, int exit_code) {
   return end;
 }
 
-ChaosEnd Undisturbed(const std::string& folder, const std::vector<std::string>& more) {
+ChaosEnd Undisturbed(const std::string& folder, const std::vector<std::string>& more,
+                     int64_t until) {
   const std::string run = folder + "/undisturbed";
-  std::vector<std::string> words = SmallModel(run, folder);
+  std::vector<std::string> words = SmallModel(run, folder, until);
   words.insert(words.end(), {"--nodes", "1", "--ranks-per-node", "1", "--set", "layout.tensor=1",
                              "--set", "layout.pipeline=1"});
   words.insert(words.end(), more.begin(), more.end());

@@ -31,7 +31,8 @@ std::vector<std::string> SmallModel(const std::string& run, const std::string& f
                                     int64_t until = kChaosSteps);
 
 // The same run, undisturbed, on one rank.
-ChaosEnd Undisturbed(const std::string& folder, const std::vector<std::string>& more = {});
+ChaosEnd Undisturbed(const std::string& folder, const std::vector<std::string>& more = {},
+                     int64_t until = kChaosSteps);
 
 class ChaosJob {
  public:

@@ -22,6 +22,8 @@ namespace {
 
 constexpr int kNodes = 4;
 constexpr int64_t kStrike = 8;
+// Until a node that is back has been there for long enough to be taken in.
+constexpr int64_t kSteps = 110;
 constexpr uint64_t kJob = 77;
 
 // Agents that a batch script would have started, one in each network.
@@ -50,7 +52,7 @@ class Agents {
                                               "--data-dir",
                                               folder,
                                               "--until-step",
-                                              std::to_string(kChaosSteps),
+                                              std::to_string(kSteps),
                                               "--quiet"};
       pids_.push_back(network.On(node, [&] { return StartPerdure(words, errors_.back()); }));
     }
@@ -128,7 +130,7 @@ TEST_P(LongPartition, EndsInTheSameBits) {
   if (!network.ok()) GTEST_SKIP() << Message(network.status());
   const std::string folder = FreshFolder("partition");
   WriteNanoData(folder);
-  const ChaosEnd undisturbed = Undisturbed(folder);
+  const ChaosEnd undisturbed = Undisturbed(folder, {}, kSteps);
   {
     Agents agents(folder, *network, {});
     ASSERT_TRUE(agents.AwaitStep(kStrike)) << agents.Errors();
