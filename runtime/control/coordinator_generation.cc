@@ -410,7 +410,7 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
   switch (phase_) {
     case Phase::kRunning:
       // Behind one that is under way. When the last one is settled the ranks are done.
-      if (saving_ < 0) save_due_ = now_;
+      save_due_ = now_;
       return;
     case Phase::kForming:
     case Phase::kGathering:

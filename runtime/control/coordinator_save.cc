@@ -18,12 +18,14 @@ void Coordinator::On(const SaveNow&, Effects&) {
 
 void Coordinator::SaveTimers(Effects& effects) {
   if (phase_ != Phase::kRunning) return;
-  if (saving_ < 0 && now_ >= save_due_) {
+  // That the job is to end is said beside a save too: ranks that freeze by themselves may have the
+  // next state in their hands before this one is settled, again and again.
+  if ((saving_ < 0 || ending_.has_value()) && now_ >= save_due_) {
     save_due_ = now_ + options_.resend;
     effects.emplace_back(
         Send{At(layout_.seats.front().node), msg::Save{.term = term_,
                                                        .generation = layout_.generation,
-                                                       .after = Past(),
+                                                       .after = std::max(Past(), saving_),
                                                        .last = ending_.has_value()}});
   }
   // Unless its COMMIT may be in the log already.
@@ -113,7 +115,7 @@ void Coordinator::OnSaving(NodeId node, const msg::Report& report, Effects& effe
   }
   if (saving_ < 0) {
     saving_ = report.frozen;
-    save_due_ = absl::InfiniteFuture();
+    save_due_ = ending_.has_value() ? now_ + options_.resend : absl::InfiniteFuture();
     save_give_up_ = now_ + options_.save_max;
   }
   if (report.frozen != saving_) return;

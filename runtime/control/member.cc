@@ -399,7 +399,7 @@ void Member::On(const Leave&, Effects&) {
 // ---- checkpoints
 
 void Member::OnMessage(const msg::Save& m, Effects& effects) {
-  if (m.generation == generation_ && stage_ == NodeStage::kRunning && frozen_ < 0)
+  if (m.generation == generation_ && stage_ == NodeStage::kRunning && (frozen_ < 0 || m.last))
     effects.emplace_back(FreezeState{m});
 }
 

@@ -80,7 +80,13 @@ TEST(CoordinatorEnds, AJobWhoseSaveIsUnderWayWhenThatIsOver) {
   story.Do(Coordinator::SaveNow{});
   story.Report(0, NodeStage::kRunning, 1, Frozen);
   story.Do(Coordinator::EndJob{75});
-  EXPECT_THAT(story.Sent<msg::Save>(), IsEmpty()) << "one at a time";
+  // Said beside it, and again: ranks that freeze by themselves have the next state at once.
+  ASSERT_THAT(story.Sent<msg::Save>(), SizeIs(1));
+  EXPECT_TRUE(story.Sent<msg::Save>()[0].last);
+  EXPECT_EQ(story.Sent<msg::Save>()[0].after, 12) << "a later one than this";
+  const absl::Time said = story.now();
+  story.AfterInTouch(Ms(1100), {0});
+  EXPECT_THAT(story.WhenSent<msg::Save>(0, said), ElementsAre(Ms(500), Ms(1000)));
   story.Do(Coordinator::Measured{1, 12, true});
   story.Wrote(0, 12, 1);
   story.Do(Coordinator::PartsJoined{1, 12, 1, {0}, {"A"}, true});

@@ -69,6 +69,15 @@ TEST(MemberSaves, FreezesNoSecondStateAndNoneOfAnotherGeneration) {
   EXPECT_THAT(story.All<Member::FreezeState>(), SizeIs(1));
 }
 
+TEST(MemberSaves, HandsOnThatTheNextIsTheLastWhateverIsFrozen) {
+  SaveStory story;
+  story.Freeze(50);
+  story.Hear(msg::Save{.term = 0, .generation = 4, .after = 50, .last = true});
+  ASSERT_THAT(story.All<Member::FreezeState>(), SizeIs(1));
+  EXPECT_TRUE(story.All<Member::FreezeState>()[0].save.last);
+  EXPECT_EQ(story.All<Member::FreezeState>()[0].save.after, 50);
+}
+
 TEST(MemberSaves, AStateOfAnotherGenerationIsNotFrozen) {
   SaveStory story;
   story.Do(Member::Frozen{3, 50});
