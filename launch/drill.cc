@@ -229,7 +229,13 @@ std::string Drill::JobIsOver() const {
 // What is to be seen has been.
 bool Drill::Over(const Injury& injury, int64_t step_then) const {
   const std::vector<Recovery>& recoveries = story_.recoveries();
-  if (!recoveries.empty()) return recoveries.front().stepped.has_value();
+  // Rank 0 tells a step a moment after the coordinator has seen it: those that were taken again
+  // must be compared.
+  if (!recoveries.empty()) {
+    const Recovery& first = recoveries.front();
+    return first.stepped.has_value() &&
+           story_.Told(first.next, first.resumed + std::max<int64_t>(first.redone, 1));
+  }
   // It was stopping anyway, and nobody had to notice.
   if (story_.generation() > injury.generation && story_.stepped()) return true;
   if (!injury.kind->tolerable || story_.step() <= step_then) return false;

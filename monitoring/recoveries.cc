@@ -83,7 +83,9 @@ bool JournalStory::Read(std::string_view text) {
     const std::string bits = Text(line, "loss_bits");
     if (!step.has_value() || !IsLossBits(bits)) return false;
     if (event == "step") step_ = *step;
-    const auto [told, fresh] = losses_.try_emplace(*step, Told{generation, bits});
+    told_generation_ = generation;
+    told_step_ = *step;
+    const auto [told, fresh] = losses_.try_emplace(*step, Loss{generation, bits});
     if (losses_.size() > kLossesMax) losses_.erase(losses_.begin());
     if (fresh) return true;
     ++told_twice_;

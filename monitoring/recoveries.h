@@ -62,13 +62,17 @@ class JournalStory {
   const std::vector<LossDisagreement>& disagreements() const { return disagreements_; }
   int64_t told_twice() const { return told_twice_; }  // Steps.
   int64_t step() const { return step_; }              // The last that was told.
+  // Whether a generation from this one on has told this step or a later one, again or not.
+  bool Told(uint64_t generation, int64_t step) const {
+    return told_generation_ >= generation && told_step_ >= step;
+  }
   uint64_t generation() const { return generation_; }
   bool stepped() const { return stepped_; }        // The newest generation has, and goes on.
   bool taken_over() const { return taken_over_; }  // A generation was, by a new coordinator.
   bool ended() const { return ended_; }            // A job did.
 
  private:
-  struct Told {
+  struct Loss {
     uint64_t generation = 0;
     std::string loss_bits;
   };
@@ -77,8 +81,9 @@ class JournalStory {
 
   std::vector<Recovery> recoveries_;
   std::vector<LossDisagreement> disagreements_;
-  std::map<int64_t, Told> losses_;
-  int64_t told_twice_ = 0, step_ = 0;
+  std::map<int64_t, Loss> losses_;
+  int64_t told_twice_ = 0, step_ = 0, told_step_ = 0;  // The last of told_generation_,
+  uint64_t told_generation_ = 0;                       // which told one last.
   uint64_t generation_ = 0;
   bool stepped_ = false, taken_over_ = false, ended_ = false;
 };

@@ -296,6 +296,26 @@ TEST_F(FakeJob, ARecoveryIsCertifiedByTheJournal) {
   EXPECT_EQ(injury["first_step"], 1);
 }
 
+// The coordinator has seen the step before its line comes; what it says counts.
+TEST_F(FakeJob, AStepThatIsToldBehindItsRecoveryIsCompared) {
+  const Bystander agent, rank;
+  Node(0, agent, rank);
+  Say("step", {{"generation", 1}, {"step", 5}, {"loss_bits", "4015a228d66b3d53"}});
+  int exit_code = -1;
+  const Json injury = DrillAndThen(
+      "rank",
+      [this] {
+        Say("failure_detected", {{"generation", 1}, {"node", 0}, {"kind", "rank-killed"}}, 1);
+        Say("generation_starting", {{"generation", 2}, {"from", "memory"}, {"step", 4}}, 2);
+        Say("first_step", {{"generation", 2}, {"step", 5}}, 5);
+        std::this_thread::sleep_for(std::chrono::milliseconds(300));
+        Say("step", {{"generation", 2}, {"step", 5}, {"loss_bits", "4015a228d66b3d54"}});
+      },
+      &exit_code);
+  EXPECT_EQ(exit_code, 1) << injury;
+  EXPECT_EQ(injury["disagreements"].size(), 1U);
+}
+
 // The layout was about to change: what died would have been stopped.
 TEST_F(FakeJob, AChangeThatWasToComeAnywayIsSaid) {
   const Bystander agent, rank;

@@ -121,6 +121,9 @@ TEST(JournalStory, StepsThatWereToldAndComeAgainAreRedone) {
   EXPECT_EQ(story.told_twice(), 1);
   EXPECT_TRUE(story.disagreements().empty());
   EXPECT_EQ(story.step(), 47);
+  EXPECT_TRUE(story.Told(2, 47));
+  EXPECT_FALSE(story.Told(2, 48));
+  EXPECT_FALSE(story.Told(3, 47));
   story.Forget();
   EXPECT_EQ(story.told_twice(), 0);
   EXPECT_TRUE(story.recoveries().empty());
