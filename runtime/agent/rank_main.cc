@@ -17,6 +17,7 @@
 #include "runtime/agent/rank_page.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
+#include "runtime/train/corruption.h"
 #include "runtime/train/health.h"
 #include "runtime/train/step_report.h"
 #include "runtime/train/trainer.h"
@@ -363,7 +364,11 @@ from_rank::Error RankMain::Failure(const to_rank::Prepare& prepare, const absl::
     error.slot_lost = slot_lost;
   };
   const bool bad = absl::IsDataLoss(status);
-  if (at_ == At::kDevice && device_.has_value() && bad)
+  if (IsCorruption(status))
+    is(EvidenceKind::kSilentCorruption);
+  else if (IsSuspectedCorruption(status))
+    is(EvidenceKind::kRankCrashed, 1);
+  else if (at_ == At::kDevice && device_.has_value() && bad)
     is(EvidenceKind::kHealthCheckFailed, 0, true);
   else if (absl::IsUnavailable(status))
     is(EvidenceKind::kDeviceError, xid_, true);

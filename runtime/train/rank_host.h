@@ -16,6 +16,7 @@
 #include "ckpt/part_plan.h"
 #include "runtime/base/digest.h"
 #include "runtime/train/activity.h"
+#include "runtime/train/flip.h"
 #include "runtime/train/snapshot_file.h"
 
 namespace perdure {
@@ -94,6 +95,8 @@ class RankHost {
   // Before `step` begins; blocks while the rank may not step. An error: it never will (Cancelled:
   // told to stop).
   virtual absl::Status AwaitLease(int64_t /*step*/) { return absl::OkStatus(); }
+  // Every rank: bits that are to be flipped in `step`, which begins. For drills and tests.
+  virtual std::vector<Flip> Planted(int64_t /*step*/) { return {}; }
   // Every rank: so many steps are finished, and the snapshot of the last one, if it has one, is on
   // its way. Cheap.
   virtual void Progress(int64_t /*step*/) {}

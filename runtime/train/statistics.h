@@ -18,6 +18,7 @@ struct StepStatistics {
   double loss_sum = 0;    // Over leaves in order.
   double square_sum = 0;  // Of all gradients, over atoms in order.
   int command = 0;        // What rank 0 asked for.
+  std::vector<int> verdicts;  // By rank, what each gave.
 };
 
 class StatisticsGather {
@@ -33,9 +34,12 @@ class StatisticsGather {
   absl::StatusOr<std::vector<Digest>> GatherDigests(std::span<const Digest> own);
 
   // losses: this rank's rounds (meaningful on the last pipeline rank); squares: of its own atoms.
-  // `leaves` of the step.
+  // `leaves` of the step. `verdict`: any small number (Verdict::Kind).
   absl::StatusOr<StepStatistics> Gather(int64_t leaves, std::span<const double> losses,
-                                        std::span<const double> squares, int command);
+                                        std::span<const double> squares, int command,
+                                        int verdict = 0);
+  // By rank, the number that each gave.
+  absl::StatusOr<std::vector<int>> GatherNumbers(int own);
 
  private:
   StatisticsGather(const Mesh& mesh, MeshPoint at) : mesh_(mesh), at_(at) {}
