@@ -104,6 +104,7 @@ class LineHost final : public RankHost {
     line_->WaitsAtBoundary(false);
     return line_->AwaitPermission([this] { return MonotonicNow() < page_->LeaseOf(generation_); });
   }
+  std::vector<Flip> Planted(int64_t step) override { return line_->TakeFlips(step); }
   void Progress(int64_t step) override {
     (void)line_->Send(from_rank::Progress{.generation = generation_, .step = step});
   }

@@ -1,6 +1,7 @@
 #include "runtime/train/sharded_state.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
@@ -9,9 +10,11 @@
 namespace perdure {
 namespace {
 
-// Operation numbers on the data group: exchanges and parameter gathers of a bucket never mix.
+// Operation numbers on the data group: exchanges, their sums and parameter gathers of a bucket never
+// mix.
 constexpr uint32_t kExchange = 0;
 constexpr uint32_t kGather = 1U << 18;
+constexpr uint32_t kSums = 1U << 19;
 
 // Exchanges that may be under way at once. Enough that a bucket's messages travel behind the
 // compute of several others, few enough that receiving takes a fraction of the gradient.
@@ -486,14 +489,14 @@ absl::Status ShardedState::GradientsReady(int bucket) {
   const int self = data_->index();
   if (guards_ != nullptr && has_leaf(self)) guards_->leaves.Produced(bucket, state.round, leaf);
   if (has_leaf(self)) RETURN_IF_ERROR(FlipGradient(bucket, leaf));
-  std::vector<Transfer> transfers;
-  // A run, and behind it the sum of what was computed.
+  // Runs, and the sums of what was computed.
+  std::vector<Transfer> transfers, sums;
   const auto add = [&](Transfer::Kind kind, int d, const OwnedRun& run, float* at) {
     if (run.size() == 0) return;
     transfers.push_back({kind, d, at, static_cast<size_t>(run.size()) * sizeof(float)});
     if (guards_ == nullptr) return;
     const bool sends = kind == Transfer::Kind::kSend;
-    transfers.push_back({kind, d,
+    sums.push_back({kind, d,
                          sends ? guards_->leaves.ToSend(bucket, state.round, d)
                                : guards_->leaves.ToReceive(bucket, state.round, d),
                          sizeof(uint64_t)});
@@ -506,6 +509,10 @@ absl::Status ShardedState::GradientsReady(int bucket) {
     add(Transfer::Kind::kSend, d, run, leaf + run.begin);
   }
   if (!transfers.empty()) state.exchange = data_->Start(Operation(kExchange, bucket), transfers);
+  if (!sums.empty()) {
+    std::vector<RequestPtr> started = data_->Start(Operation(kSums, bucket), sums);
+    std::move(started.begin(), started.end(), std::back_inserter(state.exchange));
+  }
   state.exchanging = true;
   ++state.round;
   data_->transport()->Progress();

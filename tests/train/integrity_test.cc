@@ -199,8 +199,7 @@ TEST_F(IntegrityTest, InDeviceMemory) {
 
 thread_local int this_rank = -1;
 
-// Products come out wrong by one bit on one rank, from some step on, so many times; negative: for
-// ever.
+// The next so many gradients of the embedding are wrong; negative: all are.
 class WrongOps final : public ForwardingOps {
  public:
   explicit WrongOps(std::atomic<int>* wrongs) : ForwardingOps(NewCpuOps(1)), wrongs_(wrongs) {}
@@ -209,8 +208,7 @@ class WrongOps final : public ForwardingOps {
     ops_->EmbeddingBackward(tokens, dout, row_begin, dtable);
     if (*wrongs_ == 0) return;
     if (*wrongs_ > 0) --*wrongs_;
-    auto* first = static_cast<float*>(dtable.data);
-    *first = std::bit_cast<float>(std::bit_cast<uint32_t>(*first) ^ 1U);
+    *static_cast<float*>(dtable.data) += 0.125F;
   }
 
  private:
@@ -253,24 +251,24 @@ TEST_F(IntegrityTest, AnAuditFindsWhoComputesWrongly) {
     RunConfig config = TinyConfig();
     config.integrity.audit_every = 2;
     config.layout = At(1, 1, data, 1);
-    // Up to a leaf that is audited: of step 4's five leaves, of two micro-batches each, rank 1's in
-    // round 3 mod 2 or 3 mod 1.
-    const TrainingResult once = RunWrong(directory_, config, 4, data == 2 ? 3 : 1);
+    // Up to a leaf that is audited: of the five leaves of step 6, of two micro-batches each, rank 1's in
+    // round 5 mod 2 or 5 mod 1.
+    const TrainingResult once = RunWrong(directory_, config, 6, data == 2 ? 3 : 1);
     SCOPED_TRACE(fmt::format("D {}: {} | {}", data, once.statuses[0].ToString(),
                              once.statuses[1].ToString()));
     EXPECT_TRUE(IsCorruption(once.statuses[1]));
     EXPECT_TRUE(absl::IsUnavailable(once.statuses[0]));
-    EXPECT_EQ(once.finished, 3);
+    EXPECT_EQ(once.finished, 5);
   }
   // For ever: of three replicas two agree; of two nobody knows.
   RunConfig config = TinyConfig();
   config.integrity.audit_every = 2;
   config.layout = At(1, 1, 3, 1);
-  const TrainingResult three = RunWrong(directory_, config, 4, -1);
+  const TrainingResult three = RunWrong(directory_, config, 6, -1);
   EXPECT_TRUE(IsCorruption(three.statuses[1])) << three.statuses[1];
   EXPECT_TRUE(absl::IsUnavailable(three.statuses[0])) << three.statuses[0];
   config.layout = At(1, 1, 2, 1);
-  const TrainingResult two = RunWrong(directory_, config, 4, -1);
+  const TrainingResult two = RunWrong(directory_, config, 6, -1);
   for (const absl::Status& status : two.statuses)
     EXPECT_TRUE(IsSuspectedCorruption(status)) << status;
 }
