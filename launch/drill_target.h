@@ -25,8 +25,8 @@ enum class DrillAct : uint8_t {
   kKillNode,  // Its agent and all its ranks.
   kKillAgent,
   kKillCoordinator,
-  kStopRank,  // Until it is replaced.
-  kSlowRank,  // Stopped and let go on in turns, for some seconds.
+  kStopRank,     // Until it is replaced.
+  kSlowRank,     // Stopped and let go on in turns, for some seconds.
   kCorruptRank,  // A bit of its memory is flipped, by its agent.
 };
 

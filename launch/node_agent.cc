@@ -288,8 +288,8 @@ void NodeAgent::OnDrillFlip() {
       flip.ok() ? ranks_->Corrupt(static_cast<int32_t>(flip->local_rank), 0, flip->flip)
                 : flip.status();
   if (!done.ok())
-    record_->Say(fmt::format("node {}: the drill's flip is not made: {}", options_.node,
-                             Message(done)));
+    record_->Say(
+        fmt::format("node {}: the drill's flip is not made: {}", options_.node, Message(done)));
 }
 
 void NodeAgent::OnFailure(const RankFailure& failure) {

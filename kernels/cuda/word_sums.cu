@@ -57,7 +57,9 @@ __global__ void __launch_bounds__(kSumThreads)
   const int64_t end = min(begin + kChunkWords, WordsOf(run.bytes));
   const int64_t whole = min(end, run.bytes / 4);  // Words that are whole.
   uint64_t sum = 0;
-  const auto weight = [&](int64_t word) { return static_cast<uint64_t>(2 * (run.first + word) + 1); };
+  const auto weight = [&](int64_t word) {
+    return static_cast<uint64_t>(2 * (run.first + word) + 1);
+  };
   const auto address = reinterpret_cast<uintptr_t>(from + 4 * begin);
   int64_t rest = begin;  // From where on words are read one by one.
   if (address % 16 == 0) {
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(kSumThreads)
   }
   for (int64_t word = rest + static_cast<int>(threadIdx.x); word < end; word += kSumThreads)
     sum += WordAt(from, word, run.bytes) * weight(word);
-  // By halves of a warp first, so that few atomics meet.
+    // By halves of a warp first, so that few atomics meet.
 #pragma unroll
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) sum += __shfl_down_sync(kAllLanes, sum, lanes);
   if (threadIdx.x % kWarp == 0) atomicAdd(&block_sum, static_cast<unsigned long long>(sum));

@@ -149,8 +149,7 @@ absl::Status ProcessRanks::Corrupt(int32_t local_rank, StepIndex step, const Fli
       at->second.link == nullptr)
     return NotFound("no rank runs in slot {} of node {}", local_rank, options_.node);
   ++at->second.planted;
-  at->second.link->Send(
-      to_rank::Corrupt{.generation = generation_, .step = step, .flip = flip});
+  at->second.link->Send(to_rank::Corrupt{.generation = generation_, .step = step, .flip = flip});
   return absl::OkStatus();
 }
 

@@ -124,9 +124,8 @@ struct Leave {
   friend bool operator==(const Leave&, const Leave&) = default;
 };
 
-using Frame =
-    std::variant<Prepare, Table, Load, Go, Freeze, Write, Verify, Settle, Corrupt, Fetched, Stop,
-                 Leave>;
+using Frame = std::variant<Prepare, Table, Load, Go, Freeze, Write, Verify, Settle, Corrupt,
+                           Fetched, Stop, Leave>;
 
 }  // namespace to_rank
 

@@ -103,8 +103,7 @@ absl::Status Audit(const AuditParts& parts, const StepInfo& step) {
     verdict.words = fmt::format(
         "replica {} and replica {} computed another gradient of leaf {} of step {}; {}",
         dispute.first, dispute.auditor, round * replicas + dispute.first, step.step + 1,
-        guilty < 0 ? "nobody can say which is wrong"
-                   : fmt::format("replica {} is wrong", guilty));
+        guilty < 0 ? "nobody can say which is wrong" : fmt::format("replica {} is wrong", guilty));
   }
   ASSIGN_OR_RETURN(const std::vector<int> kinds,
                    parts.statistics->GatherNumbers(static_cast<int>(verdict.kind)));

@@ -69,8 +69,8 @@ Verdict CopySeals::JudgeOwn() const {
     const auto wrong = [&](const char* what) {
       return Verdict{
           .kind = Verdict::Kind::kOwn,
-          .words = fmt::format("{} of bucket {} in memory are not what the update before left there",
-                               what, b)};
+          .words = fmt::format(
+              "{} of bucket {} in memory are not what the update before left there", what, b)};
     };
     const auto own = static_cast<size_t>(At(bucket, self_));
     if (looked_at_own_[b] && own_.host()[b] != seals_.host()[own]) return wrong("parameters");
@@ -126,12 +126,12 @@ Verdict CopySeals::JudgeAgreement(std::span<const uint64_t> words) const {
     most = std::max(most, side.size());
     if (std::find(side.begin(), side.end(), self_) != side.end()) mine = side.size();
   }
-  const auto largest = std::count_if(
-      sides.begin(), sides.end(), [&](const auto& side) { return side.second.size() == most; });
+  const auto largest = std::count_if(sides.begin(), sides.end(),
+                                     [&](const auto& side) { return side.second.size() == most; });
   if (mine < most)
     return {.kind = Verdict::Kind::kOwn,
-            .words = fmt::format("replica {} has computed another state than {} others, which agree",
-                                 self_, most)};
+            .words = fmt::format(
+                "replica {} has computed another state than {} others, which agree", self_, most)};
   if (largest == 1) return {};
   return {.kind = Verdict::Kind::kSuspected,
           .words = fmt::format("replica {} and as many others have computed another state than the "

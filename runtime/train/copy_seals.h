@@ -1,8 +1,8 @@
 // Guards the parameters that compute reads, which ZeRO copies from rank to rank. A **seal** is the
-// sum (kernels/word_sum.h) of a replica's run of a bucket in the compute dtype, made by who computed
-// it, behind the update. Before the next update every replica sums what its compute has read in the
-// step. Its own run it compares with its own seal, and says so if that is another; copies of others'
-// with the seals that they send along with the step's statistics.
+// sum (kernels/word_sum.h) of a replica's run of a bucket in the compute dtype, made by who
+// computed it, behind the update. Before the next update every replica sums what its compute has
+// read in the step. Its own run it compares with its own seal, and says so if that is another;
+// copies of others' with the seals that they send along with the step's statistics.
 //
 // Under ZeRO 0 nobody copies: all compute all, and their seals must agree.
 //
@@ -56,8 +56,8 @@ class CopySeals {
   const DType dtype_;
   const std::vector<std::vector<OwnedRun>> runs_;
   const int self_, replicas_;
-  SumTable seals_, found_;   // [bucket][replica].
-  SumTable own_;             // [bucket]
+  SumTable seals_, found_;  // [bucket][replica].
+  SumTable own_;            // [bucket]
   std::vector<bool> looked_at_own_;
   std::vector<uint64_t> looks_;  // By bucket: sums in found_ are of so many looks together.
 };

@@ -29,8 +29,8 @@ absl::Status Resolve(const Verdict& own, std::span<const int> kinds) {
   if (worst == kinds.end() || *worst == static_cast<int>(Verdict::Kind::kFine))
     return absl::OkStatus();
   if (static_cast<int>(own.kind) != *worst)
-    return absl::UnavailableError(fmt::format(
-        "rank {} has found silent corruption and ends", worst - kinds.begin()));
+    return absl::UnavailableError(
+        fmt::format("rank {} has found silent corruption and ends", worst - kinds.begin()));
   return own.kind == Verdict::Kind::kSuspected ? SuspectedCorruption(own.words)
                                                : Corruption(own.words);
 }

@@ -44,8 +44,7 @@ void LeafSums::Again(int bucket, int64_t round, const float* leaf) {
   const std::vector<OwnedRun>& runs = runs_[static_cast<size_t>(bucket)];
   for (int d = 0; d < replicas_; ++d) {
     const OwnedRun& run = runs[static_cast<size_t>(d)];
-    if (d != self_)
-      again_.Add(At(bucket, round, d), leaf + run.begin, DType::kF32, 0, run.size());
+    if (d != self_) again_.Add(At(bucket, round, d), leaf + run.begin, DType::kF32, 0, run.size());
   }
 }
 
@@ -129,8 +128,8 @@ std::vector<uint64_t> LeafSums::OfLeaf(int64_t round) const {
   for (int b = 0; b < static_cast<int>(buckets()); ++b) {
     uint64_t& sum = sums.emplace_back(0);
     for (int d = 0; d < replicas_; ++d)
-      sum += produced_.host()[static_cast<size_t>(At(b, round, d))] *
-             static_cast<uint64_t>(2 * d + 1);
+      sum +=
+          produced_.host()[static_cast<size_t>(At(b, round, d))] * static_cast<uint64_t>(2 * d + 1);
   }
   return sums;
 }

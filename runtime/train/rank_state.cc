@@ -135,7 +135,8 @@ absl::StatusOr<std::unique_ptr<Snapshots>> MakeSnapshots(const RankState& rank, 
     if (wait) RETURN_IF_ERROR(state->FinishGathers());
     return !state->gathering();
   };
-  return Snapshots::Create(snapshot_options, rank.table, own, std::move(wards), gathered, rank.ops, group);
+  return Snapshots::Create(snapshot_options, rank.table, own, std::move(wards), gathered, rank.ops,
+                           group);
 }
 
 }  // namespace perdure

@@ -10,8 +10,8 @@
 namespace perdure {
 namespace {
 
-// Operation numbers on the data group: exchanges, their sums and parameter gathers of a bucket never
-// mix.
+// Operation numbers on the data group: exchanges, their sums and parameter gathers of a bucket
+// never mix.
 constexpr uint32_t kExchange = 0;
 constexpr uint32_t kGather = 1U << 18;
 constexpr uint32_t kSums = 1U << 19;
@@ -497,9 +497,9 @@ absl::Status ShardedState::GradientsReady(int bucket) {
     if (guards_ == nullptr) return;
     const bool sends = kind == Transfer::Kind::kSend;
     sums.push_back({kind, d,
-                         sends ? guards_->leaves.ToSend(bucket, state.round, d)
-                               : guards_->leaves.ToReceive(bucket, state.round, d),
-                         sizeof(uint64_t)});
+                    sends ? guards_->leaves.ToSend(bucket, state.round, d)
+                          : guards_->leaves.ToReceive(bucket, state.round, d),
+                    sizeof(uint64_t)});
   };
   for (int d = 0; d < data_->size(); ++d)
     if (d != self && has_leaf(d)) add(Transfer::Kind::kRecv, d, Own(bucket), Receive(bucket, d));

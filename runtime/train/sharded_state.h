@@ -58,7 +58,8 @@ class ShardedState final : public ParameterAccess {
     DType dtype = DType::kF32;
     int zero = 1;
     OptimizerConfig optimizer;
-    bool guard = false;  // State and gradients are guarded: state_guard.h, leaf_sums.h, copy_seals.h.
+    bool guard =
+        false;      // State and gradients are guarded: state_guard.h, leaf_sums.h, copy_seals.h.
     SyncCall sync;  // Waits for the device; empty: as ops->Sync().
   };
   // `data`: the D ranks that hold the same (p, t). Pointers must outlive this.

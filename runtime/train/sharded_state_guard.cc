@@ -34,18 +34,18 @@ void ShardedState::MakeGuards() {
     for (int64_t a = state.kept.first_atom; a < state.kept.last_atom; ++a) {
       const PlacedAtom& placed = buckets_[static_cast<size_t>(b)].atoms[static_cast<size_t>(a)];
       const Atom& atom = table_->atoms()[static_cast<size_t>(placed.atom)];
-      const auto owner =
-          std::find_if(state.runs.begin(), state.runs.end(), [a](const OwnedRun& run) {
-            return run.first_atom <= a && a < run.last_atom;
-          });
+      const auto owner = std::find_if(
+          state.runs.begin(), state.runs.end(),
+          [a](const OwnedRun& run) { return run.first_atom <= a && a < run.last_atom; });
       PERDURE_CHECK(owner != state.runs.end());
       guards_->positions[placed.atom] = guards_->places.size();
-      guards_->places.push_back({.atom = placed.atom,
-                                 .bucket = b,
-                                 .begin = placed.offset,
-                                 .count = placed.count,
-                                 .decays = table_->tensors()[static_cast<size_t>(atom.tensor)].decays,
-                                 .replica = static_cast<int>(owner - state.runs.begin())});
+      guards_->places.push_back(
+          {.atom = placed.atom,
+           .bucket = b,
+           .begin = placed.offset,
+           .count = placed.count,
+           .decays = table_->tensors()[static_cast<size_t>(atom.tensor)].decays,
+           .replica = static_cast<int>(owner - state.runs.begin())});
     }
   }
 }
@@ -68,8 +68,8 @@ void ShardedState::SealParameters() {
 
 // ---- gradients
 
-// Leaves are added in leaf order. In host memory piece by piece: what is summed is in the cache when
-// it is added.
+// Leaves are added in leaf order. In host memory piece by piece: what is summed is in the cache
+// when it is added.
 void ShardedState::AddLeaves(int bucket, int64_t round) {
   const BucketState& state = states_[static_cast<size_t>(bucket)];
   const OwnedRun& own = Own(bucket);
@@ -218,13 +218,13 @@ absl::Status ShardedState::UpdateGuarded(int64_t optimizer_step, double rate,
   for (size_t b = 0; b < states_.size(); ++b)
     for (size_t d = 0; d < states_[b].runs.size(); ++d) {
       const bool read = options_.zero == 0 || static_cast<int>(d) == data_->index();
-      if (read && g.gradient.host()[b * states_[b].runs.size() + d] !=
-                      g.totals[d * states_.size() + b])
-        verdict.Include(
-            {.kind = Verdict::Kind::kOwn,
-             .words = fmt::format("the gradient of bucket {}, of replica {}'s run, changed in memory "
-                                  "before the update",
-                                  b, d)});
+      if (read &&
+          g.gradient.host()[b * states_[b].runs.size() + d] != g.totals[d * states_.size() + b])
+        verdict.Include({.kind = Verdict::Kind::kOwn,
+                         .words = fmt::format(
+                             "the gradient of bucket {}, of replica {}'s run, changed in memory "
+                             "before the update",
+                             b, d)});
     }
   return verdict.kind == Verdict::Kind::kFine ? absl::OkStatus() : Corruption(verdict.words);
 }

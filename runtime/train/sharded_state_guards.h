@@ -15,9 +15,9 @@ struct ShardedState::Guards {
   StateGuard state;
   LeafSums leaves;
   CopySeals copies;
-  LeafSums audit;     // One round.
-  SumTable sums;      // [bucket]: of the own sum over leaves, when squares are taken.
-  SumTable gradient;  // [bucket][replica]: of what the update reads.
+  LeafSums audit;                 // One round.
+  SumTable sums;                  // [bucket]: of the own sum over leaves, when squares are taken.
+  SumTable gradient;              // [bucket][replica]: of what the update reads.
   std::vector<KeptPlace> places;  // In the order of KeptAtoms.
   std::map<int64_t, size_t> positions;  // By atom.
   Verdict verdict;                      // Of the step, as far as this replica knows.

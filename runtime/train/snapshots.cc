@@ -263,7 +263,8 @@ void Snapshots::Distrust() {
   if (under_way_) return;  // Those of it say `writing` as it is.
   for (Kept& kept : kept_)
     for (const std::unique_ptr<SnapshotFile>& file : kept.files)
-      if (file != nullptr && KeepsAny(kept.ward) && file != kept.files[static_cast<size_t>(buffer_)])
+      if (file != nullptr && KeepsAny(kept.ward) &&
+          file != kept.files[static_cast<size_t>(buffer_)])
         file->Void();
 }
 

@@ -96,8 +96,9 @@ class Snapshots {
   // Lets it advance; never blocks. Between pieces of compute.
   absl::Status Advance();
   // Corruption: what was copied is not what the last update left in memory; then no file of this
-  // rank says that it is complete. Returns when it is whole as far as this rank can know: see above. At once where none was begun.
-  // REQUIRES: the device is idle, or cannot wait for a rank that is lost.
+  // rank says that it is complete. Returns when it is whole as far as this rank can know: see
+  // above. At once where none was begun. REQUIRES: the device is idle, or cannot wait for a rank
+  // that is lost.
   absl::Status Await();
 
   // This rank's memory has gone wrong, perhaps before the last snapshot's parts that it copied from

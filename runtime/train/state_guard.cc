@@ -88,12 +88,11 @@ Verdict StateGuard::EndPieces() {
 }
 
 Verdict StateGuard::Judge() const {
-  const auto [recorded, found] = std::mismatch(recorded_.host().begin(), recorded_.host().end(),
-                                               found_.host().begin());
+  const auto [recorded, found] =
+      std::mismatch(recorded_.host().begin(), recorded_.host().end(), found_.host().begin());
   if (recorded == recorded_.host().end()) return {};
   const auto at = static_cast<size_t>(recorded - recorded_.host().begin());
-  const Atom& atom =
-      table_->atoms()[static_cast<size_t>(kept_[at / kStatePartCount].atom)];
+  const Atom& atom = table_->atoms()[static_cast<size_t>(kept_[at / kStatePartCount].atom)];
   return {.kind = Verdict::Kind::kOwn,
           .words = fmt::format(
               "the {} of {} in memory is not what the update before left there (atom {}: sum "

@@ -55,7 +55,7 @@ class StateGuard {
   // By position, then part.
   SumTable recorded_, found_, next_;
   SumTable behind_;  // As recorded_: its copy on the host comes with the downloads behind.
-  std::array<const float*, kStatePartCount> bases_{};  // What the runs are counted from,
+  std::array<const float*, kStatePartCount> bases_{};       // What the runs are counted from,
   std::array<std::vector<WordRun>, kStatePartCount> runs_;  // all of a part.
 };
 

@@ -39,8 +39,7 @@ void SumTable::Zero() { ops_->Zero(Matrix(device_, DType::kF32, 1, 2 * size_)); 
 void SumTable::Add(int64_t at, const void* data, DType dtype, int64_t first, int64_t count) {
   const auto width = static_cast<int64_t>(SizeOf(dtype));
   PERDURE_CHECK(first * width % 4 == 0 && at < size_);
-  const WordRun run{
-      .begin = 0, .bytes = count * width, .first = first * width / 4, .sum = at};
+  const WordRun run{.begin = 0, .bytes = count * width, .first = first * width / 4, .sum = at};
   ops_->WordSums(data, {&run, 1}, device_);
 }
 

@@ -131,7 +131,8 @@ TEST_F(ProcessRanksTest, RankZeroIsNoBetter) {
   ExpectTheSame();
 }
 
-// Who is at fault says so himself, and it is held against his node; the others keep their processes.
+// Who is at fault says so himself, and it is held against his node; the others keep their
+// processes.
 TEST_F(ProcessRanksTest, AFlippedBitIsFoundAndNothingIsLost) {
   for (const FlipPlace place :
        {FlipPlace::kGradient, FlipPlace::kExpAvgSq, FlipPlace::kParameter, FlipPlace::kCopy}) {

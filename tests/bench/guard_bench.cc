@@ -1,16 +1,16 @@
 // What integrity.check costs: steps of train_bench's model by rank threads, guarded, with the time
-// in which ops make sums (WordSums) over that of the whole step, both of the ranks' own threads; and
-// the same steps unguarded, in turns. The sums' share counts what they fetch into the cache for the
-// update and the additions, which these then find there.
+// in which ops make sums (WordSums) over that of the whole step, both of the ranks' own threads;
+// and the same steps unguarded, in turns. The sums' share counts what they fetch into the cache for
+// the update and the additions, which these then find there.
 //
 // usage: guard_bench [STEPS of each turn, 3] [TURNS, 2]
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <tuple>
 
@@ -56,8 +56,7 @@ RunConfig BenchConfig(const char* dtype, int64_t micro_batches) {
   config.phases[0].context = 512;
   config.phases[0].batch = {.initial = 8, .increment = 0, .ramp_samples = 0, .final = 8};
   config.phases[0].mixture = {{"bench", 1.0}};
-  config.numerics = {
-      .dtype = dtype, .tensor_shards = 4, .micro_batch = 2, .leaf = micro_batches};
+  config.numerics = {.dtype = dtype, .tensor_shards = 4, .micro_batch = 2, .leaf = micro_batches};
   config.numerics.backend = "cpu";
   return config;
 }
@@ -130,8 +129,8 @@ void Compare(const char* dtype, const LayoutConfig& layout, int64_t micro_batche
       "%s data %d zero %d, leaves of %d tokens: a step %.3f s of processors, sums %.4f s: %.2f %%; "
       "unguarded %.3f s: %+.2f %%\n",
       dtype, static_cast<int>(layout.data), static_cast<int>(layout.zero),
-      static_cast<int>(2 * 512 * micro_batches), with.step, with.sums,
-      100 * with.sums / with.step, without.step, 100 * (with.step / without.step - 1));
+      static_cast<int>(2 * 512 * micro_batches), with.step, with.sums, 100 * with.sums / with.step,
+      without.step, 100 * (with.step / without.step - 1));
   std::fflush(stdout);
   std::filesystem::remove_all(directory);
 }
@@ -143,9 +142,12 @@ int main(int argc, char** argv) {
   const int64_t steps = argc > 1 ? std::atoll(argv[1]) : 3;
   const int turns = argc > 2 ? std::atoi(argv[2]) : 2;
   perdure::LayoutConfig layout{.transport = "local"};
-  for (const auto& [dtype, data, zero, micro_batches] :
-       {std::tuple{"fp32", 1, 1, 1}, {"fp32", 2, 1, 1}, {"fp32", 2, 1, 2}, {"fp32", 2, 0, 2},
-        {"fp32", 2, 3, 2}, {"bf16", 2, 1, 2}}) {
+  for (const auto& [dtype, data, zero, micro_batches] : {std::tuple{"fp32", 1, 1, 1},
+                                                         {"fp32", 2, 1, 1},
+                                                         {"fp32", 2, 1, 2},
+                                                         {"fp32", 2, 0, 2},
+                                                         {"fp32", 2, 3, 2},
+                                                         {"bf16", 2, 1, 2}}) {
     layout.data = data;
     layout.zero = zero;
     perdure::Compare(dtype, layout, micro_batches, steps, turns);

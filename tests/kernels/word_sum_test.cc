@@ -113,8 +113,10 @@ TEST_P(WordSumsTest, AddTheSumsOfRuns) {
         {.begin = 101 * width, .bytes = 77777 * width, .first = 9, .sum = 2},
         {.begin = 4 * width, .bytes = width, .first = 1, .sum = 3},
         {.begin = 0, .bytes = 1000 * width, .first = 0, .sum = 4},
-        {.begin = 1000 * width, .bytes = (kElements - 1000) * width,
-         .first = 1000 * width / 4, .sum = 4}};
+        {.begin = 1000 * width,
+         .bytes = (kElements - 1000) * width,
+         .first = 1000 * width / 4,
+         .sum = 4}};
     // As doubles, which are as wide.
     Tensor sums(DType::kF32, 1, 10);
     ops_->Zero(sums);

@@ -154,6 +154,8 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
                   .export_format = "dcp",
                   .refresh = "access"};
   c.snapshot = {.every = 17, .directory = "/run/user/7", .peers = false};
+  c.integrity = {
+      .check = false, .audit_every = 9, .bad_step = "skip", .grad_norm_max = 0.75, .spike = 3};
   c.monitoring = {.port = 1234, .tensorboard = false};
   const std::string printed = PrintConfig(c);
   const auto again = ParseConfig(printed, "printed", {});
@@ -284,8 +286,8 @@ TEST(Settings, MaySupplyWhatTheFileLacks) {
 TEST(CheckFrozen, LayoutAndJobsMayChange) {
   const RunConfig now =
       Load("nano", {"layout.tensor=1", "layout.zero=3", "job.nodes=1", "checkpoint.keep_last=1",
-                    "snapshot.every=0", "integrity.bad_step=skip", "monitoring.port=99", "phase.pretrain.nodes=2",
-                    "layout.recompute=full"});
+                    "snapshot.every=0", "integrity.bad_step=skip", "monitoring.port=99",
+                    "phase.pretrain.nodes=2", "layout.recompute=full"});
   EXPECT_TRUE(CheckFrozen(Load("nano"), now, 2).ok());
 }
 

@@ -73,8 +73,9 @@ class IntegrityTest : public testing::Test {
       fs::create_symlink(directory_ + "/" + source, world + "/" + source);
     return world;
   }
-  void ExpectCaught(const std::string& dtype, const LayoutConfig& layout, const PlantedFlip& planted,
-                    const OpsFactory& make_ops = [] { return NewCpuOps(1); });
+  void ExpectCaught(
+      const std::string& dtype, const LayoutConfig& layout, const PlantedFlip& planted,
+      const OpsFactory& make_ops = [] { return NewCpuOps(1); });
   void ExpectTheSameAfter(RecoveryWorld& world, const TrainingJob& first, int64_t step,
                           const std::string& dtype);
 
@@ -120,9 +121,10 @@ void IntegrityTest::ExpectCaught(const std::string& dtype, const LayoutConfig& l
   }
   // Nobody was told a number that the undisturbed run does not have.
   EXPECT_LE(result.finished, planted.step);
-  EXPECT_EQ(result.loss_bits, std::vector<uint64_t>(reference.loss_bits.begin(),
-                                                    reference.loss_bits.begin() +
-                                                        static_cast<int64_t>(result.loss_bits.size())));
+  EXPECT_EQ(result.loss_bits,
+            std::vector<uint64_t>(
+                reference.loss_bits.begin(),
+                reference.loss_bits.begin() + static_cast<int64_t>(result.loss_bits.size())));
   for (size_t i = 0; i < result.grad_norms.size(); ++i)
     EXPECT_EQ(result.grad_norms[i], reference.grad_norms[i]);
   const std::optional<int64_t> step = world.NewestWhole(first);
@@ -139,10 +141,9 @@ PlantedFlip At(int rank, int64_t step, FlipPlace place, int64_t element, int bit
   return {.rank = rank, .step = step, .flip = {.place = place, .element = element, .bit = bit}};
 }
 
-constexpr FlipPlace kEverywhere[] = {FlipPlace::kGradient,  FlipPlace::kReceived,
-                                     FlipPlace::kSum,       FlipPlace::kParameter,
-                                     FlipPlace::kExpAvg,    FlipPlace::kExpAvgSq,
-                                     FlipPlace::kCopy};
+constexpr FlipPlace kEverywhere[] = {
+    FlipPlace::kGradient, FlipPlace::kReceived, FlipPlace::kSum, FlipPlace::kParameter,
+    FlipPlace::kExpAvg,   FlipPlace::kExpAvgSq, FlipPlace::kCopy};
 
 TEST_F(IntegrityTest, EveryPlaceUnderEveryStage) {
   int64_t element = 0;
@@ -154,8 +155,8 @@ TEST_F(IntegrityTest, EveryPlaceUnderEveryStage) {
 TEST_F(IntegrityTest, TheSameInBf16) {
   int64_t element = 0;
   for (const int64_t zero : {0, 1, 2, 3})
-    for (const FlipPlace place : {FlipPlace::kGradient, FlipPlace::kParameter, FlipPlace::kExpAvg,
-                                  FlipPlace::kCopy})
+    for (const FlipPlace place :
+         {FlipPlace::kGradient, FlipPlace::kParameter, FlipPlace::kExpAvg, FlipPlace::kCopy})
       ExpectCaught("bf16", At(1, 1, 3, zero), At(1, 3, place, element += 733, 0));
 }
 
@@ -251,8 +252,8 @@ TEST_F(IntegrityTest, AnAuditFindsWhoComputesWrongly) {
     RunConfig config = TinyConfig();
     config.integrity.audit_every = 2;
     config.layout = At(1, 1, data, 1);
-    // Up to a leaf that is audited: of the five leaves of step 6, of two micro-batches each, rank 1's in
-    // round 5 mod 2 or 5 mod 1.
+    // Up to a leaf that is audited: of the five leaves of step 6, of two micro-batches each, rank
+    // 1's in round 5 mod 2 or 5 mod 1.
     const TrainingResult once = RunWrong(directory_, config, 6, data == 2 ? 3 : 1);
     SCOPED_TRACE(fmt::format("D {}: {} | {}", data, once.statuses[0].ToString(),
                              once.statuses[1].ToString()));
@@ -288,8 +289,8 @@ TEST_F(IntegrityTest, NothingIsFoundWhereNothingIs) {
   config.integrity.spike = 1e-6;  // Every step is computed twice, too.
   for (const LayoutConfig& layout :
        {At(1, 1, 1, 1), At(1, 1, 3, 0), At(1, 1, 2, 2), At(2, 2, 2, 3), At(1, 2, 5, 1)}) {
-    SCOPED_TRACE(fmt::format("t{}p{}d{}z{}", layout.tensor, layout.pipeline, layout.data,
-                             layout.zero));
+    SCOPED_TRACE(
+        fmt::format("t{}p{}d{}z{}", layout.tensor, layout.pipeline, layout.data, layout.zero));
     config.layout = layout;
     const TrainingResult result =
         Train(config, directory_, directory_ + fmt::format("/guarded{}", ++worlds_), "", -1);
