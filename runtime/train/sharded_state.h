@@ -129,6 +129,8 @@ class ShardedState final : public ParameterAccess {
   Verdict JudgeStep(const std::vector<uint64_t>& words);
   // Of a kept atom, by part; see StateGuard. REQUIRES: guarded.
   const uint64_t* SumsOf(int64_t atom) const;
+  // Of kept atoms, by part; waits for the device where it has to. REQUIRES: guarded.
+  absl::StatusOr<std::vector<uint64_t>> SumsNow(std::span<const AtomState> atoms) const;
   // Of the step's gradients as this replica computed them, by round, bucket and owner.
   std::vector<uint64_t> LeafSumsOfStep() const;
   // Of one of its leaves, by bucket.

@@ -159,6 +159,18 @@ const uint64_t* ShardedState::SumsOf(int64_t atom) const {
   return guards_->state.SumsOf(guards_->positions.at(atom));
 }
 
+absl::StatusOr<std::vector<uint64_t>> ShardedState::SumsNow(
+    std::span<const AtomState> atoms) const {
+  PERDURE_CHECK(guards_ != nullptr);
+  if (!ops_->DeviceIsHost()) RETURN_IF_ERROR(sync_());
+  std::vector<uint64_t> sums;
+  for (const AtomState& atom : atoms) {
+    const uint64_t* of_atom = guards_->state.SumsNow(guards_->positions.at(atom.atom));
+    sums.insert(sums.end(), of_atom, of_atom + kStatePartCount);
+  }
+  return sums;
+}
+
 std::vector<uint64_t> ShardedState::LeafSumsOfStep() const { return guards_->leaves.OfStep(); }
 
 std::vector<uint64_t> ShardedState::LeafSumsOf(int64_t round) const {

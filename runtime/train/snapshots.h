@@ -101,8 +101,9 @@ class Snapshots {
   // that is lost.
   absl::Status Await();
 
-  // This rank's memory has gone wrong, perhaps before the last snapshot's parts that it copied from
-  // its own state for its wards: their files are none any more. Its own were compared.
+  // This rank's memory has gone wrong, or what it was sent, perhaps before the last snapshot's
+  // parts that it copied from its own state for its wards: their files are none any more. Its own
+  // were compared.
   void Distrust();
 
   // Host bytes of a rank that owns so many elements, and whose wards do.

@@ -58,6 +58,10 @@ const uint64_t* StateGuard::SumsOf(size_t position) const {
   return &sums.host()[position * kStatePartCount];
 }
 
+const uint64_t* StateGuard::SumsNow(size_t position) const {
+  return &recorded_.host()[position * kStatePartCount];
+}
+
 void StateGuard::AddAt(SumTable& sums, size_t position, int64_t begin, int64_t count) {
   for (size_t part = 0; part < kStatePartCount; ++part)
     sums.Add(static_cast<int64_t>(position * kStatePartCount + part),

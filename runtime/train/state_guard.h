@@ -33,6 +33,8 @@ class StateGuard {
   // Of `position` in `kept`, by part: as recorded; valid once the device, or the download behind,
   // was waited for, and until the next update.
   const uint64_t* SumsOf(size_t position) const;
+  // The same, once the device was waited for.
+  const uint64_t* SumsNow(size_t position) const;
   std::vector<AtomState>& kept() { return kept_; }
 
   // An update piece by piece, in host memory: each piece is looked at, then updated by the caller,

@@ -243,9 +243,10 @@ void Trainer::Impl::MakeSaver() {
   saver_options.write = WriteOptionsOf(config.checkpoint);
   saver_options.asynchronous = config.checkpoint.asynchronous;
   saver_options.sync = [this] { return Sync(); };
-  saver = std::make_unique<CheckpointSaver>(saver_options, &table, &writers, rank,
-                                            StateOfRank().Answered(state->OwnedAtoms()), ops.get(),
-                                            host);
+  const std::vector<AtomState> answered = StateOfRank().Answered(state->OwnedAtoms());
+  if (state->guarded()) saver_options.sums = [this, answered] { return state->SumsNow(answered); };
+  saver = std::make_unique<CheckpointSaver>(saver_options, &table, &writers, rank, answered,
+                                            ops.get(), host);
 }
 
 absl::Status Trainer::Impl::EnterPhase(int next) {
@@ -290,6 +291,8 @@ absl::StatusOr<StepStatistics> Trainer::Impl::Compute(const StepInfo& info, Verd
     RETURN_IF_ERROR(
         host_data_group.AllGather(own.data(), own.size() * sizeof(uint64_t), words.data()));
     verdict.Include(state->JudgeStep(words));
+    // Also where another one is at fault: what it sent may be in what this rank keeps of it.
+    if (verdict.kind != Verdict::Kind::kFine && snapshots != nullptr) snapshots->Distrust();
   }
   Doing(Activity::Phase::kGather, Activity::Group::kAll);
   ASSIGN_OR_RETURN(

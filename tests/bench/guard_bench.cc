@@ -143,6 +143,7 @@ int main(int argc, char** argv) {
   const int turns = argc > 2 ? std::atoi(argv[2]) : 2;
   perdure::LayoutConfig layout{.transport = "local"};
   for (const auto& [dtype, data, zero, micro_batches] : {std::tuple{"fp32", 1, 1, 1},
+                                                         {"fp32", 1, 1, 4},
                                                          {"fp32", 2, 1, 1},
                                                          {"fp32", 2, 1, 2},
                                                          {"fp32", 2, 0, 2},
