@@ -164,7 +164,7 @@ TEST_F(IntegrityTest, TheSameInBf16) {
 TEST_F(IntegrityTest, AnyBitOfAnyRank) {
   for (const int bit : {0, 1, 15, 22, 23, 30, 31})
     ExpectCaught("fp32", At(1, 1, 2, 1),
-                 At(0, 2, kEverywhere[bit % kFlipPlaces], 100 * bit + 7, bit));
+                 At(0, 3, kEverywhere[bit % kFlipPlaces], 100 * bit + 7, bit));
   ExpectCaught("fp32", At(2, 1, 2, 1), At(3, 5, FlipPlace::kGradient, 5, 3));
   ExpectCaught("fp32", At(1, 2, 2, 3), At(2, 5, FlipPlace::kCopy, 77, 30));
   ExpectCaught("fp32", At(1, 2, 1, 1), At(1, 5, FlipPlace::kExpAvg, 99, 1));
