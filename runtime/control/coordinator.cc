@@ -70,9 +70,10 @@ void Coordinator::LeavesPulse(Effects& effects) {
   for (NodeId node = 0; node < identity_.nodes && all; ++node)
     all = answers(node, options_.leader_silence / 2);
   if (all) return;
-  std::vector<NodeId> voters = members_;
-  if (voters.empty() && RanBefore()) voters = NodesOf(*view_.live.back().layout);
-  if (voters.empty())
+  std::vector<NodeId> voters;
+  if (RanBefore())
+    voters = NodesOf(*view_.live.back().layout);
+  else
     for (NodeId node = 0; node < identity_.nodes; ++node) voters.push_back(node);
   const auto followers = std::count_if(voters.begin(), voters.end(), [&](NodeId node) {
     return answers(node, options_.lease_support);

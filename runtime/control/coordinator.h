@@ -382,7 +382,6 @@ class Coordinator {
   std::optional<Failure> cause_;  // what failed first and is no consequence of something else.
   ProgressVerdict verdict_;       // On all that failed, when it was decided last.
   std::vector<std::vector<msg::Prepare::Assignment>> assignments_;  // By member index.
-  std::vector<uint32_t> domains_;                                   // msg::Prepare's.
   std::vector<std::string> addresses_;                              // By rank.
   std::vector<msg::Table> tables_;
   size_t addressed_ = 0, ready_ = 0, done_ = 0;  // Members.

@@ -184,13 +184,17 @@ void Coordinator::Start(Resume resume, std::optional<StepIndex> checkpoint, Effe
   if (checkpoint.has_value()) good_at_ = *checkpoint + kGoodSteps;
   phase_ = Phase::kStarting;
   phase_due_ = absl::InfiniteFuture();
+  PlacedLayout layout{.generation = view_.generation + 1,
+                      .shape = decision_.shape,
+                      .seats = decision_.seats};
+  std::vector<uint32_t>& domains = layout.domains;
+  for (NodeId node : NodesOf(layout)) domains.push_back(peers_[node].report.domain);
+  if (std::equal(domains.begin() + 1, domains.end(), domains.begin())) domains.clear();
   LogEntry start{.kind = EntryKind::kStart,
                  .generation = view_.generation + 1,
                  .step = resume_.step,
                  .from_checkpoint = checkpoint.has_value(),
-                 .layout = PlacedLayout{.generation = view_.generation + 1,
-                                        .shape = decision_.shape,
-                                        .seats = decision_.seats},
+                 .layout = std::move(layout),
                  .failure = Ended()};
   Post(std::move(start), 0, effects);
 }

@@ -103,7 +103,6 @@ void Coordinator::BeginStop(bool at_boundary, std::string why, Effects& effects)
   phase_ = Phase::kStopping;
   phase_due_ = now_ + options_.stop_max;
   go_due_ = look_again_ = save_due_ = choose_due_ = absl::InfiniteFuture();
-  chosen_.reset();
   stopping_ = view_.generation;
   stop_at_boundary_ = at_boundary;
   stop_missing_ = 0;
@@ -157,10 +156,6 @@ void Coordinator::Form(Effects& effects) {
   }
   addresses_.assign(layout_.seats.size(), {});
   tables_.clear();
-  // Once: all members must place the same snapshots in the same places.
-  domains_.clear();
-  for (NodeId node : members_) domains_.push_back(peers_[node].report.domain);
-  if (std::equal(domains_.begin() + 1, domains_.end(), domains_.begin())) domains_.clear();
   Say(fmt::format("generation {}: {} ranks on {} nodes, from {} at step {}", layout_.generation,
                   layout_.seats.size(), members_.size(),
                   !resume_.from_checkpoint     ? "memory"
@@ -189,8 +184,7 @@ msg::Prepare Coordinator::PrepareFor(NodeId node) const {
                        .shape = layout_.shape,
                        .ranks = assignments_[index],
                        .resume = resume_,
-                       .children = {},
-                       .domains = domains_};
+                       .children = {}};
   const auto fan_out = static_cast<size_t>(options_.table_fan_out);
   for (size_t child = fan_out * (index + 1); child < fan_out * (index + 2); ++child)
     if (child < members_.size()) prepare.children.push_back(members_[child]);
@@ -332,13 +326,12 @@ void Coordinator::OnFound(const FailureDetector::NodeLost& found, Effects& effec
 }
 
 void Coordinator::OnFound(const FailureDetector::Stalled& found, Effects& effects) {
-  // Who waits for a checkpoint does not hang; that one is given up in time.
+  // Who waits for a checkpoint does not hang; that one is given up in time. The detector is told
+  // when they go on.
   if (phase_ == Phase::kRunning && std::any_of(members_.begin(), members_.end(), [&](NodeId node) {
         return peers_[node].report.waits && peers_[node].report.generation == layout_.generation;
-      })) {
-    Detect(FailureDetector::StoodStill{layout_.generation}, effects);
+      }))
     return;
-  }
   Blame(EvidenceKind::kHung, 0,
         found.suspects.empty() ? std::nullopt : std::optional(found.suspects.front().node));
   std::string names;

@@ -41,6 +41,9 @@ struct PlacedLayout {
   Generation generation = 0;  // 0: the job has had none.
   LayoutShape shape;
   std::vector<Seat> seats;
+  // Of failures, by the nodes that have seats in order; empty: no two differ. Fixed once for a
+  // generation, because all must place the same snapshots in the same places.
+  std::vector<uint32_t> domains = {};
 
   friend bool operator==(const PlacedLayout&, const PlacedLayout&) = default;
 };

@@ -163,8 +163,6 @@ struct Prepare {
   std::vector<Assignment> ranks;
   Resume resume;
   std::vector<NodeId> children;  // In the tree that hands on the table.
-  // Of failures, by the nodes of the generation in order; empty: no two differ.
-  std::vector<uint32_t> domains;
   friend bool operator==(const Prepare&, const Prepare&) = default;
 };
 // The addresses of `count` ranks from `first` on, of `ranks`.

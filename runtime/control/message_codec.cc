@@ -44,7 +44,7 @@ void Fields(auto& io, OneOf<msg::Answer> auto& m) {
 void Fields(auto& io, OneOf<msg::Announce, msg::Probe, msg::Leading> auto& m) { io(m.term); }
 void Fields(auto& io, OneOf<msg::Stop> auto& m) { io(m.term, m.generation, m.at_boundary); }
 void Fields(auto& io, OneOf<msg::Prepare> auto& m) {
-  io(m.term, m.generation, m.shape, m.ranks, m.resume, m.children, m.domains);
+  io(m.term, m.generation, m.shape, m.ranks, m.resume, m.children);
 }
 void Fields(auto& io, OneOf<msg::Table> auto& m) {
   io(m.term, m.generation, m.ranks, m.first, m.count, m.packed);

@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/wait.h>
 
+#include <filesystem>
 #include <thread>
 
 #include "runtime/base/files.h"
@@ -82,6 +83,18 @@ bool ChaosJob::AwaitEvent(const std::string& name, const std::string& part, absl
     for (const nlohmann::json& event : JournalEvents(run_, name))
       if (event.dump().find(part) != std::string::npos) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  return false;
+}
+
+bool ChaosJob::AwaitOpenCheckpoint() const {
+  const absl::Time deadline = absl::Now() + absl::Minutes(1);
+  while (absl::Now() < deadline) {
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(run_ + "/ckpt", error))
+      // The manifest is what is written last.
+      if (!std::filesystem::exists(entry.path() / "manifest.json", error)) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   return false;
 }

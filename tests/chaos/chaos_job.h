@@ -48,6 +48,8 @@ class ChaosJob {
   // False: it has ended, or a minute has passed.
   bool AwaitStep(int64_t step);
   bool AwaitEvent(const std::string& name, const std::string& part, absl::Duration within);
+  // A checkpoint is being written. False: none was within a minute.
+  bool AwaitOpenCheckpoint() const;
   nlohmann::json Status() const;
 
   // Of the newest status; 0: it has none.

@@ -21,7 +21,6 @@ std::vector<ControlMessage> OneOfEach() {
   prepare.resume.elsewhere = {{.rank = 3, .node = 5}};
   prepare.resume.checkpoint = "s30.g2";
   prepare.children = {10, 11};
-  prepare.domains = {4, 1000};
   return {
       msg::Report{.term = 1,
                   .incarnation = ~uint64_t{0},
