@@ -46,7 +46,8 @@ void Coordinator::Blame(EvidenceKind kind, int64_t number, std::optional<NodeId>
   const auto gives_way = [](EvidenceKind of) {
     return of == EvidenceKind::kNetworkError || of == EvidenceKind::kSlow;
   };
-  if (!cause_.has_value() || (gives_way(*cause_->kind) && !gives_way(kind))) cause_ = Failure{.kind = kind, .number = number, .step = 0, .node = node};
+  const bool first = !cause_.has_value() || (gives_way(*cause_->kind) && !gives_way(kind));
+  if (first) cause_ = Failure{.kind = kind, .number = number, .step = 0, .node = node};
 }
 
 bool Coordinator::RanBefore() const {
