@@ -25,8 +25,9 @@ using Json = nlohmann::ordered_json;
 constexpr absl::Duration kLook = absl::Milliseconds(20);
 // Of a slow rank: so long it stands, so long it runs; a third of its pace.
 constexpr absl::Duration kStands = absl::Milliseconds(100), kRunsOn = absl::Milliseconds(50);
-// How long the pace of a job is taken.
-constexpr absl::Duration kPace = absl::Seconds(5);
+// How long the pace of a job is taken: that part of `wait`, and no longer than
+constexpr int64_t kPacePart = 12;
+constexpr absl::Duration kPaceMax = absl::Seconds(5);
 // From naming a rank until what is done about it has begun, if anything is.
 constexpr absl::Duration kActs = absl::Seconds(3);
 // Of the journal: enough for the steps that may be told again.
@@ -172,7 +173,8 @@ absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
   ASSIGN_OR_RETURN(const DrillTarget target, AwaitTarget(kind));
   ++injuries_;
   const bool slow = kind.act == DrillAct::kSlowRank;
-  const double pace = slow ? Watch(kPace, nullptr, {}) : 0;
+  const absl::Duration pace_time = std::min(options_.wait / kPacePart, kPaceMax);
+  const double pace = slow ? Watch(pace_time, nullptr, {}) : 0;
   story_.Forget();
   Injury injury{.kind = &kind,
                 .node = target.node,
@@ -189,7 +191,7 @@ absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
   Follow(target, injury);
   if (slow) {
     injury.pace->before = pace;
-    injury.pace->after = Watch(kPace, nullptr, {});
+    injury.pace->after = Watch(pace_time, nullptr, {});
   }
   const nlohmann::json told = ToJson(injury);
   (void)journal_->Append("drill_over", told);
