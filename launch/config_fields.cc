@@ -86,9 +86,8 @@ struct AbsolutePath {
 
 struct WindowsOrNone {
   std::string Check(absl::Duration value) const {
-    return value >= absl::ZeroDuration() && value <= absl::Hours(24)
-               ? ""
-               : "must be between 0s and 24h";
+    return value >= absl::ZeroDuration() && value <= absl::Hours(24) ? ""
+                                                                     : "must be between 0s and 24h";
   }
 };
 

@@ -339,9 +339,10 @@ void Drill::Follow(const DrillTarget& target, Injury& injury) {
                                recovery.noticed.empty() ? "" : ", " + recovery.noticed);
   }
   if (injury.named.has_value())
-    injury.words += fmt::format(
-        "; rank {} on node {} was named after {:.1f} s: {}", injury.named->rank, injury.named->node,
-        injury.named->named.clock - injury.clock, WordsOf(EvidenceKind::kSlow, injury.named->percent));
+    injury.words +=
+        fmt::format("; rank {} on node {} was named after {:.1f} s: {}", injury.named->rank,
+                    injury.named->node, injury.named->named.clock - injury.clock,
+                    WordsOf(EvidenceKind::kSlow, injury.named->percent));
 }
 
 // ---- what it came to

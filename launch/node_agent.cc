@@ -260,20 +260,18 @@ absl::Status NodeAgent::Begin() {
   OpenRanks(run_id);
   ASSIGN_OR_RETURN(
       agent_,
-      Agent::New(loop_.get(), log_.get(), OptionsOfAgent(step), ranks_.get(), checkpoints_.get(),
-                 {.remark =
-                      [this](const std::string& text) {
-                        record_->Event("remark", {{"node", options_.node}, {"line", text}});
-                        record_->Say(text);
-                      },
-                  .formed = [this](const Coordinator::AllPresent& said) { OnFormed(said); },
-                  .evidence =
-                      [this](const Coordinator::Evidence& evidence) {
-                        OnEvidence(evidence);
-                      },
-                  .phase = [this](std::string_view event,
-                                  const Json& fields) { record_->Event(event, fields); },
-                  .ended = [this](int exit_code) { End(exit_code); }}));
+      Agent::New(
+          loop_.get(), log_.get(), OptionsOfAgent(step), ranks_.get(), checkpoints_.get(),
+          {.remark =
+               [this](const std::string& text) {
+                 record_->Event("remark", {{"node", options_.node}, {"line", text}});
+                 record_->Say(text);
+               },
+           .formed = [this](const Coordinator::AllPresent& said) { OnFormed(said); },
+           .evidence = [this](const Coordinator::Evidence& evidence) { OnEvidence(evidence); },
+           .phase = [this](std::string_view event,
+                           const Json& fields) { record_->Event(event, fields); },
+           .ended = [this](int exit_code) { End(exit_code); }}));
   Tell();
   return absl::OkStatus();
 }

@@ -80,8 +80,7 @@ double Group::wait_seconds() const { return wait_seconds_; }
 absl::Status Group::WaitAll(std::span<const RequestPtr> requests) {
   const auto begin = std::chrono::steady_clock::now();
   absl::Status status = transport_->WaitAll(requests);
-  wait_seconds_ +=
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  wait_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return status;
 }
 

@@ -80,12 +80,11 @@ Situation Coordinator::Survey() const {
   for (NodeId node = 0; node < identity_.nodes; ++node) {
     const Peer& peer = peers_[node];
     if (!peer.present || peer.stuck || peer.report.leaving) continue;
-    NodeOffer offer{
-        .node = node,
-        .slots = {},
-        .domain = peer.report.domain,
-        .drained = peer.drained,
-        .avoided = peer.avoided};
+    NodeOffer offer{.node = node,
+                    .slots = {},
+                    .domain = peer.report.domain,
+                    .drained = peer.drained,
+                    .avoided = peer.avoided};
     for (int32_t slot = 0; slot < 64; ++slot)
       if ((peer.report.slots >> slot & 1) != 0) offer.slots.push_back(slot);
     situation.offers.push_back(std::move(offer));

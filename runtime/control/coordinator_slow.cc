@@ -25,8 +25,7 @@ std::vector<Coordinator::SlowNode> Coordinator::slow() const {
 // What its ranks, which run, have worked.
 void Coordinator::HearWork(NodeId node, Effects& effects) {
   const msg::Report& r = peers_[node].report;
-  const std::vector<SlowRanks::Finding> findings =
-      slow_.Hear(now_, r.generation, node, r.works);
+  const std::vector<SlowRanks::Finding> findings = slow_.Hear(now_, r.generation, node, r.works);
   for (const SlowRanks::Finding& found : findings) {
     Peer& peer = peers_[found.seat.node];
     peer.slow_percent = 0;

@@ -121,7 +121,8 @@ std::vector<SlowRanks::Finding> SlowRanks::Judge() {
     const bool slow = ratio >= options_.ratio_percent;
     rank.least = rank.slow == 0 ? ratio : std::min(rank.least, ratio);
     rank.slow = slow ? std::min(rank.slow + 1, kSlices) : 0;
-    rank.clear = ratio >= 0 && ratio < options_.clear_percent ? std::min(rank.clear + 1, kSlices) : 0;
+    rank.clear =
+        ratio >= 0 && ratio < options_.clear_percent ? std::min(rank.clear + 1, kSlices) : 0;
     const auto named = named_.find(seats_[i]);
     if (named == named_.end() && rank.slow == kSlices) {
       named_[seats_[i]] = rank.least;

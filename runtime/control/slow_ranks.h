@@ -27,8 +27,8 @@ namespace perdure {
 
 class SlowRanks {
  public:
-  static constexpr int kSlices = 4;       // Of a window.
-  static constexpr int kSliceSteps = 2;   // At least.
+  static constexpr int kSlices = 4;      // Of a window.
+  static constexpr int kSliceSteps = 2;  // At least.
   static constexpr int64_t kPercentMax = 1'000'000;
 
   struct Options {
@@ -81,8 +81,8 @@ class SlowRanks {
   std::vector<Seat> seats_;                          // By rank.
   std::map<NodeId, std::vector<int32_t>> of_nodes_;  // Ranks, ascending.
   std::vector<Rank> ranks_;
-  size_t short_ = 0;    // Ranks that have not taken enough steps in this slice.
-  bool warm_ = false;   // The first step, which is unlike the others, is behind all.
+  size_t short_ = 0;   // Ranks that have not taken enough steps in this slice.
+  bool warm_ = false;  // The first step, which is unlike the others, is behind all.
   absl::Time slice_due_;
   std::map<Seat, int64_t> named_;
 };

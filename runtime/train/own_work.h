@@ -1,5 +1,5 @@
-// What a rank works itself: the time of its steps less what it waited in them for others. For people
-// and for whoever compares ranks; no number of the run depends on it. One thread's; by the
+// What a rank works itself: the time of its steps less what it waited in them for others. For
+// people and for whoever compares ranks; no number of the run depends on it. One thread's; by the
 // monotonic clock.
 //
 // Waits are those that its groups count: messages and host collectives, and through StagedGroup

@@ -296,7 +296,8 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
   report.sample_chain =
       samples->Chain(history.sample_chain, info.phase_sample, info.phase_sample + info.batch);
   history.Add({.loss = report.loss, .grad_norm = report.grad_norm}, report.sample_chain);
-  work.End(WaitSeconds(), LeavesOfReplica(LeavesOf(config.numerics, info.batch), at.data, mesh.data()));
+  work.End(WaitSeconds(),
+           LeavesOfReplica(LeavesOf(config.numerics, info.batch), at.data, mesh.data()));
   report.wait_seconds = WaitSeconds() - waited;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   return report;

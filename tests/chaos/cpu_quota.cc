@@ -30,8 +30,8 @@ absl::StatusOr<CpuQuota> CpuQuota::Hold(int pid, int percent, const std::string&
   const bool is_second = ::access("/sys/fs/cgroup/cgroup.controllers", R_OK) == 0;
   const std::string& folder = is_second ? second : first;
   if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST)
-    return absl::UnavailableError("cannot make the control group " + folder + ": it needs root, and " +
-                                  "a cpu controller");
+    return absl::UnavailableError("cannot make the control group " + folder +
+                                  ": it needs root, and " + "a cpu controller");
   CpuQuota quota(folder, is_second);
   RETURN_IF_ERROR(quota.Set(percent));
   RETURN_IF_ERROR(Write(folder + "/cgroup.procs", std::to_string(pid)));

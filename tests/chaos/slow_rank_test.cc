@@ -28,8 +28,10 @@ class SlowRank : public testing::Test {
 
   // Four replicas of one rank on nodes of their own, twelve leaves a step.
   std::vector<std::string> Settings() const {
-    return {"--set", "layout.tensor=1",           "--set", "layout.pipeline=1",
-            "--set", "phase.pretrain.batch=48",   "--set", "phase.pretrain.context=32",
+    return {"--set", "layout.tensor=1",
+            "--set", "layout.pipeline=1",
+            "--set", "phase.pretrain.batch=48",
+            "--set", "phase.pretrain.context=32",
             "--set", "phase.pretrain.samples=4800000"};
   }
   std::vector<std::string> Job(int64_t nodes, const std::vector<std::string>& more) const {
@@ -70,9 +72,11 @@ class SlowRank : public testing::Test {
 
 // By turns of SIGSTOP and SIGCONT, as the drill does it; a spare takes over.
 TEST_F(SlowRank, IsFoundByTheDrill) {
-  ChaosJob job(folder_, Job(5, {"--set", "job.spares=1", "--set", "job.slow_window=4s"}), 1, kNever);
+  ChaosJob job(folder_, Job(5, {"--set", "job.spares=1", "--set", "job.slow_window=4s"}), 1,
+               kNever);
   ASSERT_TRUE(job.AwaitStep(3)) << job.Errors();
-  const CommandResult drilled = Perdure({"drill", job.run(), "--kind", "slow", "--seed", "2", "--json"});
+  const CommandResult drilled =
+      Perdure({"drill", job.run(), "--kind", "slow", "--seed", "2", "--json"});
   EXPECT_EQ(drilled.exit_code, 0) << drilled.output << drilled.errors << job.Errors();
   const json injury = json::parse(drilled.output, nullptr, false)["injuries"][0];
   EXPECT_EQ(injury["failure"], "slow") << drilled.output;
@@ -92,8 +96,8 @@ TEST_F(SlowRank, LongByACpuQuota) {
   std::vector<CpuQuota> quotas;
   for (int64_t node = 0; node < 4; ++node) {
     ASSERT_EQ(job.Ranks(node).size(), 1U);
-    absl::StatusOr<CpuQuota> quota = CpuQuota::Hold(
-        job.Ranks(node)[0], 40, fmt::format("perdure_slow_{}_{}", ::getpid(), node));
+    absl::StatusOr<CpuQuota> quota =
+        CpuQuota::Hold(job.Ranks(node)[0], 40, fmt::format("perdure_slow_{}_{}", ::getpid(), node));
     if (!quota.ok()) GTEST_SKIP() << quota.status().message();
     quotas.push_back(*std::move(quota));
   }

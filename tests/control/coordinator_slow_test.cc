@@ -79,7 +79,8 @@ TEST(CoordinatorSlow, ASpareTakesItsPlace) {
   EXPECT_THAT(story.Blamed(), ElementsAre(std::pair(1, EvidenceKind::kSlow)));
   EXPECT_EQ(story.evidence()[0].number, 300);
   EXPECT_EQ(story.evidence()[0].rank, 1);
-  EXPECT_THAT(story.said(), HasSubstr("rank 1 on node 1 has been slow (3.00 times the others' work)"));
+  EXPECT_THAT(story.said(),
+              HasSubstr("rank 1 on node 1 has been slow (3.00 times the others' work)"));
   EXPECT_EQ(story.phase(), Phase::kStopping);
   EXPECT_TRUE(story.Sent<msg::Stop>().at(0).at_boundary) << "no step is lost";
   EXPECT_THAT(story.said(), HasSubstr("slow node 1 left out with rank 1"));
@@ -106,7 +107,8 @@ TEST(CoordinatorSlow, TheCoordinatorsOwnNodeIsLeftOutLikeAnyOther) {
 
 // 64 leaves: 16 rounds on four replicas, 22 on three.
 TEST(CoordinatorSlow, ItsReplicaIsLeftOutWhereThatPays) {
-  for (const auto& [percent, pays] : {std::pair(300, true), std::pair(160, true), std::pair(151, false)}) {
+  for (const auto& [percent, pays] :
+       {std::pair(300, true), std::pair(160, true), std::pair(151, false)}) {
     Story story(4);
     story.LogStaysAsItIs();
     story.RunAll();
@@ -257,6 +259,17 @@ TEST_F(Without, ItIsNoSpareForOthers) {
   });
   story_.StopAll(41);
   EXPECT_THAT(story_.Seated(), ElementsAre(0, 3));
+}
+
+TEST_F(Without, ItIsUsedWhereTheOthersDoNotHoldWhatIsNeeded) {
+  for (NodeId node : {0, 1, 3})
+    story_.Report(node, NodeStage::kBroken, 2, [](msg::Report& r) {
+      r.slots = 0;
+      r.failure = EvidenceKind::kDeviceError;
+      r.failed_local_rank = 0;
+    });
+  story_.StopAll(41);
+  EXPECT_THAT(story_.Seated(), ElementsAre(2));
 }
 
 TEST_F(Without, ASuccessorKnows) {

@@ -31,8 +31,8 @@ class Job {
 };
 
 TEST(NoProgress, CountsWhatTheProgramMayCause) {
-  for (const Kind kind : {Kind::kRankCrashed, Kind::kRankKilled, Kind::kOutOfMemory, Kind::kHung,
-                          Kind::kBadSnapshot})
+  for (const Kind kind :
+       {Kind::kRankCrashed, Kind::kRankKilled, Kind::kOutOfMemory, Kind::kHung, Kind::kBadSnapshot})
     EXPECT_TRUE(MayComeAgain(kind, 0)) << NameOf(kind);
   for (const Kind kind :
        {Kind::kUnkillable, Kind::kNodeLost, Kind::kStartFailed, Kind::kDeviceError,

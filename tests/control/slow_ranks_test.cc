@@ -61,9 +61,9 @@ class Job {
     return all;
   }
   std::vector<SlowRanks::Finding> Hear(NodeId node) {
-    return ranks_.Hear(
-        now_, layout_.generation, node,
-        std::span(works_).subspan(node * static_cast<size_t>(per_node_), static_cast<size_t>(per_node_)));
+    return ranks_.Hear(now_, layout_.generation, node,
+                       std::span(works_).subspan(node * static_cast<size_t>(per_node_),
+                                                 static_cast<size_t>(per_node_)));
   }
 
   SlowRanks& ranks() { return ranks_; }
@@ -133,8 +133,8 @@ TEST(SlowRanks, OfOneNobody) {
 }
 
 TEST(SlowRanks, TwoOfFour) {
-  const auto found = Job({.data = 4}).Run(
-      absl::Minutes(1), [](int32_t rank) { return rank < 2 ? 1000 : 500; });
+  const auto found =
+      Job({.data = 4}).Run(absl::Minutes(1), [](int32_t rank) { return rank < 2 ? 1000 : 500; });
   EXPECT_THAT(found, SizeIs(2)) << "the lesser median of the others is what they are held against";
 }
 
@@ -143,9 +143,8 @@ TEST(SlowRanks, OnlyTheSamePositionIsCompared) {
   const LayoutShape shape{.tensor = 2, .pipeline = 2, .data = 3};
   const auto stage = [&](int32_t rank) { return rank < shape.ranks() / 2 ? 200 : 900; };
   EXPECT_THAT(Job(shape, 2).Run(absl::Minutes(2), stage), IsEmpty());
-  const auto found = Job(shape, 2).Run(absl::Minutes(2), [&](int32_t rank) {
-    return rank == 3 ? 2 * stage(rank) : stage(rank);
-  });
+  const auto found = Job(shape, 2).Run(
+      absl::Minutes(2), [&](int32_t rank) { return rank == 3 ? 2 * stage(rank) : stage(rank); });
   ASSERT_THAT(found, SizeIs(1));
   EXPECT_EQ(found[0].rank, 3);
   EXPECT_EQ(found[0].seat, (Seat{1, 1}));
@@ -158,9 +157,8 @@ TEST(SlowRanks, MoreLeavesAreMoreWork) {
     Job job({.data = 3});
     EXPECT_THAT(job.Leaves(4).Run(absl::Minutes(4), work), IsEmpty()) << fixed;
     Job slow({.data = 3});
-    const auto found = slow.Leaves(4).Run(absl::Minutes(4), [&](int32_t rank) {
-      return rank == 1 ? 3 * work(rank) : work(rank);
-    });
+    const auto found = slow.Leaves(4).Run(
+        absl::Minutes(4), [&](int32_t rank) { return rank == 1 ? 3 * work(rank) : work(rank); });
     ASSERT_THAT(found, SizeIs(1)) << fixed;
     EXPECT_EQ(found[0].rank, 1) << fixed;
   }
@@ -168,8 +166,9 @@ TEST(SlowRanks, MoreLeavesAreMoreWork) {
 
 TEST(SlowRanks, AReplicaWithoutALeafIsNoMeasure) {
   Job job({.data = 3});
-  EXPECT_THAT(job.Leaves(2).Run(absl::Minutes(2), [](int32_t rank) { return rank == 2 ? 10 : 400; }),
-              IsEmpty());
+  EXPECT_THAT(
+      job.Leaves(2).Run(absl::Minutes(2), [](int32_t rank) { return rank == 2 ? 10 : 400; }),
+      IsEmpty());
 }
 
 // A busy machine: each step takes each rank between one and two and a half times as long.
@@ -191,7 +190,8 @@ TEST(SlowRanks, APauseNowAndThenNamesNobody) {
 
 TEST(SlowRanks, TheFirstStepDoesNotCount) {
   Job job({.data = 2}, 1, {.window = absl::Milliseconds(1)});
-  EXPECT_THAT(job.Run(absl::Milliseconds(1), [](int32_t rank) { return rank == 0 ? 60'000 : 100; }), IsEmpty());
+  EXPECT_THAT(job.Run(absl::Milliseconds(1), [](int32_t rank) { return rank == 0 ? 60'000 : 100; }),
+              IsEmpty());
   EXPECT_THAT(job.Run(absl::Seconds(60), [](int32_t) { return 100; }), IsEmpty());
 }
 
@@ -200,6 +200,7 @@ TEST(SlowRanks, NamedOnceUntilItIsCleared) {
   ASSERT_THAT(job.Run(absl::Minutes(1), OneIs(2, 300)), SizeIs(1));
   EXPECT_THAT(job.Run(absl::Minutes(10), OneIs(2, 300)), IsEmpty());
   EXPECT_THAT(job.Run(absl::Minutes(10), OneIs(2, 140)), IsEmpty()) << "better, not yet well";
+  EXPECT_THAT(job.Run(absl::Seconds(15), OneIs(2, 110)), IsEmpty()) << "not for long enough";
   EXPECT_THAT(job.Run(absl::Minutes(1), OneIs(2, 300)), IsEmpty());
   const auto cleared = job.Run(absl::Minutes(1), OneIs(2, 110));
   ASSERT_THAT(cleared, SizeIs(1));
@@ -227,9 +228,9 @@ TEST(SlowRanks, WhoIsNamedStaysSoInTheNextGeneration) {
 }
 
 TEST(SlowRanks, CanBeTurnedOff) {
-  EXPECT_THAT(Job({.data = 4}, 1, {.window = absl::ZeroDuration()})
-                  .Run(absl::Minutes(5), OneIs(2, 900)),
-              IsEmpty());
+  EXPECT_THAT(
+      Job({.data = 4}, 1, {.window = absl::ZeroDuration()}).Run(absl::Minutes(5), OneIs(2, 900)),
+      IsEmpty());
 }
 
 // What a node cannot have worked is as if it had said nothing; then nobody is compared.

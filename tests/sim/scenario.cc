@@ -20,7 +20,7 @@ constexpr std::array<const char*, kFaultKinds> kNames = {
 // How often the kinds come where they come at all: the interruptions of Llama 3 405B's 54 days
 // (arXiv 2407.21783, table 5), by what they look like to us, and what shared machines add.
 constexpr std::array<int, kFaultKinds - 1> kWeights = {20, 60, 120, 60, 20, 20, 20, 20, 30, 10, 15,
-                                                   15, 15, 30,  20, 15, 8,  10, 12, 6,  6};
+                                                       15, 15, 30,  20, 15, 8,  10, 12, 6,  6};
 
 ControlOptions DrawOptions(Prng& prng) {
   ControlOptions o;

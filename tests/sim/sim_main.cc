@@ -61,7 +61,8 @@ int RunRange(uint64_t from, uint64_t count, uint64_t stride, bool stop) {
   std::printf(
       "%lu schedules, %lu failed, %.1f s, %.0f schedules/s, %.2f M events/s, %lu events each; "
       "leads %ld, generations %ld, "
-      "commits %ld, steps %ld, from memory in %lu; slow named %ld, left out %ld; fault kinds hit %x\n",
+      "commits %ld, steps %ld, from memory in %lu; slow named %ld, left out %ld; fault kinds hit "
+      "%x\n",
       done, failed, seconds, static_cast<double>(done) / seconds,
       static_cast<double>(events) / seconds / 1e6, events / std::max<uint64_t>(done, 1), leads,
       generations, commits, steps, memory, slow_named, slow_left, hit);
