@@ -315,16 +315,16 @@ void Drill::Follow(const DrillTarget& target, Injury& injury) {
                                first.other_generation);
   } else if (!read.ok()) {
     injury.words = Message(read);
+  } else if (unnamed && over.empty() && !Interrupted()) {
+    injury.words = fmt::format(
+        "it was a third as fast for {} and nobody named it: a job of one replica compares nobody, "
+        "and job.slow_window says for how long others do",
+        absl::FormatDuration(options_.wait));
   } else if (!seen) {
     injury.words = !over.empty()   ? over
                    : Interrupted() ? "interrupted"
                                    : fmt::format("no recovery in {}: look at journal.jsonl",
                                                  absl::FormatDuration(options_.wait));
-  } else if (unnamed) {
-    injury.words = fmt::format(
-        "it was a third as fast for {} and nobody named it: a job of one replica compares nobody, "
-        "and job.slow_window says for how long others do",
-        absl::FormatDuration(options_.wait));
   } else if (remains) {
     injury.words = "the rank that was stopped was not replaced; it goes on now";
   } else if (injury.tolerated) {

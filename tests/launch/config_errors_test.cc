@@ -249,7 +249,7 @@ TEST(ConfigErrors, Ranges) {
       {"job.spares=-1", "job.spares = -1", "the default is 0"},
       {"job.ranks_per_node=0", "job.ranks_per_node = 0", "the default is 1"},
       {"job.time_limit=0s", "job.time_limit = \"0s\"", "longer than 0"},
-      {"job.slow_window=25h", "job.slow_window = \"25h\"", "between 0s and 24h"},
+      {"job.slow_window=25h", "job.slow_window = \"1d1h\"", "between 0s and 24h"},
       {"job.slow_percent=100", "job.slow_percent = 100", "the default is 150"},
       {"job.slow_retry=0s", "job.slow_retry = \"0s\"", "longer than 0"},
       {"checkpoint.every_steps=-1", "checkpoint.every_steps = -1", "the default is 0"},
