@@ -139,6 +139,7 @@ class ProcessRanks final : public NodeRanks {
     bool present = false, connected = false;
     std::string address;
     int64_t finished = 0;
+    WorkDone work;
     int64_t frozen = -1;
     std::string file;  // Of the frozen state.
     std::string does;  // In watch_: what it writes.

@@ -23,6 +23,7 @@
 #include "runtime/control/layout_planner.h"
 #include "runtime/control/log_view.h"
 #include "runtime/control/message.h"
+#include "runtime/control/slow_ranks.h"
 
 namespace perdure {
 
@@ -169,6 +170,7 @@ class Coordinator {
     NodeId node = 0;
     EvidenceKind kind = EvidenceKind::kNodeLost;
     int64_t number = 0;  // As in EvidenceEntry.
+    int32_t rank = -1;   // Of kSlow: which one.
   };
   struct Remark {  // A decision and its reason, for journal and log.
     std::string text;
@@ -214,6 +216,14 @@ class Coordinator {
   // Of the newest generation of this job: steps that are finished, and what failed first.
   StepIndex finished() const { return finished_; }
   const std::optional<Failure>& cause() const { return cause_; }
+  // Nodes that have been found slow, or are done without because they were; by node.
+  struct SlowNode {
+    NodeId node = 0;
+    int64_t percent = 0;  // The worst of its ranks; 0: another coordinator knew.
+    bool avoided = false;
+    friend bool operator==(const SlowNode&, const SlowNode&) = default;
+  };
+  std::vector<SlowNode> slow() const;
 
  private:
   // What is known of a node.
@@ -221,6 +231,10 @@ class Coordinator {
     bool present = false;  // It reports, and was not lost since.
     bool stuck = false;    // Its ranks did not stop; not to be used until they have.
     bool drained = false;
+    int64_t slow_percent = 0;  // It has slow ranks: the worst of them; 0: it has none.
+    bool avoided = false;      // It was slow, and is not used if that can be,
+    int slow_times = 0;        // for the slow_times-th time,
+    absl::Time retry_at;       // until then.
     bool member = false;                     // Of layout_.
     msg::Report report;                      // Its newest; incarnation 0: none.
     std::optional<Generation> stopped;       // Stopped of this generation has come,
@@ -313,6 +327,13 @@ class Coordinator {
   void Start(Resume resume, std::optional<StepIndex> checkpoint, Effects& effects);
   void ConsiderChange(Effects& effects);
 
+  // coordinator_slow.cc: ranks that are slow.
+  void HearWork(NodeId node, Effects& effects);
+  int64_t Rounds(int32_t data) const;
+  bool LeavesSlow(Effects& effects);
+  void Avoid(NodeId node, int times);
+  void RetrySlow();
+
   // coordinator_save.cc: checkpoints.
   void SaveTimers(Effects& effects);
   void OnSaving(NodeId node, const msg::Report& report, Effects& effects);
@@ -354,6 +375,8 @@ class Coordinator {
   Fence fence_;
   FailureDetector detector_;
   FailureDetector::Effects found_;
+  SlowRanks slow_;
+  absl::Time retry_due_ = absl::InfiniteFuture();  // When an avoided node may be used again.
 
   std::vector<Peer> peers_;  // By node.
   size_t gathered_ = 0;

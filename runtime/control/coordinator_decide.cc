@@ -40,10 +40,13 @@ void Coordinator::Learn(NodeId node, const msg::Report& before, Effects& effects
   }
 }
 
-// What fails on one node breaks the connections of others, who may be heard first.
+// What fails on one node breaks the connections of others, who may be heard first; and who is slow
+// may fail while the others come to a boundary.
 void Coordinator::Blame(EvidenceKind kind, int64_t number, std::optional<NodeId> node) {
-  const bool first = !cause_.has_value() || (cause_->kind == EvidenceKind::kNetworkError &&
-                                             kind != EvidenceKind::kNetworkError);
+  const auto gives_way = [](EvidenceKind of) {
+    return of == EvidenceKind::kNetworkError || of == EvidenceKind::kSlow;
+  };
+  const bool first = !cause_.has_value() || (gives_way(*cause_->kind) && !gives_way(kind));
   if (first) cause_ = Failure{.kind = kind, .number = number, .step = 0, .node = node};
 }
 
@@ -77,8 +80,11 @@ Situation Coordinator::Survey() const {
   for (NodeId node = 0; node < identity_.nodes; ++node) {
     const Peer& peer = peers_[node];
     if (!peer.present || peer.stuck || peer.report.leaving) continue;
-    NodeOffer offer{
-        .node = node, .slots = {}, .domain = peer.report.domain, .drained = peer.drained};
+    NodeOffer offer{.node = node,
+                    .slots = {},
+                    .domain = peer.report.domain,
+                    .drained = peer.drained,
+                    .avoided = peer.avoided};
     for (int32_t slot = 0; slot < 64; ++slot)
       if ((peer.report.slots >> slot & 1) != 0) offer.slots.push_back(slot);
     situation.offers.push_back(std::move(offer));
@@ -206,6 +212,7 @@ void Coordinator::ConsiderChange(Effects& effects) {
     return;
   }
   if (phase_ != Phase::kRunning || ending_.has_value()) return;
+  if (LeavesSlow(effects)) return;
   const Decision decision = DecideLayout(rule_, Survey());
   look_again_ = decision.look_again;
   if (decision.action == LayoutAction::kKeep || decision.action == LayoutAction::kWait ||

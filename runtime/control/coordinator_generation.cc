@@ -58,6 +58,7 @@ void Coordinator::Runs(StepIndex finished, Effects& effects) {
   std::vector<NodeId> nodes;
   nodes.reserve(layout_.seats.size());
   for (const Seat& seat : layout_.seats) nodes.push_back(seat.node);
+  slow_.Begin(layout_, now_);
   Detect(FailureDetector::GenerationFormed{layout_.generation, std::move(nodes), finished},
          effects);
 }
@@ -99,6 +100,7 @@ void Coordinator::BeginStop(bool at_boundary, std::string why, Effects& effects)
                        [](const Pending& p) { return p.entry.kind != EntryKind::kNote; }),
         pending_.end());
   Detect(FailureDetector::GenerationEnded{detector_.generation()}, effects);
+  slow_.End();
   Say(fmt::format("stopping generation {}: {}", view_.generation, why), effects);
   phase_ = Phase::kStopping;
   phase_due_ = now_ + options_.stop_max;
@@ -279,6 +281,7 @@ void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects
       if (phase_ != Phase::kRunning) return;
       Detect(FailureDetector::StepProgress{r.generation, node, r.finished, 0}, effects);
       if (phase_ == Phase::kRunning) OnSaving(node, r, effects);
+      if (phase_ == Phase::kRunning) HearWork(node, effects);
       return;
     default:
       return;

@@ -31,6 +31,7 @@ struct NodeOffer {
   std::vector<int32_t> slots;  // Local ranks that a rank can sit at now; ascending, distinct.
   uint32_t domain = 0;         // What fails together: a rack, a switch.
   bool drained = false;        // Evidence speaks against it: the last to be used.
+  bool avoided = false;        // It was slow: no room, unless too few replicas fit without it.
 
   friend bool operator==(const NodeOffer&, const NodeOffer&) = default;
 };

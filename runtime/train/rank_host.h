@@ -16,6 +16,7 @@
 #include "ckpt/part_plan.h"
 #include "runtime/base/digest.h"
 #include "runtime/train/activity.h"
+#include "runtime/train/own_work.h"
 #include "runtime/train/snapshot_file.h"
 
 namespace perdure {
@@ -95,8 +96,8 @@ class RankHost {
   // told to stop).
   virtual absl::Status AwaitLease(int64_t /*step*/) { return absl::OkStatus(); }
   // Every rank: so many steps are finished, and the snapshot of the last one, if it has one, is on
-  // its way. Cheap.
-  virtual void Progress(int64_t /*step*/) {}
+  // its way; and what the rank has worked itself. Cheap.
+  virtual void Progress(int64_t /*step*/, const WorkDone& /*work*/) {}
   // Every rank, from the trainer's thread: what it does now. Cheap, no lock.
   virtual void Doing(const Activity& /*activity*/) {}
   // Every rank, once: the first gather of this generation has passed, so it has whole snapshots of

@@ -15,6 +15,7 @@
 #include "runtime/comm/make_collectives.h"
 #include "runtime/comm/sync_watching.h"
 #include "runtime/train/checkpoint_saver.h"
+#include "runtime/train/own_work.h"
 #include "runtime/train/pipeline.h"
 #include "runtime/train/rank_state.h"
 #include "runtime/train/sharded_state.h"
@@ -159,6 +160,7 @@ struct Trainer::Impl {
   StepHistory history;               // Of all ranks the chain; what it is told of, rank 0's alone.
   bool clean = false;                // Nothing is under way any more.
   bool first_gather = true;
+  OwnWork work;
   int64_t step_now = 0;  // That it works on.
   std::atomic<bool> stopping = false;
 };
@@ -267,6 +269,7 @@ absl::Status Trainer::Impl::EnterPhase(int next) {
 absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared_command) {
   const auto began = std::chrono::steady_clock::now();
   const double waited = WaitSeconds();
+  work.Begin(waited);
   RETURN_IF_ERROR(pipeline->RunStep(info));
   Doing(Activity::Phase::kExchange, Activity::Group::kData);
   ASSIGN_OR_RETURN(const std::vector<double> squares, state->FinishGradients());
@@ -293,6 +296,8 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
   report.sample_chain =
       samples->Chain(history.sample_chain, info.phase_sample, info.phase_sample + info.batch);
   history.Add({.loss = report.loss, .grad_norm = report.grad_norm}, report.sample_chain);
+  work.End(WaitSeconds(),
+           LeavesOfReplica(LeavesOf(config.numerics, info.batch), at.data, mesh.data()));
   report.wait_seconds = WaitSeconds() - waited;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   return report;
@@ -373,7 +378,7 @@ absl::StatusOr<Outcome> Trainer::Impl::Run() {
     const bool leave = shared == static_cast<int>(Command::kLeave);
     if (stop || leave || done == last || done % std::max<int64_t>(config.snapshot.every, 1) == 0)
       RETURN_IF_ERROR(Snapshot(done));
-    host->Progress(done);
+    host->Progress(done, work.done());
     if (rank == 0) {
       const Command next = host->StepFinished(report);
       if (static_cast<int>(command) == shared) command = Command::kNone;  // Everybody has it now.

@@ -263,6 +263,67 @@ TEST(LayoutPlanner, NobodyGrowsOntoADrainedNode) {
   EXPECT_EQ(Ask(rule, situation).action, kKeep);
 }
 
+TEST(LayoutPlanner, AnAvoidedNodeIsLeftForASpare) {
+  const LayoutRule rule = RuleOf(4, 1);
+  Situation situation = Started(rule, WholeNodes(4, 4));
+  situation.offers = WholeNodes(5, 4);
+  Of(situation.offers, 2).avoided = true;
+  const Decision decision = DecideLayout(rule, situation);
+  EXPECT_EQ(decision.action, kPromoteSpare);
+  EXPECT_EQ(decision.reason, LayoutReason::kNodesSlow);
+  EXPECT_EQ(decision.words,
+            "slow node 2 left out with ranks 8-11; data 4 stays, 4 ranks move to spare slots of "
+            "node 4");
+  EXPECT_THAT(decision.spares, testing::IsEmpty()) << "it is none";
+  situation.current = Applied(situation.current, decision);
+  EXPECT_EQ(DecideLayout(rule, situation).action, kKeep);
+}
+
+TEST(LayoutPlanner, AnAvoidedNodesReplicaIsGivenUp) {
+  const LayoutRule rule = RuleOf(4, 1);
+  Situation situation = Started(rule, WholeNodes(4, 4));
+  Of(situation.offers, 1).avoided = true;
+  const Decision decision = DecideLayout(rule, situation);
+  EXPECT_EQ(decision.action, kShrink);
+  EXPECT_EQ(decision.shape.data, 3);
+  EXPECT_THAT(NodesOf(decision.seats), testing::UnorderedElementsAre(0, 2, 3));
+  situation.current = Applied(situation.current, decision);
+  situation.now += absl::Hours(1);
+  EXPECT_EQ(DecideLayout(rule, situation).action, kKeep) << "nobody grows onto it";
+  Of(situation.offers, 1).avoided = false;
+  EXPECT_EQ(DecideLayout(rule, situation).action, kGrow);
+}
+
+TEST(LayoutPlanner, AnAvoidedNodeIsUsedWhereTooFewReplicasFitWithoutIt) {
+  LayoutRule rule = RuleOf(4, 1);
+  rule.data_min = 4;
+  Situation situation = Started(rule, WholeNodes(4, 4));
+  Of(situation.offers, 1).avoided = true;
+  EXPECT_EQ(DecideLayout(rule, situation).action, kKeep);
+  rule.data_min = 3;
+  EXPECT_EQ(DecideLayout(rule, situation).action, kShrink);
+  rule.shrink = false;
+  EXPECT_EQ(DecideLayout(rule, situation).action, kKeep);
+  rule.shrink = true;
+  for (NodeOffer& offer : situation.offers) offer.avoided = true;
+  EXPECT_EQ(DecideLayout(rule, situation).action, kKeep) << "there are no others";
+  rule.data_min = 4;
+  Remove(situation.offers, 3);
+  EXPECT_EQ(DecideLayout(rule, situation).shape.data, 0) << "or too few";
+}
+
+// What was lost and who is slow are told apart.
+TEST(LayoutPlanner, LostAndSlowNodesAreNamed) {
+  const LayoutRule rule = RuleOf(4, 1);
+  Situation situation = Started(rule, WholeNodes(5, 4));
+  Of(situation.offers, 1).avoided = true;
+  Remove(situation.offers, 3);
+  const Decision decision = DecideLayout(rule, situation);
+  EXPECT_EQ(decision.reason, LayoutReason::kRanksLost);
+  EXPECT_THAT(decision.words,
+              HasSubstr("node 3 lost with ranks 12-15, slow node 1 left out with ranks 4-7; "));
+}
+
 TEST(LayoutPlanner, ARunThatCrossesNodesGoesOnSo) {
   const LayoutRule rule = RuleOf(4, 1);
   Situation situation = Started(rule, WholeNodes(4, 2));
