@@ -31,6 +31,8 @@ struct NodeOffer {
   std::vector<int32_t> slots;  // Local ranks that a rank can sit at now; ascending, distinct.
   uint32_t domain = 0;         // What fails together: a rack, a switch.
   bool drained = false;        // Evidence speaks against it: the last to be used.
+  bool coordinates = false;    // Its agent does: if one node is a spare, then this one, whose loss
+                               // costs no rank then.
 
   friend bool operator==(const NodeOffer&, const NodeOffer&) = default;
 };
