@@ -310,6 +310,7 @@ class Coordinator {
   void TryGo(Effects& effects);
   void MembersFail(std::string why, Effects& effects);
   void TryEnd(Effects& effects);
+  bool EndsWell() const;
   void LeaveUnsaved(Effects& effects);
   void TakeOver(PlacedLayout layout);
   void Runs(StepIndex finished, Effects& effects);
@@ -322,6 +323,8 @@ class Coordinator {
   bool GoesNowhere(Effects& effects);
   Situation Survey() const;
   void Decide(Effects& effects);
+  Resume NewestInMemory() const;
+  bool WorthSaving(const Resume& resume) const;
   void Choose(Effects& effects);
   void AskWhichCheckpoint(Effects& effects);
   void Start(Resume resume, std::optional<StepIndex> checkpoint, Effects& effects);
@@ -409,7 +412,8 @@ class Coordinator {
   std::vector<msg::Table> tables_;
   size_t addressed_ = 0, ready_ = 0, done_ = 0;  // Members.
   absl::Time go_due_ = absl::InfiniteFuture();   // When the fence opens.
-  std::optional<int32_t> ending_;                // The job is to end with this code.
+  std::optional<int32_t> ending_;                // The job is to end with this code,
+  int last_generations_ = 0;                     // and has begun so many since.
   bool winding_up_ = false, wound_up_ = false;   // WindUp was said; was answered.
 
   std::optional<CheckpointCommit> commit_;  // Of layout_.

@@ -84,7 +84,8 @@ Situation Coordinator::Survey() const {
                     .slots = {},
                     .domain = peer.report.domain,
                     .drained = peer.drained,
-                    .avoided = peer.avoided};
+                    .avoided = peer.avoided,
+                    .coordinates = node == identity_.me.at.node};
     for (int32_t slot = 0; slot < 64; ++slot)
       if ((peer.report.slots >> slot & 1) != 0) offer.slots.push_back(slot);
     situation.offers.push_back(std::move(offer));
@@ -100,8 +101,9 @@ Situation Coordinator::Survey() const {
 }
 
 void Coordinator::Decide(Effects& effects) {
-  if (!ending_.has_value() && GoesNowhere(effects)) ending_ = kExitPersonMustLook;
-  if (ending_.has_value()) {
+  const bool nowhere = GoesNowhere(effects);
+  if (nowhere) ending_ = ending_.value_or(kExitPersonMustLook);
+  if (ending_.has_value() && (nowhere || !WorthSaving(NewestInMemory()))) {
     LeaveUnsaved(effects);
     TryEnd(effects);
     return;
@@ -121,6 +123,11 @@ void Coordinator::Decide(Effects& effects) {
     TryEnd(effects);
     return;
   }
+  if (ending_.has_value() && (waits || decision_.action == LayoutAction::kEnd)) {
+    LeaveUnsaved(effects);
+    TryEnd(effects);
+    return;
+  }
   if (waits) {
     phase_ = Phase::kWaiting;
     phase_due_ = absl::InfiniteFuture();
@@ -133,8 +140,8 @@ void Coordinator::Decide(Effects& effects) {
   Choose(effects);
 }
 
-// The state: from memory if it serves, otherwise from a checkpoint, which the store knows.
-void Coordinator::Choose(Effects& effects) {
+// The state that memory holds whole; from_checkpoint: none, or none that is to be used.
+Resume Coordinator::NewestInMemory() const {
   std::vector<NodeHoldings> holdings;
   for (NodeId node = 0; node < identity_.nodes; ++node)
     if (peers_[node].present && !peers_[node].stuck && !peers_[node].holdings.empty())
@@ -143,7 +150,20 @@ void Coordinator::Choose(Effects& effects) {
   std::erase_if(trusted, [&](const LogView::Live& live) {
     return live.layout->generation <= verdict_.distrusted;
   });
-  Resume resume = ChooseResume(trusted, holdings, view_.commit_step);
+  return ChooseResume(trusted, holdings, view_.commit_step);
+}
+
+// A job that is to end well: whether it is worth one more generation, because memory holds what no
+// checkpoint does. What could not be written will not be now, and nothing is tried for ever.
+bool Coordinator::WorthSaving(const Resume& resume) const {
+  const bool unwritten = cause_.has_value() && cause_->kind == EvidenceKind::kStorageError;
+  return EndsWell() && !unwritten && last_generations_ < kFailuresMax && !resume.from_checkpoint &&
+         resume.step > view_.commit_step;
+}
+
+// The state: from memory if it serves, otherwise from a checkpoint, which the store knows.
+void Coordinator::Choose(Effects& effects) {
+  Resume resume = NewestInMemory();
   if (!resume.from_checkpoint) {
     Start(std::move(resume), std::nullopt, effects);
     return;

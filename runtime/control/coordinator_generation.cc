@@ -165,10 +165,11 @@ void Coordinator::Form(Effects& effects) {
                                                : "a checkpoint",
                   resume_.step),
       effects);
-  if (ending_.has_value()) {
+  if (ending_.has_value() && !WorthSaving(resume_)) {
     BeginStop(false, "the job ends", effects);
     return;
   }
+  if (ending_.has_value()) ++last_generations_;
   for (NodeId node : members_)
     if (!peers_[node].present) {
       BeginStop(false, fmt::format("node {} was lost meanwhile", node), effects);
@@ -409,7 +410,12 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
       save_due_ = now_;
       return;
     case Phase::kForming:
+      // Then it runs, saves and ends.
+      if (!WorthSaving(resume_)) BeginStop(false, "the job ends", effects);
+      return;
     case Phase::kGathering:
+      if (!RanBefore()) BeginStop(false, "the job ends", effects);
+      return;
     case Phase::kWaiting:
     case Phase::kChoosing:
       BeginStop(false, "the job ends", effects);
@@ -419,10 +425,13 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
   }
 }
 
+bool Coordinator::EndsWell() const {
+  return !ending_.has_value() || *ending_ == 0 || *ending_ == kExitMoreToDo;
+}
+
 // Nobody may take it for a good end that what was done last is not kept.
 void Coordinator::LeaveUnsaved(Effects& effects) {
-  const bool good = !ending_.has_value() || *ending_ == 0 || *ending_ == kExitMoreToDo;
-  if (!good || std::max(view_.commit_step, StepIndex{0}) >= finished_) return;
+  if (!EndsWell() || std::max(view_.commit_step, StepIndex{0}) >= finished_) return;
   Say(fmt::format("the state of step {} could not be saved, the newest checkpoint is of step {}: "
                   "what lies between will be done again",
                   finished_, view_.commit_step),

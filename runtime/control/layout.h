@@ -32,6 +32,8 @@ struct NodeOffer {
   uint32_t domain = 0;         // What fails together: a rack, a switch.
   bool drained = false;        // Evidence speaks against it: the last to be used.
   bool avoided = false;        // It was slow: no room, unless too few replicas fit without it.
+  bool coordinates = false;    // Its agent does: if one node is a spare, then this one, whose loss
+                               // costs no rank then.
 
   friend bool operator==(const NodeOffer&, const NodeOffer&) = default;
 };

@@ -12,6 +12,7 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::IsEmpty;
 using enum LayoutAction;
 
 Decision Ask(const LayoutRule& rule, const Situation& situation) {
@@ -37,6 +38,28 @@ TEST(LayoutPlanner, StartsBesideTheSpares) {
   EXPECT_THAT(NodesOf(decision.spares), ElementsAre(8, 9));
   EXPECT_THAT(decision.source, ElementsAre(-1, -1, -1, -1));
   EXPECT_EQ(decision.words, "data 4 (tensor 4, pipeline 2) on nodes 0-7, 8 slots are spare");
+}
+
+// Losing a coordinator without ranks costs no step.
+TEST(LayoutPlanner, TheCoordinatorsNodeIsASpareIfOneIs) {
+  LayoutRule rule = RuleOf(4, 2);
+  std::vector<NodeOffer> offers = WholeNodes(10, 4);
+  Of(offers, 0).coordinates = true;
+  EXPECT_THAT(NodesOf(Ask(rule, {.offers = offers, .now = kDay}).spares), IsEmpty());
+  rule.spares = 2;
+  const Decision decision = Ask(rule, {.offers = offers, .now = kDay});
+  EXPECT_THAT(NodesOf(decision.spares), ElementsAre(0, 9));
+  // A rank that must move goes to another one.
+  Situation situation = Started(rule, offers);
+  std::erase_if(situation.offers, [](const NodeOffer& offer) { return offer.node == 3; });
+  EXPECT_THAT(NodesOf(Ask(rule, situation).spares), ElementsAre(0));
+  // Nobody moves because of who coordinates.
+  situation = Started(rule, offers);
+  Of(situation.offers, 0).coordinates = false;
+  Of(situation.offers, 1).coordinates = true;
+  EXPECT_EQ(Ask(rule, situation).action, kKeep);
+  Of(offers, 8).drained = true;
+  EXPECT_THAT(NodesOf(Ask(rule, {.offers = offers, .now = kDay}).spares), ElementsAre(0, 8));
 }
 
 TEST(LayoutPlanner, DataMinComesBeforeSpares) {
