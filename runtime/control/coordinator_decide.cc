@@ -154,10 +154,12 @@ Resume Coordinator::NewestInMemory() const {
 }
 
 // A job that is to end well: whether it is worth one more generation, because memory holds what no
-// checkpoint does. What could not be written will not be now, and nothing is tried for ever.
+// checkpoint does. What could not be written will not be now, training that failed fails again, and
+// nothing is tried for ever.
 bool Coordinator::WorthSaving(const Resume& resume) const {
-  const bool unwritten = cause_.has_value() && cause_->kind == EvidenceKind::kStorageError;
-  return EndsWell() && !unwritten && last_generations_ < kFailuresMax && !resume.from_checkpoint &&
+  const bool in_vain = cause_.has_value() && (cause_->kind == EvidenceKind::kStorageError ||
+                                              cause_->kind == EvidenceKind::kTrainingFailed);
+  return EndsWell() && !in_vain && last_generations_ < kFailuresMax && !resume.from_checkpoint &&
          resume.step > view_.commit_step;
 }
 
@@ -210,9 +212,8 @@ void Coordinator::Start(Resume resume, std::optional<StepIndex> checkpoint, Effe
   if (checkpoint.has_value()) good_at_ = *checkpoint + kGoodSteps;
   phase_ = Phase::kStarting;
   phase_due_ = absl::InfiniteFuture();
-  PlacedLayout layout{.generation = view_.generation + 1,
-                      .shape = decision_.shape,
-                      .seats = decision_.seats};
+  PlacedLayout layout{
+      .generation = view_.generation + 1, .shape = decision_.shape, .seats = decision_.seats};
   std::vector<uint32_t>& domains = layout.domains;
   for (NodeId node : NodesOf(layout)) domains.push_back(peers_[node].report.domain);
   if (std::equal(domains.begin() + 1, domains.end(), domains.begin())) domains.clear();

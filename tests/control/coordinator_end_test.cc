@@ -230,17 +230,19 @@ TEST(CoordinatorEnds, AJobWhoseNetworkFailsAgainAndAgainBeforeItIsSaved) {
   EXPECT_EQ(story.Win().exit_code, kExitUnsaved);
 }
 
-TEST(CoordinatorEnds, AJobThatCannotWriteWithoutAnotherTry) {
-  CoordinatorStory story(1);
-  story.RunAll();
-  story.Do(Coordinator::EndJob{75});
-  story.Report(0, NodeStage::kBroken, 1, [](msg::Report& report) {
-    Broken(report);
-    report.failure = EvidenceKind::kStorageError;
-  });
-  story.Stopped(0, 1, {{1, 40, 0}});
-  ASSERT_TRUE(story.Appends(EntryKind::kEnd)) << story.said();
-  EXPECT_EQ(story.Win().exit_code, kExitUnsaved);
+TEST(CoordinatorEnds, AJobThatCannotWriteOrTrainWithoutAnotherTry) {
+  for (const EvidenceKind kind : {EvidenceKind::kStorageError, EvidenceKind::kTrainingFailed}) {
+    CoordinatorStory story(1);
+    story.RunAll();
+    story.Do(Coordinator::EndJob{75});
+    story.Report(0, NodeStage::kBroken, 1, [=](msg::Report& report) {
+      Broken(report);
+      report.failure = kind;
+    });
+    story.Stopped(0, 1, {{1, 40, 0}});
+    ASSERT_TRUE(story.Appends(EntryKind::kEnd)) << story.said();
+    EXPECT_EQ(story.Win().exit_code, kExitUnsaved);
+  }
 }
 
 TEST(CoordinatorEnds, AJobThatLacksNodesBeforeItIsSaved) {
