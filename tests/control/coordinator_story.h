@@ -1,5 +1,5 @@
-// A coordinator of a job, on node 0 or on the spare behind the others, told as a story in virtual time: its log and its members are
-// the test's lines.
+// A coordinator of a job, on node 0 or on the spare behind the others, told as a story in virtual
+// time: its log and its members are the test's lines.
 #pragma once
 
 #include <gtest/gtest.h>
