@@ -169,6 +169,7 @@ absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directo
   copy("generation");
   copy("layout");
   copy("time_to_first_step");
+  copy("slow");
   std::vector<NodeId> nodes;
   if (const auto list = read.find("nodes"); list != read.end() && list->is_array())
     for (const Json& node : *list)

@@ -84,6 +84,13 @@ struct AbsolutePath {
   }
 };
 
+struct WindowsOrNone {
+  std::string Check(absl::Duration value) const {
+    return value >= absl::ZeroDuration() && value <= absl::Hours(24) ? ""
+                                                                     : "must be between 0s and 24h";
+  }
+};
+
 struct Durations {
   std::string Check(absl::Duration value) const {
     return value > absl::ZeroDuration() && value < absl::InfiniteDuration()
@@ -376,6 +383,12 @@ std::vector<Field<JobConfig>> JobFields() {
            "Ranks of a node, usually one per GPU"),
       Make("health_check", &J::health_check, Anything(),
            "Try each rank's device before the first step: products, memory, link to the host"),
+      Make("slow_window", &J::slow_window, WindowsOrNone(),
+           "How long a rank must be slow until it is named; 0s: nobody is looked at"),
+      Make("slow_percent", &J::slow_percent, Integers{110, 10000},
+           "What the work of a slow rank takes of that of others, at least"),
+      Make("slow_retry", &J::slow_retry, Durations(),
+           "How long a node that was slow is done without; twice as long each time"),
   };
 }
 

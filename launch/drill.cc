@@ -24,8 +24,13 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr absl::Duration kLook = absl::Milliseconds(20);
-// Of a slow rank: so long it stands, so long it runs.
-constexpr absl::Duration kStands = absl::Milliseconds(200), kRunsOn = absl::Milliseconds(50);
+// Of a slow rank: so long it stands, so long it runs; a third of its pace.
+constexpr absl::Duration kStands = absl::Milliseconds(100), kRunsOn = absl::Milliseconds(50);
+// How long the pace of a job is taken: that part of `wait`, and no longer than
+constexpr int64_t kPacePart = 12;
+constexpr absl::Duration kPaceMax = absl::Seconds(5);
+// From naming a rank until what is done about it has begun, if anything is.
+constexpr absl::Duration kActs = absl::Seconds(3);
 // Of the journal: enough for the steps that may be told again.
 constexpr uint64_t kTail = uint64_t{1} << 20;
 // How long what each node runs may lag behind what the job is.
@@ -178,6 +183,9 @@ absl::StatusOr<DrillTarget> Drill::AwaitTarget(const DrillKind& kind) {
 absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
   ASSIGN_OR_RETURN(const DrillTarget target, AwaitTarget(kind));
   ++injuries_;
+  const bool slow = kind.act == DrillAct::kSlowRank;
+  const absl::Duration pace_time = std::min(options_.wait / kPacePart, kPaceMax);
+  const double pace = slow ? Watch(pace_time, nullptr, {}) : 0;
   story_.Forget();
   Injury injury{.kind = &kind,
                 .node = target.node,
@@ -197,6 +205,10 @@ absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
   RETURN_IF_ERROR(journal_->Append("drill", told_before));
   RETURN_IF_ERROR(Strike(target, injury));
   Follow(target, injury);
+  if (slow) {
+    injury.pace->before = pace;
+    injury.pace->after = Watch(pace_time, nullptr, {});
+  }
   const nlohmann::json told = ToJson(injury);
   (void)journal_->Append("drill_over", told);
   return injury;
@@ -224,7 +236,8 @@ absl::Status Drill::Strike(const DrillTarget& target, Injury& injury) {
     case DrillAct::kStopRank:
       return target.processes.front().Signal(SIGSTOP);
     case DrillAct::kSlowRank:
-      return Slow(target.processes.front());
+      Slow(target.processes.front(), injury);
+      return absl::OkStatus();
     case DrillAct::kCorruptRank:
       RETURN_IF_ERROR(LeaveDrillFlip(options_.run_directory, target.node,
                                      {.local_rank = target.local_rank, .flip = *injury.flip}));
@@ -233,18 +246,44 @@ absl::Status Drill::Strike(const DrillTarget& target, Injury& injury) {
   return absl::OkStatus();
 }
 
-// Ends early when it has been replaced.
-absl::Status Drill::Slow(const HeldProcess& process) {
-  RETURN_IF_ERROR(process.Signal(SIGSTOP));
-  const absl::Time until = MonotonicNow() + options_.slow;
-  while (MonotonicNow() < until && !Interrupted()) {
-    absl::SleepFor(kStands);
-    if (!process.Signal(SIGCONT).ok()) return absl::OkStatus();
-    absl::SleepFor(kRunsOn);
-    if (!process.Signal(SIGSTOP).ok()) return absl::OkStatus();
+// Reads the journal for so long or until something is seen, while `slow` runs in turns; neither may
+// be. The steps a second that were told meanwhile.
+double Drill::Watch(absl::Duration most, const HeldProcess* slow,
+                    const std::function<bool()>& seen) {
+  const absl::Time begin = MonotonicNow();
+  if (!Read().ok()) return 0;
+  int64_t last = story_.step(), steps = 0;
+  while (MonotonicNow() < begin + most && !Interrupted() && !(seen && seen())) {
+    // One that has ended needs no turns.
+    if (slow != nullptr && slow->Signal(SIGSTOP).ok()) {
+      absl::SleepFor(kStands);
+      (void)slow->Signal(SIGCONT);
+      absl::SleepFor(kRunsOn);
+    } else {
+      absl::SleepFor(kLook);
+    }
+    if (!Read().ok()) break;
+    steps += std::max<int64_t>(story_.step() - std::exchange(last, story_.step()), 0);
   }
-  (void)process.Signal(SIGCONT);
-  return absl::OkStatus();
+  return static_cast<double>(steps) / absl::ToDoubleSeconds(MonotonicNow() - begin);
+}
+
+// Until the job has named it and has done about it what it does, if anything.
+void Drill::Slow(const HeldProcess& process, Injury& injury) {
+  const auto named = [&] {
+    for (const SlowRank& rank : story_.slow())
+      if (!injury.named.has_value() && rank.node == injury.node) injury.named = rank;
+    return injury.named.has_value();
+  };
+  const auto acts = [&] { return !story_.recoveries().empty() || !JobIsOver().empty(); };
+  injury.pace = Pace{.during = Watch(options_.wait, &process, named)};
+  if (!injury.named.has_value()) return;
+  (void)Watch(kActs, &process, acts);
+  if (acts())
+    (void)Watch(options_.wait, &process, [&] {
+      return story_.recoveries().empty() || story_.recoveries().front().stepped.has_value() ||
+             !JobIsOver().empty();
+    });
 }
 
 // Empty: it goes on.
@@ -296,7 +335,8 @@ void Drill::Follow(const DrillTarget& target, Injury& injury) {
   injury.told_twice = story_.told_twice();
   injury.disagreements = story_.disagreements();
   const bool named = injury.kind->act != DrillAct::kCorruptRank || NamesCulprit(injury);
-  injury.recovered = seen && !remains && named && injury.disagreements.empty();
+  const bool unnamed = injury.pace.has_value() && !injury.named.has_value();
+  injury.recovered = seen && !remains && named && !unnamed && injury.disagreements.empty();
   if (!injury.disagreements.empty()) {
     const LossDisagreement& first = injury.disagreements.front();
     injury.words = fmt::format("step {} gave loss {} in generation {} and {} in generation {}",
@@ -304,6 +344,11 @@ void Drill::Follow(const DrillTarget& target, Injury& injury) {
                                first.other_generation);
   } else if (!read.ok()) {
     injury.words = Message(read);
+  } else if (unnamed && over.empty() && !Interrupted()) {
+    injury.words = fmt::format(
+        "it was a third as fast for {} and nobody named it: a job of one replica compares nobody, "
+        "and job.slow_window says for how long others do",
+        absl::FormatDuration(options_.wait));
   } else if (!seen) {
     injury.words = !over.empty()   ? over
                    : Interrupted() ? "interrupted"
@@ -324,6 +369,11 @@ void Drill::Follow(const DrillTarget& target, Injury& injury) {
                                recovery.kind.empty() ? "cause not known" : recovery.kind,
                                recovery.noticed.empty() ? "" : ", " + recovery.noticed);
   }
+  if (injury.named.has_value())
+    injury.words +=
+        fmt::format("; rank {} on node {} was named after {:.1f} s: {}", injury.named->rank,
+                    injury.named->node, injury.named->named.clock - injury.clock,
+                    WordsOf(EvidenceKind::kSlow, injury.named->percent));
 }
 
 // ---- what it came to
@@ -364,6 +414,14 @@ Json ToJson(const Injury& injury) {
     json["first_step"] = Round(times->first_step);
     json["total"] = Round(times->total);
   }
+  if (injury.named.has_value()) {
+    json["named"] = Round(injury.named->named.clock - injury.clock);
+    json["percent"] = injury.named->percent;
+  }
+  if (injury.pace.has_value())
+    json["steps_per_second"] = {{"before", Round(injury.pace->before)},
+                                {"during", Round(injury.pace->during)},
+                                {"after", Round(injury.pace->after)}};
   json["told_twice"] = injury.told_twice;
   json["disagreements"] = Json::array();
   for (const LossDisagreement& d : injury.disagreements)

@@ -26,8 +26,12 @@ struct DrillOptions {
   uint64_t seed = 0;                        // Of which ranks and nodes.
   absl::Duration wait = absl::Seconds(60);  // For the job to be whole before an injury, and for
                                             // its recovery after it.
-  absl::Duration slow = absl::Seconds(5);   // How long a slow rank is one.
   std::function<bool()> interrupted = {};   // Somebody wants it to end now; may be empty.
+};
+
+// Steps a second.
+struct Pace {
+  double before = 0, during = 0, after = 0;
 };
 
 // What was done, and what became of it.
@@ -40,6 +44,8 @@ struct Injury {
   double clock = 0;         // When, in seconds of this machine's monotonic clock.
   std::optional<Recovery> recovery;
   bool tolerated = false;  // It went on without one.
+  std::optional<SlowRank> named;  // A slow rank was, by the job.
+  std::optional<Pace> pace;       // Of a slow rank's job.
   int64_t told_twice = 0;  // Steps,
   std::vector<LossDisagreement> disagreements;
   bool recovered = false;  // In time, and no step gave another loss.
@@ -88,7 +94,8 @@ class Drill {
   absl::StatusOr<DrillTarget> AwaitTarget(const DrillKind& kind);
   Flip RandomFlip() const;
   absl::Status Strike(const DrillTarget& target, Injury& injury);
-  absl::Status Slow(const HeldProcess& process);
+  double Watch(absl::Duration most, const HeldProcess* slow, const std::function<bool()>& seen);
+  void Slow(const HeldProcess& process, Injury& injury);
   void Follow(const DrillTarget& target, Injury& injury);
   bool Grows(int64_t nodes);
   bool Over(const Injury& injury, int64_t step_then) const;

@@ -71,6 +71,10 @@ void Print(const Injury& injury) {
                                  : injury.tolerated ? "tolerated"
                                                     : "recovered",
                                  injury.words);
+  if (injury.pace.has_value())
+    line +=
+        fmt::format("; steps a second before, while it was slow, and after: {:.2f}, {:.2f}, {:.2f}",
+                    injury.pace->before, injury.pace->during, injury.pace->after);
   if (injury.told_twice > 0 && injury.disagreements.empty())
     line += fmt::format("; {} told twice, the same bits", injury.told_twice);
   std::printf("%s\n", line.c_str());

@@ -26,7 +26,7 @@ constexpr DrillKind kKinds[] = {
      false},
     {DrillAct::kKillCoordinator, "coordinator", "the coordinating agent is killed", 2, true},
     {DrillAct::kStopRank, "hang", "a rank is stopped until it is replaced", 1, false},
-    {DrillAct::kSlowRank, "slow", "a rank runs in short turns for some seconds", 1, true},
+    {DrillAct::kSlowRank, "slow", "a rank is a third as fast until the job has named it", 2, true},
     {DrillAct::kCorruptRank, "corrupt", "a bit of a rank's memory is flipped", 1, false},
 };
 

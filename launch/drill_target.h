@@ -26,7 +26,7 @@ enum class DrillAct : uint8_t {
   kKillAgent,
   kKillCoordinator,
   kStopRank,     // Until it is replaced.
-  kSlowRank,     // Stopped and let go on in turns, for some seconds.
+  kSlowRank,     // Stopped and let go on in turns, until it is named.
   kCorruptRank,  // A bit of its memory is flipped, by its agent.
 };
 

@@ -69,6 +69,7 @@ class NodeAgent {
   AgentOptions OptionsOfAgent(int64_t step) const;
   void OnFailure(const RankFailure& failure);
   void OnDrillFlip();
+  void OnEvidence(const Coordinator::Evidence& evidence);
   void OnStep(Generation generation, const StepReport& report);
   void OnWaiting(StepIndex step, StepIndex unsettled,
                  const std::vector<SaveWatch::Stall>& under_way);
@@ -226,6 +227,10 @@ AgentOptions NodeAgent::OptionsOfAgent(int64_t step) const {
   options.control.save_every = config_.checkpoint.every > absl::ZeroDuration()
                                    ? config_.checkpoint.every
                                    : absl::InfiniteDuration();
+  options.control.slow_window = config_.job.slow_window;
+  options.control.slow_percent = config_.job.slow_percent;
+  options.control.slow_clear_percent = 100 + (config_.job.slow_percent - 100) / 2;
+  options.control.slow_retry = config_.job.slow_retry;
   const bool stops = options_.until_step >= 0 && options_.until_step < schedule.steps();
   options.control.done_code = stops ? kExitStopped : kExitComplete;
   options.rule = LayoutRuleOf(config_, step, options_.nodes, options_.ranks_per_node);
@@ -260,22 +265,18 @@ absl::Status NodeAgent::Begin() {
   OpenRanks(run_id);
   ASSIGN_OR_RETURN(
       agent_,
-      Agent::New(loop_.get(), log_.get(), OptionsOfAgent(step), ranks_.get(), checkpoints_.get(),
-                 {.remark =
-                      [this](const std::string& text) {
-                        record_->Event("remark", {{"node", options_.node}, {"line", text}});
-                        record_->Say(text);
-                      },
-                  .formed = [this](const Coordinator::AllPresent& said) { OnFormed(said); },
-                  .evidence =
-                      [this](const Coordinator::Evidence& evidence) {
-                        record_->Event("evidence", {{"node", evidence.node},
-                                                    {"kind", NameOf(evidence.kind)},
-                                                    {"number", evidence.number}});
-                      },
-                  .phase = [this](std::string_view event,
-                                  const Json& fields) { record_->Event(event, fields); },
-                  .ended = [this](int exit_code) { End(exit_code); }}));
+      Agent::New(
+          loop_.get(), log_.get(), OptionsOfAgent(step), ranks_.get(), checkpoints_.get(),
+          {.remark =
+               [this](const std::string& text) {
+                 record_->Event("remark", {{"node", options_.node}, {"line", text}});
+                 record_->Say(text);
+               },
+           .formed = [this](const Coordinator::AllPresent& said) { OnFormed(said); },
+           .evidence = [this](const Coordinator::Evidence& evidence) { OnEvidence(evidence); },
+           .phase = [this](std::string_view event,
+                           const Json& fields) { record_->Event(event, fields); },
+           .ended = [this](int exit_code) { End(exit_code); }}));
   Tell();
   return absl::OkStatus();
 }
@@ -290,6 +291,18 @@ void NodeAgent::OnDrillFlip() {
   if (!done.ok())
     record_->Say(
         fmt::format("node {}: the drill's flip is not made: {}", options_.node, Message(done)));
+}
+
+void NodeAgent::OnEvidence(const Coordinator::Evidence& evidence) {
+  Json fields = {
+      {"node", evidence.node}, {"kind", NameOf(evidence.kind)}, {"number", evidence.number}};
+  if (evidence.rank >= 0) {
+    fields["rank"] = evidence.rank;
+    fields["generation"] = agent_->lead()->layout().generation;
+    fields["coordinator"] = options_.node;
+    fields["clock"] = absl::ToDoubleSeconds(MonotonicNow() - absl::UnixEpoch());
+  }
+  record_->Event("evidence", fields);
 }
 
 void NodeAgent::OnFailure(const RankFailure& failure) {
@@ -423,6 +436,9 @@ Json NodeAgent::State() const {
   if (lead.phase() == Phase::kRunning) state = "running";
   if (asked_ || lead.phase() == Phase::kEnding || lead.phase() == Phase::kEnded) state = "stopping";
   std::vector<NodeId> nodes = lead.members();
+  Json slow = Json::array();
+  for (const Coordinator::SlowNode& node : lead.slow())
+    slow.push_back({{"node", node.node}, {"percent", node.percent}, {"left_out", node.avoided}});
   return {{"state", state},
           {"job", options_.job},
           {"coordinator", options_.node},
@@ -433,6 +449,7 @@ Json NodeAgent::State() const {
             {"data", layout.shape.data},
             {"zero", config_.layout.zero}}},
           {"nodes", nodes},
+          {"slow", slow},
           {"time_to_first_step", agent_->phases()->first_step()}};
 }
 

@@ -61,6 +61,7 @@ Recovery* JournalStory::Open() {
 void JournalStory::Forget() {
   recoveries_.clear();
   disagreements_.clear();
+  slow_.clear();
   told_twice_ = 0;
   taken_over_ = ended_ = false;
 }
@@ -99,6 +100,18 @@ bool JournalStory::Read(std::string_view text) {
   }
   const std::optional<JournalTime> time = TimeOf(line);
   if (!time.has_value()) return false;
+  if (event == "evidence") {
+    const std::optional<int64_t> node = Number(line, "node"), percent = Number(line, "number");
+    if (Text(line, "kind") != "slow" || !node.has_value() || !percent.has_value() ||
+        slow_.size() == kSlowMax)
+      return false;
+    slow_.push_back({.generation = generation,
+                     .node = *node,
+                     .rank = Number(line, "rank").value_or(-1),
+                     .percent = *percent,
+                     .named = *time});
+    return true;
+  }
   Recovery* open = Open();
   if (event == "failure_detected") {
     // A node that no rank sits on is not missed.

@@ -48,10 +48,19 @@ struct LossDisagreement {
   std::string loss_bits, other_loss_bits;
 };
 
+// A rank that was found slow.
+struct SlowRank {
+  uint64_t generation = 0;
+  int64_t node = -1, rank = -1;
+  int64_t percent = 0;  // Of others' work, that its own takes.
+  JournalTime named;
+};
+
 class JournalStory {
  public:
   static constexpr size_t kLineBytesMax = size_t{64} << 10;  // Of a line that counts.
-  static constexpr size_t kRecoveriesMax = 10000;            // The first of them.
+  static constexpr size_t kRecoveriesMax = 10000;            // The first of them,
+  static constexpr size_t kSlowMax = 10000;                  // likewise.
 
   // One line without its end. False: it says nothing that is asked for here.
   bool Read(std::string_view line);
@@ -60,6 +69,7 @@ class JournalStory {
 
   const std::vector<Recovery>& recoveries() const { return recoveries_; }
   const std::vector<LossDisagreement>& disagreements() const { return disagreements_; }
+  const std::vector<SlowRank>& slow() const { return slow_; }
   int64_t told_twice() const { return told_twice_; }  // Steps.
   int64_t step() const { return step_; }              // The last that was told.
   // Whether a generation from this one on has told this step or a later one, again or not.
@@ -81,6 +91,7 @@ class JournalStory {
 
   std::vector<Recovery> recoveries_;
   std::vector<LossDisagreement> disagreements_;
+  std::vector<SlowRank> slow_;
   std::map<int64_t, Loss> losses_;
   int64_t told_twice_ = 0, step_ = 0, told_step_ = 0;  // The last of told_generation_,
   uint64_t told_generation_ = 0;                       // which told one last.

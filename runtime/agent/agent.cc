@@ -258,6 +258,7 @@ ControlLog::Body Agent::BodyOf(const Coordinator::Append& append) const {
       return [entry] {
         return SerializeStart({.shape = entry.layout->shape,
                                .seats = entry.layout->seats,
+                               .domains = entry.layout->domains,
                                .layout = LayoutText(entry.layout->shape),
                                .step = entry.step,
                                .from_checkpoint = entry.from_checkpoint,

@@ -57,8 +57,10 @@ LogEntry EntryOf(const Record& record) {
     StartRecord start = *ParseStart(record.body);
     entry.step = start.step;
     entry.from_checkpoint = start.from_checkpoint;
-    entry.layout = PlacedLayout{
-        .generation = record.generation, .shape = start.shape, .seats = std::move(start.seats)};
+    entry.layout = PlacedLayout{.generation = record.generation,
+                                .shape = start.shape,
+                                .seats = std::move(start.seats),
+                                .domains = std::move(start.domains)};
     entry.failure = start.failure;
   } else if (record.type == RecordType::kCommit) {
     entry.step = ParseCommit(record.body)->step;

@@ -29,6 +29,8 @@ std::string_view HowNoticed(EvidenceKind kind) {
       return "silent";
     case EvidenceKind::kHung:
       return "stalled";
+    case EvidenceKind::kSlow:
+      return "compared";
     default:
       return "late";  // In stopping, or in getting ready.
   }
@@ -79,7 +81,9 @@ std::vector<PhaseFailure> FailuresIn(const Coordinator::Event& event,
                         .noticed = returned ? "returned" : HowNoticed(kind)});
   };
   for (const Coordinator::Effect& effect : effects)
-    if (const auto* evidence = std::get_if<Coordinator::Evidence>(&effect))
+    // A slow rank is no failure unless the generation ends for it.
+    if (const auto* evidence = std::get_if<Coordinator::Evidence>(&effect);
+        evidence != nullptr && evidence->kind != EvidenceKind::kSlow)
       add(evidence->node, evidence->kind, evidence->number);
   if (sight.cause.has_value() && sight.cause->kind.has_value())
     add(sight.cause->node, *sight.cause->kind, sight.cause->number);

@@ -17,7 +17,6 @@ namespace perdure {
 namespace {
 
 // Whose snapshots may still be of use.
-constexpr size_t kGenerationsKnown = 64;
 
 // Of Resume::checkpoint.
 absl::StatusOr<to_rank::Prepare::Checkpoint> CheckpointOf(const std::string& run_directory,
@@ -239,8 +238,6 @@ void ProcessRanks::Do(const Member::MakeRanks& order) {
   write_.reset();
   EndWatch();
   peers_.clear();
-  domains_[generation_] = prepare_.domains;
-  while (domains_.size() > kGenerationsKnown) domains_.erase(domains_.begin());
   held_.reset();
   held_peers_.clear();
   checkpoint_.reset();
@@ -281,20 +278,17 @@ void ProcessRanks::Do(const Member::MakeRanks& order) {
       });
 }
 
-// All nodes of the layout come to the same answer. Of one that ran before this agent began it may
-// be another: then the coordinator has said where its snapshots are.
+// All nodes of the layout come to the same answer.
 std::vector<int32_t> ProcessRanks::PeersOf(const PlacedLayout& layout) const {
   if (shelf_ == nullptr || !options_.peers) return {};
-  const auto known = domains_.find(layout.generation);
   const std::vector<NodeId> nodes = NodesOf(layout);
   std::vector<NodeOffer> offers;
-  for (size_t i = 0; i < nodes.size(); ++i) {
-    const bool told = known != domains_.end() && i < known->second.size();
-    offers.push_back(
-        {.node = nodes[i],
-         .slots = {},
-         .domain = told ? known->second[i] : std::numeric_limits<uint32_t>::max() - nodes[i]});
-  }
+  for (size_t i = 0; i < nodes.size(); ++i)
+    offers.push_back({.node = nodes[i],
+                      .slots = {},
+                      .domain = layout.domains.empty()
+                                    ? std::numeric_limits<uint32_t>::max() - nodes[i]
+                                    : layout.domains[i]});
   absl::StatusOr<std::vector<int32_t>> peers = PlaceSnapshots(layout.seats, offers);
   return peers.ok() ? *std::move(peers) : std::vector<int32_t>();  // All on one node: nobody.
 }

@@ -145,6 +145,7 @@ class ProcessRanks final : public NodeRanks {
     bool present = false, connected = false;
     std::string address;
     int64_t finished = 0;
+    WorkDone work;
     int64_t frozen = -1;
     std::string file;  // Of the frozen state.
     std::string does;  // In watch_: what it writes.
@@ -227,8 +228,6 @@ class ProcessRanks final : public NodeRanks {
   StepIndex watched_ = -1;       // this step; -1: none.
   EventLoop::TimerId watch_timer_;
   std::map<int64_t, std::pair<int32_t, std::string>> reading_;  // By file: who, in watch_ what.
-  // By generation, msg::Prepare's: where snapshots went.
-  std::map<Generation, std::vector<uint32_t>> domains_;
   std::optional<msg::Write> write_;   // The newest order.
   std::vector<int32_t> peers_;        // Of this generation's ranks; empty: none.
   std::optional<PlacedLayout> held_;  // Of the generation that is resumed,

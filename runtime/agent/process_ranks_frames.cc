@@ -77,15 +77,22 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Loaded& frame) {
 }
 
 void ProcessRanks::TellProgress() {
+  std::vector<RankWork> works;
+  for (const msg::Prepare::Assignment& seat : prepare_.ranks) {
+    const WorkDone& work = slots_[seat.local_rank].work;
+    works.push_back({.steps = work.steps, .leaves = work.leaves, .nanoseconds = work.nanoseconds});
+  }
   Tell(Member::Progress{.generation = generation_,
                         .finished = finished_,
                         .complete = All(&Slot::done),
-                        .waits = waits_});
+                        .waits = waits_,
+                        .works = std::move(works)});
 }
 
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Progress& frame) {
   if (!Current(slot.second, frame.generation)) return;
   slot.second.finished = std::max(slot.second.finished, frame.step);
+  slot.second.work = frame.work;
   int64_t least = slot.second.finished;
   for (const auto& [_, other] : slots_)
     if (other.rank >= 0) least = std::min(least, other.finished);

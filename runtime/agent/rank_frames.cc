@@ -278,6 +278,9 @@ void Fields(auto& io, Is<from_rank::Loaded> auto& f) { io.Unsigned("generation",
 void Fields(auto& io, Is<from_rank::Progress> auto& f) {
   io.Unsigned("generation", f.generation);
   io.Int("step", f.step);
+  io.Int("work_steps", f.work.steps);
+  io.Int("work_leaves", f.work.leaves);
+  io.Int("work_nanoseconds", f.work.nanoseconds);
 }
 
 void Fields(auto& io, Is<StepReport> auto& r) {

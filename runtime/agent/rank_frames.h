@@ -162,6 +162,7 @@ struct Loaded {
 struct Progress {
   Generation generation = 0;
   int64_t step = 0;
+  WorkDone work;  // In this generation.
   friend bool operator==(const Progress&, const Progress&) = default;
 };
 // Rank 0 only.

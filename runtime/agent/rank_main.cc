@@ -105,8 +105,8 @@ class LineHost final : public RankHost {
     return line_->AwaitPermission([this] { return MonotonicNow() < page_->LeaseOf(generation_); });
   }
   std::vector<Flip> Planted(int64_t step) override { return line_->TakeFlips(step); }
-  void Progress(int64_t step) override {
-    (void)line_->Send(from_rank::Progress{.generation = generation_, .step = step});
+  void Progress(int64_t step, const WorkDone& work) override {
+    (void)line_->Send(from_rank::Progress{.generation = generation_, .step = step, .work = work});
   }
   void Doing(const Activity& activity) override { page_->Doing(activity); }
   void OlderMayGo() override { (void)line_->Send(from_rank::OlderMayGo{generation_}); }

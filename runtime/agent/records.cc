@@ -73,6 +73,36 @@ absl::StatusOr<std::vector<Seat>> SeatsOf(const std::vector<int64_t>& runs, int6
   return seats;
 }
 
+// Nodes in order that fail together, as [domain, how many] after each other.
+std::vector<int64_t> DomainRuns(const std::vector<uint32_t>& domains) {
+  std::vector<int64_t> runs;
+  for (const uint32_t domain : domains) {
+    if (runs.empty() || runs[runs.size() - 2] != domain) runs.insert(runs.end(), {domain, 0});
+    ++runs.back();
+  }
+  return runs;
+}
+
+absl::StatusOr<std::vector<uint32_t>> DomainsOf(const std::vector<int64_t>& runs,
+                                                const std::vector<Seat>& seats) {
+  if (runs.size() % 2 != 0)
+    return DataLoss("domains has {} numbers, which are no pairs", runs.size());
+  std::set<NodeId> nodes;
+  for (const Seat& seat : seats) nodes.insert(seat.node);
+  std::vector<uint32_t> domains;
+  for (size_t i = 0; i < runs.size(); i += 2) {
+    const int64_t domain = runs[i], count = runs[i + 1];
+    const auto left = static_cast<int64_t>(nodes.size() - domains.size());
+    if (domain > std::numeric_limits<uint32_t>::max() || count < 1 || count > left)
+      return DataLoss("domains[{}] is domain {} of {} nodes; {} are left", i / 2, domain, count,
+                      left);
+    domains.insert(domains.end(), static_cast<size_t>(count), static_cast<uint32_t>(domain));
+  }
+  if (!domains.empty() && domains.size() < nodes.size())
+    return DataLoss("domains are of {} nodes, seats of {}", domains.size(), nodes.size());
+  return domains;
+}
+
 }  // namespace
 
 std::string SerializeLead(const LeadRecord& record) { return Dump({{"address", record.address}}); }
@@ -92,6 +122,7 @@ std::string SerializeStart(const StartRecord& record) {
                {"pipeline", record.shape.pipeline},
                {"data", record.shape.data},
                {"seats", SeatRuns(record.seats)},
+               {"domains", DomainRuns(record.domains)},
                {"layout", record.layout},
                {"step", record.step},
                {"from_checkpoint", record.from_checkpoint},
@@ -126,8 +157,9 @@ absl::StatusOr<StartRecord> ParseStart(std::string_view body) {
   object.Int("tensor", &tensor, 1, kAxisMax);
   object.Int("pipeline", &pipeline, 1, kAxisMax);
   object.Int("data", &data, 0, kAxisMax);
-  std::vector<int64_t> runs;
+  std::vector<int64_t> runs, domains;
   object.Ints("seats", &runs);
+  object.Ints("domains", &domains);
   object.String("layout", &record.layout);
   object.Int("step", &record.step);
   object.Bool("from_checkpoint", &record.from_checkpoint);
@@ -140,6 +172,7 @@ absl::StatusOr<StartRecord> ParseStart(std::string_view body) {
                   .pipeline = static_cast<int32_t>(pipeline),
                   .data = static_cast<int32_t>(data)};
   ASSIGN_OR_RETURN(record.seats, SeatsOf(runs, record.shape.ranks()));
+  ASSIGN_OR_RETURN(record.domains, DomainsOf(domains, record.seats));
   return record;
 }
 

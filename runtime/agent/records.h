@@ -30,6 +30,7 @@ struct LeadRecord {
 struct StartRecord {
   LayoutShape shape;             // data 0: nobody steps (an import).
   std::vector<Seat> seats;       // By rank, all distinct; shape.ranks() of them.
+  std::vector<uint32_t> domains = {};  // As PlacedLayout's.
   std::string layout;            // In words.
   int64_t step = 0;              // Where it resumes.
   bool from_checkpoint = false;  // Of that step, COMMITs of later ones name bad checkpoints;

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
 
@@ -78,9 +78,9 @@ absl::Status Group::Watch() { return transport_->cancelled(); }
 double Group::wait_seconds() const { return wait_seconds_; }
 
 absl::Status Group::WaitAll(std::span<const RequestPtr> requests) {
-  const absl::Time begin = absl::Now();
+  const auto begin = std::chrono::steady_clock::now();
   absl::Status status = transport_->WaitAll(requests);
-  wait_seconds_ += absl::ToDoubleSeconds(absl::Now() - begin);
+  wait_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return status;
 }
 

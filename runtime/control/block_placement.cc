@@ -101,9 +101,10 @@ void Placer::OpenHealthy(int32_t spares) {
     if (!nodes[n].drained && room_[n] > 0) (InUse(n) ? open_ : idle).push_back(n);
   }
   if (std::find(source_.begin(), source_.end(), -1) != source_.end()) {
-    // Spares are the widest, the highest of equals.
+    // Spares are the widest, of equals the coordinator's, then the highest.
     std::sort(idle.begin(), idle.end(), [&](int32_t a, int32_t b) {
-      return std::tuple(nodes[a].blocks, a) < std::tuple(nodes[b].blocks, b);
+      return std::tuple(nodes[a].blocks, nodes[a].coordinates, a) <
+             std::tuple(nodes[b].blocks, nodes[b].coordinates, b);
     });
     const auto kept = std::clamp<int64_t>(spares, 0, static_cast<int64_t>(idle.size()));
     open_.insert(open_.end(), idle.begin(), idle.end() - kept);
@@ -119,12 +120,15 @@ void Placer::OpenDrained() {
   OpenUntilEnough(std::move(drained));
 }
 
-// Those first whose domain is home to most of what is to be placed.
+// Those first whose domain is home to most of what is to be placed, the coordinator's last.
 void Placer::OpenUntilEnough(std::vector<int32_t> nodes) {
   int64_t room = 0;
   for (const int32_t n : open_) room += room_[n];
   std::sort(nodes.begin(), nodes.end(), [&](int32_t a, int32_t b) {
-    return std::tuple(-DomainOf(a).wanted, a) < std::tuple(-DomainOf(b).wanted, b);
+    const auto order = [&](int32_t n) {
+      return std::tuple(-DomainOf(n).wanted, offered_.nodes()[n].coordinates, n);
+    };
+    return order(a) < order(b);
   });
   for (const int32_t n : nodes) {
     if (room >= need_) return;

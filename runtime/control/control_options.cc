@@ -17,6 +17,12 @@ FailureDetector::Options DetectorOptions(const ControlOptions& o) {
   return options;
 }
 
+SlowRanks::Options SlowRanksOptions(const ControlOptions& o) {
+  return {.window = o.slow_window,
+          .ratio_percent = o.slow_percent,
+          .clear_percent = o.slow_clear_percent};
+}
+
 absl::Status Validate(const ControlOptions& o) {
   const std::pair<const char*, absl::Duration> positive[] = {{"heartbeat", o.heartbeat},
                                                              {"lease_agent", o.lease_agent},
@@ -37,13 +43,23 @@ absl::Status Validate(const ControlOptions& o) {
                                                              {"resend", o.resend},
                                                              {"append_retry", o.append_retry},
                                                              {"save_every", o.save_every},
-                                                             {"save_max", o.save_max}};
+                                                             {"save_max", o.save_max},
+                                                             {"slow_retry", o.slow_retry}};
   for (const auto& [name, duration] : positive)
     if (duration <= absl::ZeroDuration() || duration >= absl::Hours(24 * 365))
       return InvalidArgument("control option {} is {} s: it must be positive and below a year",
                              name, absl::ToDoubleSeconds(duration));
   if (o.visibility < absl::ZeroDuration())
     return InvalidArgument("control option visibility is negative");
+  if (o.slow_window < absl::ZeroDuration() || o.slow_window > absl::Hours(24))
+    return InvalidArgument("control option slow_window is {} s: 0 (nobody is looked at) to a day",
+                           absl::ToDoubleSeconds(o.slow_window));
+  if (o.slow_percent < 110 || o.slow_percent > 10000 || o.slow_clear_percent < 100 ||
+      o.slow_clear_percent >= o.slow_percent)
+    return InvalidArgument(
+        "control options slow_percent and slow_clear_percent are {} and {}: 110 to 10000, and 100 "
+        "to below that",
+        o.slow_percent, o.slow_clear_percent);
   if (o.drift_percent < 0 || o.drift_percent > 20)
     return InvalidArgument("control option drift_percent is {}: 0 to 20", o.drift_percent);
   if (o.table_fan_out < 1 || o.table_fan_out > 1024 || o.stagger_max < 0 || o.stagger_max > 1024)

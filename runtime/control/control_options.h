@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "runtime/control/failure_detector.h"
+#include "runtime/control/slow_ranks.h"
 
 namespace perdure {
 
@@ -47,12 +48,22 @@ struct ControlOptions {
   absl::Duration append_retry = absl::Milliseconds(500);
   absl::Duration save_every = absl::Minutes(20);
   absl::Duration save_max = absl::Minutes(30);  // A save that takes longer is given up.
+  // A rank whose work takes slow_percent of that of the others of its kind in a whole slow_window
+  // (zero: nobody is looked at) is slow, until it takes less than slow_clear_percent. Where that
+  // pays, the job does without its node for slow_retry, twice as long each time.
+  absl::Duration slow_window = absl::Seconds(20);
+  int64_t slow_percent = 150;
+  int64_t slow_clear_percent = 125;
+  absl::Duration slow_retry = absl::Hours(1);
   int64_t table_fan_out = 16;                   // Of the tree that hands on rank addresses.
   int32_t done_code = 0;                        // A job whose run is complete ends with it.
 };
 
 // What of it is the failure detector's.
 FailureDetector::Options DetectorOptions(const ControlOptions& options);
+
+// And SlowRanks'.
+SlowRanks::Options SlowRanksOptions(const ControlOptions& options);
 
 // InvalidArgument names the field.
 absl::Status Validate(const ControlOptions& options);

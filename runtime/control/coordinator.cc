@@ -18,6 +18,7 @@ Coordinator::Coordinator(const ControlOptions& options, const LayoutRule& rule,
       authority_(options, identity.nodes),
       fence_(options, identity.nodes),
       detector_(DetectorOptions(options)),
+      slow_(SlowRanksOptions(options)),
       peers_(identity.nodes),
       changed_at_(now) {}
 
@@ -34,7 +35,7 @@ void Coordinator::Step(absl::Time now, const Event& event, Effects& effects) {
 absl::Time Coordinator::NextDeadline() const {
   if (phase_ == Phase::kResigned) return absl::InfiniteFuture();
   return std::min({phase_due_, append_due_, poll_due_, look_again_, go_due_, choose_due_, save_due_,
-                   save_give_up_, detector_.NextDeadline()});
+                   save_give_up_, retry_due_, detector_.NextDeadline()});
 }
 
 void Coordinator::Timers(Effects& effects) {
@@ -44,6 +45,7 @@ void Coordinator::Timers(Effects& effects) {
     poll_due_ = now_ + options_.poll;
     effects.emplace_back(ReadLog{view_.next_slot, now_});
   }
+  if (now_ >= retry_due_) RetrySlow();
   if (now_ >= look_again_) {
     look_again_ = absl::InfiniteFuture();
     ConsiderChange(effects);
@@ -70,9 +72,10 @@ void Coordinator::LeavesPulse(Effects& effects) {
   for (NodeId node = 0; node < identity_.nodes && all; ++node)
     all = answers(node, options_.leader_silence / 2);
   if (all) return;
-  std::vector<NodeId> voters = members_;
-  if (voters.empty() && RanBefore()) voters = NodesOf(*view_.live.back().layout);
-  if (voters.empty())
+  std::vector<NodeId> voters;
+  if (RanBefore())
+    voters = NodesOf(*view_.live.back().layout);
+  else
     for (NodeId node = 0; node < identity_.nodes; ++node) voters.push_back(node);
   const auto followers = std::count_if(voters.begin(), voters.end(), [&](NodeId node) {
     return answers(node, options_.lease_support);
@@ -171,6 +174,8 @@ void Coordinator::Won(const LogEntry& entry, uint64_t note, Effects& effects) {
       phase_ = Phase::kGathering;
       phase_due_ = now_ + (RanBefore() ? options_.gather_again : options_.gather);
       finished_ = RanBefore() ? view_.live.back().resumed : 0;
+      for (const auto& [node, times] : view_.slow)
+        if (node < identity_.nodes) Avoid(node, times);
       for (NodeId node = 0; node < identity_.nodes; ++node)
         effects.emplace_back(Send{At(node), msg::Announce{.term = term_}});
       return;

@@ -23,6 +23,7 @@
 #include "runtime/control/layout_planner.h"
 #include "runtime/control/log_view.h"
 #include "runtime/control/message.h"
+#include "runtime/control/slow_ranks.h"
 
 namespace perdure {
 
@@ -169,6 +170,7 @@ class Coordinator {
     NodeId node = 0;
     EvidenceKind kind = EvidenceKind::kNodeLost;
     int64_t number = 0;  // As in EvidenceEntry.
+    int32_t rank = -1;   // Of kSlow: which one.
   };
   struct Remark {  // A decision and its reason, for journal and log.
     std::string text;
@@ -214,6 +216,14 @@ class Coordinator {
   // Of the newest generation of this job: steps that are finished, and what failed first.
   StepIndex finished() const { return finished_; }
   const std::optional<Failure>& cause() const { return cause_; }
+  // Nodes that have been found slow, or are done without because they were; by node.
+  struct SlowNode {
+    NodeId node = 0;
+    int64_t percent = 0;  // The worst of its ranks; 0: another coordinator knew.
+    bool avoided = false;
+    friend bool operator==(const SlowNode&, const SlowNode&) = default;
+  };
+  std::vector<SlowNode> slow() const;
 
  private:
   // What is known of a node.
@@ -221,6 +231,10 @@ class Coordinator {
     bool present = false;  // It reports, and was not lost since.
     bool stuck = false;    // Its ranks did not stop; not to be used until they have.
     bool drained = false;
+    int64_t slow_percent = 0;  // It has slow ranks: the worst of them; 0: it has none.
+    bool avoided = false;      // It was slow, and is not used if that can be,
+    int slow_times = 0;        // for the slow_times-th time,
+    absl::Time retry_at;       // until then.
     bool member = false;                     // Of layout_.
     msg::Report report;                      // Its newest; incarnation 0: none.
     std::optional<Generation> stopped;       // Stopped of this generation has come,
@@ -296,6 +310,7 @@ class Coordinator {
   void TryGo(Effects& effects);
   void MembersFail(std::string why, Effects& effects);
   void TryEnd(Effects& effects);
+  bool EndsWell() const;
   void LeaveUnsaved(Effects& effects);
   void TakeOver(PlacedLayout layout);
   void Runs(StepIndex finished, Effects& effects);
@@ -308,10 +323,19 @@ class Coordinator {
   bool GoesNowhere(Effects& effects);
   Situation Survey() const;
   void Decide(Effects& effects);
+  Resume NewestInMemory() const;
+  bool WorthSaving(const Resume& resume) const;
   void Choose(Effects& effects);
   void AskWhichCheckpoint(Effects& effects);
   void Start(Resume resume, std::optional<StepIndex> checkpoint, Effects& effects);
   void ConsiderChange(Effects& effects);
+
+  // coordinator_slow.cc: ranks that are slow.
+  void HearWork(NodeId node, Effects& effects);
+  int64_t Rounds(int32_t data) const;
+  bool LeavesSlow(Effects& effects);
+  void Avoid(NodeId node, int times);
+  void RetrySlow();
 
   // coordinator_save.cc: checkpoints.
   void SaveTimers(Effects& effects);
@@ -354,6 +378,8 @@ class Coordinator {
   Fence fence_;
   FailureDetector detector_;
   FailureDetector::Effects found_;
+  SlowRanks slow_;
+  absl::Time retry_due_ = absl::InfiniteFuture();  // When an avoided node may be used again.
 
   std::vector<Peer> peers_;  // By node.
   size_t gathered_ = 0;
@@ -382,12 +408,12 @@ class Coordinator {
   std::optional<Failure> cause_;  // what failed first and is no consequence of something else.
   ProgressVerdict verdict_;       // On all that failed, when it was decided last.
   std::vector<std::vector<msg::Prepare::Assignment>> assignments_;  // By member index.
-  std::vector<uint32_t> domains_;                                   // msg::Prepare's.
   std::vector<std::string> addresses_;                              // By rank.
   std::vector<msg::Table> tables_;
   size_t addressed_ = 0, ready_ = 0, done_ = 0;  // Members.
   absl::Time go_due_ = absl::InfiniteFuture();   // When the fence opens.
-  std::optional<int32_t> ending_;                // The job is to end with this code.
+  std::optional<int32_t> ending_;                // The job is to end with this code,
+  int last_generations_ = 0;                     // and has begun so many since.
   bool winding_up_ = false, wound_up_ = false;   // WindUp was said; was answered.
 
   std::optional<CheckpointCommit> commit_;  // Of layout_.

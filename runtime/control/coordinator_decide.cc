@@ -40,10 +40,13 @@ void Coordinator::Learn(NodeId node, const msg::Report& before, Effects& effects
   }
 }
 
-// What fails on one node breaks the connections of others, who may be heard first.
+// What fails on one node breaks the connections of others, who may be heard first; and who is slow
+// may fail while the others come to a boundary.
 void Coordinator::Blame(EvidenceKind kind, int64_t number, std::optional<NodeId> node) {
-  const bool first = !cause_.has_value() || (cause_->kind == EvidenceKind::kNetworkError &&
-                                             kind != EvidenceKind::kNetworkError);
+  const auto gives_way = [](EvidenceKind of) {
+    return of == EvidenceKind::kNetworkError || of == EvidenceKind::kSlow;
+  };
+  const bool first = !cause_.has_value() || (gives_way(*cause_->kind) && !gives_way(kind));
   if (first) cause_ = Failure{.kind = kind, .number = number, .step = 0, .node = node};
 }
 
@@ -77,8 +80,12 @@ Situation Coordinator::Survey() const {
   for (NodeId node = 0; node < identity_.nodes; ++node) {
     const Peer& peer = peers_[node];
     if (!peer.present || peer.stuck || peer.report.leaving) continue;
-    NodeOffer offer{
-        .node = node, .slots = {}, .domain = peer.report.domain, .drained = peer.drained};
+    NodeOffer offer{.node = node,
+                    .slots = {},
+                    .domain = peer.report.domain,
+                    .drained = peer.drained,
+                    .avoided = peer.avoided,
+                    .coordinates = node == identity_.me.at.node};
     for (int32_t slot = 0; slot < 64; ++slot)
       if ((peer.report.slots >> slot & 1) != 0) offer.slots.push_back(slot);
     situation.offers.push_back(std::move(offer));
@@ -94,8 +101,9 @@ Situation Coordinator::Survey() const {
 }
 
 void Coordinator::Decide(Effects& effects) {
-  if (!ending_.has_value() && GoesNowhere(effects)) ending_ = kExitPersonMustLook;
-  if (ending_.has_value()) {
+  const bool nowhere = GoesNowhere(effects);
+  if (nowhere) ending_ = ending_.value_or(kExitPersonMustLook);
+  if (ending_.has_value() && (nowhere || !WorthSaving(NewestInMemory()))) {
     LeaveUnsaved(effects);
     TryEnd(effects);
     return;
@@ -115,6 +123,11 @@ void Coordinator::Decide(Effects& effects) {
     TryEnd(effects);
     return;
   }
+  if (ending_.has_value() && (waits || decision_.action == LayoutAction::kEnd)) {
+    LeaveUnsaved(effects);
+    TryEnd(effects);
+    return;
+  }
   if (waits) {
     phase_ = Phase::kWaiting;
     phase_due_ = absl::InfiniteFuture();
@@ -127,8 +140,8 @@ void Coordinator::Decide(Effects& effects) {
   Choose(effects);
 }
 
-// The state: from memory if it serves, otherwise from a checkpoint, which the store knows.
-void Coordinator::Choose(Effects& effects) {
+// The state that memory holds whole; from_checkpoint: none, or none that is to be used.
+Resume Coordinator::NewestInMemory() const {
   std::vector<NodeHoldings> holdings;
   for (NodeId node = 0; node < identity_.nodes; ++node)
     if (peers_[node].present && !peers_[node].stuck && !peers_[node].holdings.empty())
@@ -137,7 +150,22 @@ void Coordinator::Choose(Effects& effects) {
   std::erase_if(trusted, [&](const LogView::Live& live) {
     return live.layout->generation <= verdict_.distrusted;
   });
-  Resume resume = ChooseResume(trusted, holdings, view_.commit_step);
+  return ChooseResume(trusted, holdings, view_.commit_step);
+}
+
+// A job that is to end well: whether it is worth one more generation, because memory holds what no
+// checkpoint does. What could not be written will not be now, training that failed fails again, and
+// nothing is tried for ever.
+bool Coordinator::WorthSaving(const Resume& resume) const {
+  const bool in_vain = cause_.has_value() && (cause_->kind == EvidenceKind::kStorageError ||
+                                              cause_->kind == EvidenceKind::kTrainingFailed);
+  return EndsWell() && !in_vain && last_generations_ < kFailuresMax && !resume.from_checkpoint &&
+         resume.step > view_.commit_step;
+}
+
+// The state: from memory if it serves, otherwise from a checkpoint, which the store knows.
+void Coordinator::Choose(Effects& effects) {
+  Resume resume = NewestInMemory();
   if (!resume.from_checkpoint) {
     Start(std::move(resume), std::nullopt, effects);
     return;
@@ -184,13 +212,16 @@ void Coordinator::Start(Resume resume, std::optional<StepIndex> checkpoint, Effe
   if (checkpoint.has_value()) good_at_ = *checkpoint + kGoodSteps;
   phase_ = Phase::kStarting;
   phase_due_ = absl::InfiniteFuture();
+  PlacedLayout layout{
+      .generation = view_.generation + 1, .shape = decision_.shape, .seats = decision_.seats};
+  std::vector<uint32_t>& domains = layout.domains;
+  for (NodeId node : NodesOf(layout)) domains.push_back(peers_[node].report.domain);
+  if (std::equal(domains.begin() + 1, domains.end(), domains.begin())) domains.clear();
   LogEntry start{.kind = EntryKind::kStart,
                  .generation = view_.generation + 1,
                  .step = resume_.step,
                  .from_checkpoint = checkpoint.has_value(),
-                 .layout = PlacedLayout{.generation = view_.generation + 1,
-                                        .shape = decision_.shape,
-                                        .seats = decision_.seats},
+                 .layout = std::move(layout),
                  .failure = Ended()};
   Post(std::move(start), 0, effects);
 }
@@ -202,6 +233,7 @@ void Coordinator::ConsiderChange(Effects& effects) {
     return;
   }
   if (phase_ != Phase::kRunning || ending_.has_value()) return;
+  if (LeavesSlow(effects)) return;
   const Decision decision = DecideLayout(rule_, Survey());
   look_again_ = decision.look_again;
   if (decision.action == LayoutAction::kKeep || decision.action == LayoutAction::kWait ||

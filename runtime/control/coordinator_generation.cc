@@ -58,6 +58,7 @@ void Coordinator::Runs(StepIndex finished, Effects& effects) {
   std::vector<NodeId> nodes;
   nodes.reserve(layout_.seats.size());
   for (const Seat& seat : layout_.seats) nodes.push_back(seat.node);
+  slow_.Begin(layout_, now_);
   Detect(FailureDetector::GenerationFormed{layout_.generation, std::move(nodes), finished},
          effects);
 }
@@ -99,11 +100,11 @@ void Coordinator::BeginStop(bool at_boundary, std::string why, Effects& effects)
                        [](const Pending& p) { return p.entry.kind != EntryKind::kNote; }),
         pending_.end());
   Detect(FailureDetector::GenerationEnded{detector_.generation()}, effects);
+  slow_.End();
   Say(fmt::format("stopping generation {}: {}", view_.generation, why), effects);
   phase_ = Phase::kStopping;
   phase_due_ = now_ + options_.stop_max;
   go_due_ = look_again_ = save_due_ = choose_due_ = absl::InfiniteFuture();
-  chosen_.reset();
   stopping_ = view_.generation;
   stop_at_boundary_ = at_boundary;
   stop_missing_ = 0;
@@ -157,10 +158,6 @@ void Coordinator::Form(Effects& effects) {
   }
   addresses_.assign(layout_.seats.size(), {});
   tables_.clear();
-  // Once: all members must place the same snapshots in the same places.
-  domains_.clear();
-  for (NodeId node : members_) domains_.push_back(peers_[node].report.domain);
-  if (std::equal(domains_.begin() + 1, domains_.end(), domains_.begin())) domains_.clear();
   Say(fmt::format("generation {}: {} ranks on {} nodes, from {} at step {}", layout_.generation,
                   layout_.seats.size(), members_.size(),
                   !resume_.from_checkpoint     ? "memory"
@@ -168,10 +165,11 @@ void Coordinator::Form(Effects& effects) {
                                                : "a checkpoint",
                   resume_.step),
       effects);
-  if (ending_.has_value()) {
+  if (ending_.has_value() && !WorthSaving(resume_)) {
     BeginStop(false, "the job ends", effects);
     return;
   }
+  if (ending_.has_value()) ++last_generations_;
   for (NodeId node : members_)
     if (!peers_[node].present) {
       BeginStop(false, fmt::format("node {} was lost meanwhile", node), effects);
@@ -189,8 +187,7 @@ msg::Prepare Coordinator::PrepareFor(NodeId node) const {
                        .shape = layout_.shape,
                        .ranks = assignments_[index],
                        .resume = resume_,
-                       .children = {},
-                       .domains = domains_};
+                       .children = {}};
   const auto fan_out = static_cast<size_t>(options_.table_fan_out);
   for (size_t child = fan_out * (index + 1); child < fan_out * (index + 2); ++child)
     if (child < members_.size()) prepare.children.push_back(members_[child]);
@@ -285,6 +282,7 @@ void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects
       if (phase_ != Phase::kRunning) return;
       Detect(FailureDetector::StepProgress{r.generation, node, r.finished, 0}, effects);
       if (phase_ == Phase::kRunning) OnSaving(node, r, effects);
+      if (phase_ == Phase::kRunning) HearWork(node, effects);
       return;
     default:
       return;
@@ -332,13 +330,12 @@ void Coordinator::OnFound(const FailureDetector::NodeLost& found, Effects& effec
 }
 
 void Coordinator::OnFound(const FailureDetector::Stalled& found, Effects& effects) {
-  // Who waits for a checkpoint does not hang; that one is given up in time.
+  // Who waits for a checkpoint does not hang; that one is given up in time. The detector is told
+  // when they go on.
   if (phase_ == Phase::kRunning && std::any_of(members_.begin(), members_.end(), [&](NodeId node) {
         return peers_[node].report.waits && peers_[node].report.generation == layout_.generation;
-      })) {
-    Detect(FailureDetector::StoodStill{layout_.generation}, effects);
+      }))
     return;
-  }
   Blame(EvidenceKind::kHung, 0,
         found.suspects.empty() ? std::nullopt : std::optional(found.suspects.front().node));
   std::string names;
@@ -413,7 +410,12 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
       save_due_ = now_;
       return;
     case Phase::kForming:
+      // Then it runs, saves and ends.
+      if (!WorthSaving(resume_)) BeginStop(false, "the job ends", effects);
+      return;
     case Phase::kGathering:
+      if (!RanBefore()) BeginStop(false, "the job ends", effects);
+      return;
     case Phase::kWaiting:
     case Phase::kChoosing:
       BeginStop(false, "the job ends", effects);
@@ -423,10 +425,13 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
   }
 }
 
+bool Coordinator::EndsWell() const {
+  return !ending_.has_value() || *ending_ == 0 || *ending_ == kExitMoreToDo;
+}
+
 // Nobody may take it for a good end that what was done last is not kept.
 void Coordinator::LeaveUnsaved(Effects& effects) {
-  const bool good = !ending_.has_value() || *ending_ == 0 || *ending_ == kExitMoreToDo;
-  if (!good || std::max(view_.commit_step, StepIndex{0}) >= finished_) return;
+  if (!EndsWell() || std::max(view_.commit_step, StepIndex{0}) >= finished_) return;
   Say(fmt::format("the state of step {} could not be saved, the newest checkpoint is of step {}: "
                   "what lies between will be done again",
                   finished_, view_.commit_step),

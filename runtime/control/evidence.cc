@@ -125,6 +125,9 @@ std::optional<EvidenceKind> KindOf(std::string_view name) {
 std::string WordsOf(EvidenceKind kind, int64_t number) {
   if (kind == EvidenceKind::kDeviceError && number != 0)
     return fmt::format("device error (Xid {})", number);
+  if (kind == EvidenceKind::kSlow && number != 0)
+    return fmt::format("slow ({}.{:02} times the others' work)", number / 100,
+                       number < 0 ? 0 : number % 100);
   return RowOf(kind).words;
 }
 

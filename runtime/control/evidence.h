@@ -27,7 +27,7 @@ enum class EvidenceKind : uint8_t {
   kDeviceError,        // The Xid; a double-bit ECC error is 48; 0: not known.
   kHealthCheckFailed,  // A device computed wrongly before the first step.
   kSilentCorruption,   // A replica's digests differ and this node was found out.
-  kSlow,               //
+  kSlow,               // Its work over that of others, in percent.
   kStorageError,       //
   kNetworkError,       //
   kDrained,            // The scheduler wants the node back,
@@ -79,7 +79,7 @@ EvidenceClass ClassOf(EvidenceKind kind, int64_t number);
 // "rank-crashed": stable, for files and JSON.
 std::string_view NameOf(EvidenceKind kind);
 std::optional<EvidenceKind> KindOf(std::string_view name);
-// "rank crashed", "device error (Xid 79)".
+// "rank crashed", "device error (Xid 79)", "slow (3.10 times the others' work)".
 std::string WordsOf(EvidenceKind kind, int64_t number);
 
 }  // namespace perdure

@@ -31,6 +31,9 @@ struct NodeOffer {
   std::vector<int32_t> slots;  // Local ranks that a rank can sit at now; ascending, distinct.
   uint32_t domain = 0;         // What fails together: a rack, a switch.
   bool drained = false;        // Evidence speaks against it: the last to be used.
+  bool avoided = false;        // It was slow: no room, unless too few replicas fit without it.
+  bool coordinates = false;    // Its agent does: if one node is a spare, then this one, whose loss
+                               // costs no rank then.
 
   friend bool operator==(const NodeOffer&, const NodeOffer&) = default;
 };
@@ -41,6 +44,9 @@ struct PlacedLayout {
   Generation generation = 0;  // 0: the job has had none.
   LayoutShape shape;
   std::vector<Seat> seats;
+  // Of failures, by the nodes that have seats in order; empty: no two differ. Fixed once for a
+  // generation, because all must place the same snapshots in the same places.
+  std::vector<uint32_t> domains = {};
 
   friend bool operator==(const PlacedLayout&, const PlacedLayout&) = default;
 };

@@ -14,16 +14,20 @@ namespace {
 
 class Planner {
  public:
-  Planner(const LayoutRule& rule, const Situation& situation, const PlacedLayout& current)
+  // `avoided`: nodes that ranks of `current` may sit on and that are not offered; sorted.
+  Planner(const LayoutRule& rule, const Situation& situation, const PlacedLayout& current,
+          std::vector<NodeId> avoided)
       : rule_(rule),
         situation_(situation),
         current_(current),
+        avoided_(std::move(avoided)),
         offered_(situation.offers, {.tensor = rule.tensor, .pipeline = rule.pipeline}, current),
         most_(std::min(rule.leaves, rule.data > 0 ? rule.data : rule.leaves)),
         least_(std::min(most_,
                         rule.shrink || current.seats.empty() ? rule.data_min : current.shape.data)),
         fit_(std::min(most_, offered_.Fit())) {}
 
+  bool Fits() const { return fit_ >= least_; }
   Decision Decide();
 
  private:
@@ -36,16 +40,18 @@ class Planner {
   bool NeverFits() const;
   int32_t Replicas(Decision& decision) const;
   void Explain(const SeatPlan& plan, Decision& decision) const;
+  bool LosesOthers(const SeatPlan& plan) const;
 
   const LayoutRule& rule_;
   const Situation& situation_;
   const PlacedLayout& current_;
+  const std::vector<NodeId> avoided_;
   const OfferedSlots offered_;
   const int32_t most_, least_, fit_;  // Replicas that are of use, that are needed, that fit.
 };
 
 Decision Planner::Decide() {
-  if (fit_ < least_) return WaitOrEnd();
+  if (!Fits()) return WaitOrEnd();
   Decision decision;
   decision.shape = {.tensor = rule_.tensor, .pipeline = rule_.pipeline};
   decision.shape.data = Replicas(decision);
@@ -103,10 +109,19 @@ void Planner::Explain(const SeatPlan& plan, Decision& decision) const {
     else
       decision.action = plan.repaired > 0 ? kRebuild : kShrink;
     decision.reason = data < had && data == most_ ? LayoutReason::kMoreThanWanted
-                      : !plan.lost.empty()        ? LayoutReason::kRanksLost
+                      : LosesOthers(plan)         ? LayoutReason::kRanksLost
+                      : !plan.lost.empty()        ? LayoutReason::kNodesSlow
                                                   : LayoutReason::kNodesDrained;
   }
-  decision.words = WordsOfLayout(rule_, current_, offered_, plan, decision);
+  decision.words = WordsOfLayout(rule_, current_, offered_, avoided_, plan, decision);
+}
+
+// Than those on avoided nodes.
+bool Planner::LosesOthers(const SeatPlan& plan) const {
+  return std::any_of(plan.lost.begin(), plan.lost.end(), [&](int32_t rank) {
+    return !std::binary_search(avoided_.begin(), avoided_.end(),
+                               current_.seats[static_cast<size_t>(rank)].node);
+  });
 }
 
 // Whether all nodes that the job may ever have, unhurt, would hold too few replicas.
@@ -162,7 +177,19 @@ Decision DecideLayout(const LayoutRule& rule, const Situation& situation) {
   PERDURE_CHECK(static_cast<size_t>(current.shape.ranks()) == current.seats.size());
   static const PlacedLayout kNone;
   const bool same = current.shape.tensor == rule.tensor && current.shape.pipeline == rule.pipeline;
-  return Planner(rule, situation, same ? current : kNone).Decide();
+  const PlacedLayout& last = same ? current : kNone;
+  Situation without = situation;
+  std::vector<NodeId> avoided;
+  for (const NodeOffer& offer : situation.offers)
+    if (offer.avoided) avoided.push_back(offer.node);
+  if (avoided.empty()) return Planner(rule, situation, last, {}).Decide();
+  std::sort(avoided.begin(), avoided.end());
+  std::erase_if(without.offers, [](const NodeOffer& offer) { return offer.avoided; });
+  Planner others(rule, without, last, std::move(avoided));
+  if (others.Fits()) return others.Decide();
+  Situation with = situation;
+  for (NodeOffer& offer : with.offers) offer.drained |= offer.avoided;
+  return Planner(rule, with, last, {}).Decide();
 }
 
 const char* Name(LayoutAction action) {

@@ -19,7 +19,8 @@
 // AssignSeats' (its header has the rules). Spares wanted are kept back when a job starts and when
 // it grows, not when something broke: that is what they are for; and data_min comes before them.
 // A drained node counts as room where a job starts or something broke, but is filled last; nobody
-// grows onto one.
+// grows onto one. An avoided node is as if it was not there while the others hold as many replicas
+// as are needed, and else as if it was drained.
 //
 // Asked again with its own answer as `current`, it answers kKeep.
 #pragma once
@@ -85,6 +86,7 @@ enum class LayoutReason {
   kFirst,
   kRanksLost,
   kNodesDrained,    // Nobody is lost, but ranks sat on drained nodes.
+  kNodesSlow,       // Nobody is lost, but ranks sat on avoided nodes.
   kMoreThanWanted,  // Replicas, for the leaves or the wish.
   kRoom,
   kNodesComing,
@@ -102,7 +104,7 @@ struct Decision {
   // Of a layout (kKeep included); empty for kWait and kEnd.
   LayoutShape shape;
   std::vector<Seat> seats;      // By rank.
-  std::vector<Seat> spares;     // All other slots offered, ascending.
+  std::vector<Seat> spares;     // All other slots, but of nodes that are avoided; ascending.
   std::vector<int32_t> source;  // By replica: its number in the current layout, -1: a new one.
 
   absl::Time look_again = absl::InfiniteFuture();  // When time alone may change the answer.

@@ -33,26 +33,37 @@ std::string Named(const char* word, const Numbers& numbers) {
   return fmt::format("{}{} {}", word, IsOne(numbers) ? "" : "s", RangesOf(numbers));
 }
 
-// "node 7 lost with ranks 56-63, slots of node 3 lost with rank 25; ", or in brief "1 node and 1
-// slot of others lost, 9 ranks in all; ".
+// "node 7 lost with ranks 56-63, slots of node 3 lost with rank 25, slow node 9 left out with rank
+// 70; ", or in brief "1 node and 1 slot of others lost, 1 slow node left out, 10 ranks in all; ".
 std::string WordsOfLosses(const PlacedLayout& current, const OfferedSlots& offered,
-                          const SeatPlan& plan, bool brief) {
+                          std::span<const NodeId> avoided, const SeatPlan& plan, bool brief) {
   if (plan.lost.empty()) return "";
-  Numbers nodes, hurt, ranks, ranks_hurt;
+  Numbers nodes, hurt, slow, ranks, ranks_hurt, ranks_slow;
   int32_t index = -1;
   for (const int32_t rank : plan.lost) {
     const NodeId node = current.seats[rank].node;
+    if (std::binary_search(avoided.begin(), avoided.end(), node)) {
+      slow.push_back(node);
+      ranks_slow.push_back(rank);
+      continue;
+    }
     const int32_t found = offered.FindNode(node, index);
     if (found >= 0) index = found;
     (found < 0 ? nodes : hurt).push_back(node);
     (found < 0 ? ranks : ranks_hurt).push_back(rank);
   }
   if (brief) {
-    std::sort(nodes.begin(), nodes.end());
-    nodes.erase(std::unique(nodes.begin(), nodes.end()), nodes.end());
-    return fmt::format("{} and {} of others lost, {} in all; ",
+    for (Numbers* of : {&nodes, &slow}) {
+      std::sort(of->begin(), of->end());
+      of->erase(std::unique(of->begin(), of->end()), of->end());
+    }
+    const std::string left_out =
+        slow.empty()
+            ? ""
+            : fmt::format(", {} left out", Count(static_cast<int64_t>(slow.size()), "slow node"));
+    return fmt::format("{} and {} of others lost{}, {} in all; ",
                        Count(static_cast<int64_t>(nodes.size()), "node"),
-                       Count(static_cast<int64_t>(hurt.size()), "slot"),
+                       Count(static_cast<int64_t>(hurt.size()), "slot"), left_out,
                        Count(static_cast<int64_t>(plan.lost.size()), "rank"));
   }
   std::string words;
@@ -61,6 +72,9 @@ std::string WordsOfLosses(const PlacedLayout& current, const OfferedSlots& offer
   if (!hurt.empty())
     words += fmt::format("{}slots of {} lost with {}", words.empty() ? "" : ", ",
                          Named("node", hurt), Named("rank", ranks_hurt));
+  if (!slow.empty())
+    words += fmt::format("{}slow {} left out with {}", words.empty() ? "" : ", ",
+                         Named("node", slow), Named("rank", ranks_slow));
   return words + "; ";
 }
 
@@ -129,8 +143,8 @@ std::string WordsOfFewer(const LayoutRule& rule, const PlacedLayout& current, co
 }
 
 std::string WordsOfChange(const LayoutRule& rule, const PlacedLayout& current,
-                          const OfferedSlots& offered, const SeatPlan& plan,
-                          const Decision& decision) {
+                          const OfferedSlots& offered, std::span<const NodeId> avoided,
+                          const SeatPlan& plan, const Decision& decision) {
   const LayoutShape& shape = decision.shape;
   const Moves moves = MovesOf(current, offered, decision);
   std::string words;
@@ -162,9 +176,9 @@ std::string WordsOfChange(const LayoutRule& rule, const PlacedLayout& current,
   if (!moves.onto_drained.empty())
     words += fmt::format("; used although drained, else fewer replicas fit: {}",
                          Named("node", moves.onto_drained));
-  const std::string losses = WordsOfLosses(current, offered, plan, false);
+  const std::string losses = WordsOfLosses(current, offered, avoided, plan, false);
   if (losses.size() + words.size() <= kWordsMax) return losses + words;
-  return WordsOfLosses(current, offered, plan, true) + words;
+  return WordsOfLosses(current, offered, avoided, plan, true) + words;
 }
 
 }  // namespace
@@ -191,10 +205,10 @@ std::string Clip(std::string text) {
 }
 
 std::string WordsOfLayout(const LayoutRule& rule, const PlacedLayout& current,
-                          const OfferedSlots& offered, const SeatPlan& plan,
-                          const Decision& decision) {
+                          const OfferedSlots& offered, std::span<const NodeId> avoided,
+                          const SeatPlan& plan, const Decision& decision) {
   if (decision.action != LayoutAction::kKeep)
-    return Clip(WordsOfChange(rule, current, offered, plan, decision));
+    return Clip(WordsOfChange(rule, current, offered, avoided, plan, decision));
   const std::string all =
       fmt::format("data {} stays on {} ranks, {} slots are spare", decision.shape.data,
                   decision.shape.ranks(), decision.spares.size());

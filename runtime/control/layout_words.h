@@ -18,9 +18,10 @@ std::string Ranges(std::span<const int64_t> numbers);
 // `text`, cut to kWordsMax bytes.
 std::string Clip(std::string text);
 
-// Why the decision's layout follows that of `current` (which is empty for kStart).
+// Why the decision's layout follows that of `current` (which is empty for kStart). `avoided`: nodes
+// that were not lost but are slow; sorted.
 std::string WordsOfLayout(const LayoutRule& rule, const PlacedLayout& current,
-                          const OfferedSlots& offered, const SeatPlan& plan,
-                          const Decision& decision);
+                          const OfferedSlots& offered, std::span<const NodeId> avoided,
+                          const SeatPlan& plan, const Decision& decision);
 
 }  // namespace perdure

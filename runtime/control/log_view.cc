@@ -20,11 +20,16 @@ void LogView::Absorb(const LogEntry& entry) {
   ++next_slot;
   switch (entry.kind) {
     case EntryKind::kLead:
-      if (lead.has_value() && lead->author.at.job != entry.author.at.job) failures.clear();
+      if (lead.has_value() && lead->author.at.job != entry.author.at.job) {
+        failures.clear();
+        slow.clear();
+      }
       lead = Lead{.term = entry.slot, .author = entry.author};
       return;
     case EntryKind::kStart:
       AddFailure({.generation = generation, .failure = entry.failure}, failures);
+      if (entry.failure.kind == EvidenceKind::kSlow && entry.failure.node.has_value())
+        ++slow[*entry.failure.node];
       generation = std::max(generation, entry.generation);
       live.push_back({.job = entry.author.at.job,
                       .resumed = entry.step,
@@ -43,6 +48,7 @@ void LogView::Absorb(const LogEntry& entry) {
       lead.reset();
       live.clear();
       failures.clear();
+      slow.clear();
       return;
     case EntryKind::kNote:
       return;

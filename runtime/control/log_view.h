@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -110,6 +111,8 @@ struct LogView {
   // END that nobody runs.
   std::vector<Live> live;
   std::vector<FailedGeneration> failures;  // What the newest lead's job has not got beyond.
+  // Nodes that its generations were ended to do without, because they were slow, and how often.
+  std::map<NodeId, int> slow;
 
   // REQUIRES: entry.slot == next_slot.
   void Absorb(const LogEntry& entry);

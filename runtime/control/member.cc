@@ -247,7 +247,8 @@ void Member::Report(Effects& effects) {
                                                  .failure = failure_,
                                                  .failure_number = failure_number_,
                                                  .frozen = frozen_,
-                                                 .waits = waits_}});
+                                                 .waits = waits_,
+                                                 .works = works_}});
 }
 
 // The lease runs from the sending of the report that is answered.
@@ -317,6 +318,7 @@ void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
   }
   generation_ = m.generation;
   finished_ = m.resume.step;
+  works_.clear();
   prepare_ = m;
   addresses_.clear();
   parts_.clear();
@@ -372,6 +374,7 @@ void Member::On(const Progress& event, Effects&) {
   finished_ = std::max(finished_, event.finished);
   changed_ |= waits_ != event.waits;
   waits_ = event.waits;
+  works_ = event.works;
   if (!event.complete) return;
   kill_due_ = absl::InfiniteFuture();
   holdings_.clear();

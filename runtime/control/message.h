@@ -64,6 +64,16 @@ struct Resume {
   std::string checkpoint;
   friend bool operator==(const Resume&, const Resume&) = default;
 };
+
+// What a rank has worked itself since its generation began, without what it waited for others.
+struct RankWork {
+  int64_t steps = 0;   // Finished,
+  int64_t leaves = 0;  // and its replica's leaves in them.
+  int64_t nanoseconds = 0;
+  friend bool operator==(const RankWork&, const RankWork&) = default;
+};
+inline constexpr size_t kNodeRanksMax = 64;
+
 namespace msg {
 
 // ---- member to coordinator
@@ -85,6 +95,7 @@ struct Report {
   int64_t failure_number = 0;  // As in EvidenceEntry.
   StepIndex frozen = -1;       // The step of the state that is kept for a checkpoint; -1: none.
   bool waits = false;          // Its ranks go on only when that is settled.
+  std::vector<RankWork> works;  // Of its ranks in `generation`, ascending; empty: not known.
   friend bool operator==(const Report&, const Report&) = default;
 };
 // What is left behind; answers Stop.
@@ -163,8 +174,6 @@ struct Prepare {
   std::vector<Assignment> ranks;
   Resume resume;
   std::vector<NodeId> children;  // In the tree that hands on the table.
-  // Of failures, by the nodes of the generation in order; empty: no two differ.
-  std::vector<uint32_t> domains;
   friend bool operator==(const Prepare&, const Prepare&) = default;
 };
 // The addresses of `count` ranks from `first` on, of `ranks`.

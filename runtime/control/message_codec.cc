@@ -1,5 +1,6 @@
 #include "runtime/control/message_codec.h"
 
+#include <algorithm>
 #include <concepts>
 #include <limits>
 #include <type_traits>
@@ -23,9 +24,10 @@ void Fields(auto& io, OneOf<Resume> auto& m) {
   io(m.from_checkpoint, m.generation, m.step, m.shape, m.elsewhere, m.checkpoint);
 }
 void Fields(auto& io, OneOf<msg::Prepare::Assignment> auto& m) { io(m.local_rank, m.rank); }
+void Fields(auto& io, OneOf<RankWork> auto& m) { io(m.steps, m.leaves, m.nanoseconds); }
 void Fields(auto& io, OneOf<msg::Report> auto& m) {
   io(m.term, m.incarnation, m.sequence, m.echo, m.slots, m.domain, m.leaving, m.generation, m.stage,
-     m.finished, m.failed_local_rank, m.failure, m.failure_number, m.frozen, m.waits);
+     m.finished, m.failed_local_rank, m.failure, m.failure_number, m.frozen, m.waits, m.works);
 }
 void Fields(auto& io, OneOf<msg::Stopped> auto& m) {
   io(m.term, m.incarnation, m.generation, m.holdings);
@@ -44,7 +46,7 @@ void Fields(auto& io, OneOf<msg::Answer> auto& m) {
 void Fields(auto& io, OneOf<msg::Announce, msg::Probe, msg::Leading> auto& m) { io(m.term); }
 void Fields(auto& io, OneOf<msg::Stop> auto& m) { io(m.term, m.generation, m.at_boundary); }
 void Fields(auto& io, OneOf<msg::Prepare> auto& m) {
-  io(m.term, m.generation, m.shape, m.ranks, m.resume, m.children, m.domains);
+  io(m.term, m.generation, m.shape, m.ranks, m.resume, m.children);
 }
 void Fields(auto& io, OneOf<msg::Table> auto& m) {
   io(m.term, m.generation, m.ranks, m.first, m.count, m.packed);
@@ -182,6 +184,14 @@ bool Emplace(size_t type, ControlMessage& message) {
   return false;
 }
 
+// What no node can say.
+bool Impossible(const msg::Report& report) {
+  return report.works.size() > kNodeRanksMax ||
+         std::any_of(report.works.begin(), report.works.end(), [](const RankWork& work) {
+           return work.steps < 0 || work.leaves < 0 || work.nanoseconds < 0;
+         });
+}
+
 }  // namespace
 
 bool ForCoordinator(const ControlMessage& message) {
@@ -233,6 +243,10 @@ absl::StatusOr<ControlMessage> DecodeMessage(std::string_view bytes) {
   if (!reader.whole())
     return DataLoss("a control message of type {} and {} bytes is torn or malformed",
                     message.index(), bytes.size());
+  if (const auto* report = std::get_if<msg::Report>(&message);
+      report != nullptr && Impossible(*report))
+    return DataLoss("a report speaks of the work of {} ranks, or of less than none: a node has {}",
+                    report->works.size(), kNodeRanksMax);
   return message;
 }
 

@@ -14,6 +14,7 @@ constexpr size_t kKnownMax = 64;
 }  // namespace
 
 bool MayComeAgain(EvidenceKind kind, int64_t number) {
+  if (kind == EvidenceKind::kSlow) return false;
   return kind == EvidenceKind::kHung || ClassOf(kind, number) == EvidenceClass::kSoft;
 }
 

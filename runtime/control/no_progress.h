@@ -12,11 +12,12 @@
 // `There`: with the same number of steps finished. Once more are finished it is forgotten. Counted
 // are:
 //
-//   rank crashed, rank killed by a signal, out of memory, hung, slow,    yes
+//   rank crashed, rank killed by a signal, out of memory, hung,          yes
 //   bad snapshot; device error that the catalogue ascribes to programs
 //   node lost, process that could not be killed, start failed,           no: another node may do,
 //   device, storage or network error, silent corruption, ...             or the same one later
-//   drained, stopped for another layout, by a person or the scheduler    no: nothing failed
+//   drained, slow, stopped for another layout, by a person or the        no: nothing failed
+//   scheduler
 //   bad checkpoint                                                       no: the next one is taken
 //   training failed                                                      no: ends the job at once
 #pragma once

@@ -54,6 +54,7 @@ OfferedSlots::OfferedSlots(std::span<const NodeOffer> offers, const LayoutShape&
     nodes_.push_back({.id = offer->node,
                       .domain = static_cast<int32_t>(domain - domains.begin()),
                       .drained = offer->drained,
+                      .coordinates = offer->coordinates,
                       .slot_begin = begin,
                       .slot_end = static_cast<int32_t>(seats_.size())});
     widest = std::max(widest, Width(nodes_.back()));

@@ -21,7 +21,7 @@ class OfferedSlots {
   struct Node {
     NodeId id = 0;
     int32_t domain = 0;  // Index among the domains offered, by their numbers.
-    bool drained = false;
+    bool drained = false, coordinates = false;
     int32_t slot_begin = 0, slot_end = 0;
     int32_t blocks = 0;  // That fit.
   };

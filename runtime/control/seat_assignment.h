@@ -11,8 +11,9 @@
 //    those of a node that lost the fewest ranks first; else it moves as a whole.
 // 4. Blocks on drained nodes move to other nodes as far as these have room.
 // 5. What is to be placed goes to nodes in use before idle ones, to as few idle ones as hold it,
-//    and to drained ones last; inside that, blocks of a replica go to the domain where most of it
-//    sits already, new replicas to the domain that holds the fewest.
+//    the coordinator's as the last of these, and to drained ones last; inside that, blocks of a
+//    replica go to the domain where most of it sits already, new replicas to the domain that holds
+//    the fewest.
 //
 // So the fewest ranks move that can, with one exception: rule 2 weighs replicas one by one. Where
 // several tensor groups share a node, replicas have several stages, and slots of several nodes fail

@@ -17,6 +17,7 @@
 #include "runtime/base/digest.h"
 #include "runtime/train/activity.h"
 #include "runtime/train/flip.h"
+#include "runtime/train/own_work.h"
 #include "runtime/train/snapshot_file.h"
 
 namespace perdure {
@@ -98,8 +99,8 @@ class RankHost {
   // Every rank: bits that are to be flipped in `step`, which begins. For drills and tests.
   virtual std::vector<Flip> Planted(int64_t /*step*/) { return {}; }
   // Every rank: so many steps are finished, and the snapshot of the last one, if it has one, is on
-  // its way. Cheap.
-  virtual void Progress(int64_t /*step*/) {}
+  // its way; and what the rank has worked itself. Cheap.
+  virtual void Progress(int64_t /*step*/, const WorkDone& /*work*/) {}
   // Every rank, from the trainer's thread: what it does now. Cheap, no lock.
   virtual void Doing(const Activity& /*activity*/) {}
   // Every rank, once: the first gather of this generation has passed, so it has whole snapshots of

@@ -97,6 +97,11 @@ struct JobConfig {
   int64_t spares = 0;
   int64_t ranks_per_node = 1;
   bool health_check = true;  // Of each rank's device, before the job's first step.
+  // A rank whose work takes that much of others', in percent, for so long (0: nobody is looked at)
+  // is slow; a node that the job does without for that is tried again after slow_retry.
+  absl::Duration slow_window = absl::Seconds(20);
+  int64_t slow_percent = 150;
+  absl::Duration slow_retry = absl::Hours(1);
 };
 
 struct CheckpointConfig {

@@ -18,6 +18,7 @@
 #include "runtime/train/audit.h"
 #include "runtime/train/checkpoint_saver.h"
 #include "runtime/train/judge_step.h"
+#include "runtime/train/own_work.h"
 #include "runtime/train/pipeline.h"
 #include "runtime/train/rank_state.h"
 #include "runtime/train/sharded_state.h"
@@ -171,6 +172,7 @@ struct Trainer::Impl {
   bool clean = false;                // Nothing is under way any more.
   bool first_gather = true;
   std::vector<StepNumbers> taken;  // The last steps of this generation, on every rank.
+  OwnWork work;
   int64_t step_now = 0;  // That it works on.
   std::atomic<bool> stopping = false;
 };
@@ -347,6 +349,7 @@ absl::Status Trainer::Impl::AuditStep(const StepInfo& info) {
 absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared_command) {
   const auto began = std::chrono::steady_clock::now();
   const double waited = WaitSeconds();
+  work.Begin(waited);
   for (const Flip& flip : host->Planted(info.step + 1)) state->Plant(flip);
   ASSIGN_OR_RETURN(StepStatistics totals, Compute(info, {}));
   if (snapshots != nullptr && std::exchange(first_gather, false)) host->OlderMayGo();
@@ -385,6 +388,8 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
   report.sample_chain =
       samples->Chain(history.sample_chain, info.phase_sample, info.phase_sample + info.batch);
   history.Add(step, report.sample_chain);
+  work.End(WaitSeconds(),
+           LeavesOfReplica(LeavesOf(config.numerics, info.batch), at.data, mesh.data()));
   report.wait_seconds = WaitSeconds() - waited;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   return report;
@@ -473,7 +478,7 @@ absl::StatusOr<Outcome> Trainer::Impl::Run() {
     const bool leave = shared == static_cast<int>(Command::kLeave);
     if (stop || leave || done == last || done % std::max<int64_t>(config.snapshot.every, 1) == 0)
       RETURN_IF_ERROR(Snapshot(done));
-    host->Progress(done);
+    host->Progress(done, work.done());
     if (rank == 0) {
       const Command next = host->StepFinished(report);
       if (static_cast<int>(command) == shared) command = Command::kNone;  // Everybody has it now.

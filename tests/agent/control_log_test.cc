@@ -51,7 +51,8 @@ class ControlLogTest : public testing::Test {
 };
 
 TEST_F(ControlLogTest, EntriesComeBackAsTheyWere) {
-  const PlacedLayout layout{.generation = 5, .shape = {1, 1, 2}, .seats = {{3, 0}, {9, 1}}};
+  const PlacedLayout layout{
+      .generation = 5, .shape = {1, 1, 2}, .seats = {{3, 0}, {9, 1}}, .domains = {8, 2}};
   const Failure failure{.kind = EvidenceKind::kHung, .number = 0, .step = 39, .node = NodeId{9}};
   const std::vector<LogEntry> written = {
       {.slot = 0, .kind = EntryKind::kLead, .author = kMe, .id = 1, .layout = {}},
@@ -84,6 +85,7 @@ TEST_F(ControlLogTest, EntriesComeBackAsTheyWere) {
       [&] {
         return SerializeStart({.shape = layout.shape,
                                .seats = layout.seats,
+                               .domains = layout.domains,
                                .layout = "x",
                                .step = 40,
                                .from_checkpoint = true,

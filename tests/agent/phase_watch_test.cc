@@ -316,7 +316,8 @@ TEST(FailuresIn, WhatTheCoordinatorFoundOut) {
   const Coordinator::Effects effects = {
       Coordinator::Evidence{.node = 1, .kind = EvidenceKind::kNodeLost, .number = 0},
       Coordinator::Evidence{.node = 2, .kind = EvidenceKind::kHung, .number = 0},
-      Coordinator::Evidence{.node = 3, .kind = EvidenceKind::kUnkillable, .number = 0}};
+      Coordinator::Evidence{.node = 3, .kind = EvidenceKind::kUnkillable, .number = 0},
+      Coordinator::Evidence{.node = 5, .kind = EvidenceKind::kSlow, .number = 300, .rank = 7}};
   std::vector<PhaseFailure> failures = FailuresIn(Coordinator::Tick{}, effects, sight);
   ASSERT_EQ(failures.size(), 3U);
   EXPECT_EQ(failures[0].noticed, "silent");
@@ -328,6 +329,12 @@ TEST(FailuresIn, WhatTheCoordinatorFoundOut) {
       Coordinator::Received{.from = {.job = 1, .node = 4}, .message = msg::Report{}}, {}, sight);
   ASSERT_EQ(failures.size(), 1U);
   EXPECT_EQ(failures[0].noticed, "returned");
+  // Who is slow has failed when the generation ends for it.
+  sight.cause = Failure{.kind = EvidenceKind::kSlow, .number = 300, .step = 0, .node = 5};
+  failures = FailuresIn(Coordinator::Tick{}, {}, sight);
+  ASSERT_EQ(failures.size(), 1U);
+  EXPECT_EQ(failures[0].kind, EvidenceKind::kSlow);
+  EXPECT_EQ(failures[0].noticed, "compared");
 }
 
 }  // namespace

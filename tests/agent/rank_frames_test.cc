@@ -70,7 +70,8 @@ std::vector<from_rank::Frame> FramesFromRank() {
       from_rank::Connected{1},
       from_rank::Certificate{.generation = 1, .certificate = Digest{{9}}},
       from_rank::Loaded{1},
-      from_rank::Progress{.generation = 1, .step = 2},
+      from_rank::Progress{
+          .generation = 1, .step = 2, .work = {.steps = 3, .leaves = 4, .nanoseconds = 5}},
       from_rank::Step{.generation = 1, .report = report},
       from_rank::Waiting{.generation = 1, .step = 2},
       from_rank::Frozen{.generation = 1, .step = 2, .file = "part-00000.h5"},

@@ -63,7 +63,9 @@ class RankLinkTest : public testing::Test {
 TEST_F(RankLinkTest, WhatItSaysLastCounts) {
   std::string script;
   for (int i = 0; i < 200; ++i)
-    script += Say(fmt::format(R"({{"type":"progress","generation":1,"step":{}}})", i));
+    script += Say(fmt::format(
+        R"({{"type":"progress","generation":1,"step":{0},"work_steps":{0},"work_leaves":9,"work_nanoseconds":8}})",
+        i));
   Start(script + "echo its last words >&2; exit 3");
   ASSERT_TRUE(Ends());
   EXPECT_EQ(end_->kind, EvidenceKind::kRankCrashed);

@@ -20,7 +20,11 @@ TEST_F(RankMainTest, ARunFromItsBeginningToItsEnd) {
   Load();
   Go();
   EXPECT_EQ(rank().Get<from_rank::OlderMayGo>().generation, 1u);
-  EXPECT_EQ(rank().Get<from_rank::Progress>().step, 1);
+  const auto progress = rank().Get<from_rank::Progress>();
+  EXPECT_EQ(progress.step, 1);
+  EXPECT_EQ(progress.work.steps, 1);
+  EXPECT_GT(progress.work.leaves, 0);
+  EXPECT_GT(progress.work.nanoseconds, 0);
   EXPECT_EQ(rank().Get<from_rank::Step>().report.step, 1);
   const RunReport run = SaveUntilDone();
   EXPECT_EQ(run.file, "part-00000.h5");

@@ -19,18 +19,22 @@ constexpr const char* kName = "s000000120.g3.9f3c21aa";
 
 TEST(Records, ComeBackAsTheyWere) {
   // Ranks that are no neighbours, a node twice, and a run that comes before its neighbour.
-  const StartRecord start{
-      {2, 1, 3}, {{4, 0}, {4, 1}, {0, 7}, {4, 3}, {4, 2}, {9, 0}}, "tensor 2 x \"é\"", 17};
+  const StartRecord start{{2, 1, 3},
+                          {{4, 0}, {4, 1}, {0, 7}, {4, 3}, {4, 2}, {9, 0}},
+                          {5, 5, ~0u},
+                          "tensor 2 x \"é\"",
+                          17};
   EXPECT_EQ(*ParseStart(SerializeStart(start)), start);
   const StartRecord again{
       .shape = {1, 1, 1},
       .seats = {{4, 0}},
+      .domains = {7},
       .layout = "x",
       .step = 17,
       .from_checkpoint = true,
       .failure = {.kind = EvidenceKind::kRankKilled, .number = -11, .step = 18, .node = NodeId{0}}};
   EXPECT_EQ(*ParseStart(SerializeStart(again)), again);
-  const StartRecord nobody{{}, {}, "imported", 0};
+  const StartRecord nobody{{}, {}, {}, "imported", 0};
   EXPECT_EQ(*ParseStart(SerializeStart(nobody)), nobody);
   const LeadRecord lead{"[fd00::5]:4711"};
   EXPECT_EQ(*ParseLead(SerializeLead(lead)), lead);
@@ -57,7 +61,10 @@ TEST(Records, WrongBodiesNameTheField) {
   expect(ParseStart("{").status(), "not valid JSON");
   expect(ParseStart("[]").status(), "not a JSON object");
   const auto failed = [](const char* axes, const char* rest, const char* failure) {
-    return ParseStart(fmt::format(R"({{{},"layout":"x",{},{}}})", axes, rest, failure)).status();
+    const char* domains =
+        std::string_view(rest).find("domains") == std::string_view::npos ? R"("domains":[],)" : "";
+    return ParseStart(fmt::format(R"({{{},"layout":"x",{}{},{}}})", axes, domains, rest, failure))
+        .status();
   };
   const auto start = [&](const char* axes, const char* rest) {
     return failed(
@@ -92,6 +99,18 @@ TEST(Records, WrongBodiesNameTheField) {
   expect(start(R"("tensor":1000000,"pipeline":1000000,"data":1)", R"("seats":[],"step":1)"),
          "data makes 1000000000000 ranks");
   expect(start(two, R"("seats":[0,0],"step":1)"), "no triples");
+  const auto domains = [&](const char* runs) {
+    return start(two,
+                 fmt::format(R"("seats":[0,0,1,3,0,1],"domains":[{}],"step":1)", runs).c_str());
+  };
+  for (const char* runs : {"", "4,2", "4,1,9,1", "4294967295,2"}) EXPECT_OK(domains(runs));
+  expect(domains("4"), "no pairs");
+  expect(domains("4,1"), "domains are of 1 nodes, seats of 2");
+  expect(domains("4,3"), "domains[0]");
+  expect(domains("4,1,9,2"), "domains[1]");
+  expect(domains("4,0"), "domains[0]");
+  expect(domains("4294967296,2"), "domains[0]");
+  expect(domains("-1,2"), "domains");
   expect(start(two, R"("seats":[0,0,1],"step":1)"), "seats are 1 for 2 ranks");
   expect(start(two, R"("seats":[0,0,3],"step":1)"), "more than the 2 ranks");
   expect(start(two, R"("seats":[0,0,0],"step":1)"), "seats[0]");

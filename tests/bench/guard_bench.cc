@@ -88,7 +88,7 @@ Cost Turn(const std::string& directory, RunConfig config, const LayoutConfig& la
    public:
     Host(RankHost* host, int64_t last, std::atomic<double>* seconds, double* sums, bool first)
         : ForwardingHost(host), last_(last), seconds_(seconds), sums_(sums), first_(first) {}
-    void Progress(int64_t step) override {
+    void Progress(int64_t step, const WorkDone&) override {
       if (step == 1) *seconds_ += -ThreadSeconds();
       if (step == 1 && first_) *sums_ = sum_seconds;
       if (step == last_) *seconds_ += ThreadSeconds();

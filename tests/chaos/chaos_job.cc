@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/wait.h>
 
+#include <filesystem>
 #include <thread>
 
 #include "runtime/base/files.h"
@@ -44,10 +45,11 @@ ChaosEnd Undisturbed(const std::string& folder, const std::vector<std::string>& 
   return ChaosEndOf(run, Perdure(words).exit_code);
 }
 
-ChaosJob::ChaosJob(const std::string& folder, const std::vector<std::string>& more)
+ChaosJob::ChaosJob(const std::string& folder, const std::vector<std::string>& more,
+                   int64_t ranks_per_node, int64_t until)
     : run_(folder + "/run"), errors_(folder + "/errors") {
-  std::vector<std::string> words = SmallModel(run_, folder);
-  words.insert(words.end(), {"--ranks-per-node", "2"});
+  std::vector<std::string> words = SmallModel(run_, folder, until);
+  words.insert(words.end(), {"--ranks-per-node", std::to_string(ranks_per_node)});
   words.insert(words.end(), more.begin(), more.end());
   pid_ = StartPerdure(words, errors_);
 }
@@ -86,6 +88,18 @@ bool ChaosJob::AwaitEvent(const std::string& name, const std::string& part, absl
   return false;
 }
 
+bool ChaosJob::AwaitOpenCheckpoint() const {
+  const absl::Time deadline = absl::Now() + absl::Minutes(1);
+  while (absl::Now() < deadline) {
+    std::error_code error;
+    for (const auto& entry : std::filesystem::directory_iterator(run_ + "/ckpt", error))
+      // The manifest is what is written last.
+      if (!std::filesystem::exists(entry.path() / "manifest.json", error)) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return false;
+}
+
 nlohmann::json ChaosJob::Status() const { return StatusOf(run_); }
 
 nlohmann::json ChaosJob::Member(int64_t node) const {
@@ -116,6 +130,8 @@ void ChaosJob::SignalNode(int64_t node, int signal) const {
   for (const nlohmann::json& rank : member["ranks"]) ::kill(rank["pid"], signal);
   ::kill(member["agent_pid"], signal);
 }
+
+void ChaosJob::Stop() const { ::kill(pid_, SIGTERM); }
 
 ChaosEnd ChaosJob::Wait() {
   const int exit_code = WaitFor(pid_);

@@ -37,7 +37,8 @@ ChaosEnd Undisturbed(const std::string& folder, const std::vector<std::string>& 
 class ChaosJob {
  public:
   // Starts it in FOLDER/run, with data of WriteNanoData in FOLDER.
-  ChaosJob(const std::string& folder, const std::vector<std::string>& more);
+  ChaosJob(const std::string& folder, const std::vector<std::string>& more,
+           int64_t ranks_per_node = 2, int64_t until = kChaosSteps);
   ~ChaosJob();  // Kills what is left.
   ChaosJob(const ChaosJob&) = delete;
   ChaosJob& operator=(const ChaosJob&) = delete;
@@ -48,6 +49,8 @@ class ChaosJob {
   // False: it has ended, or a minute has passed.
   bool AwaitStep(int64_t step);
   bool AwaitEvent(const std::string& name, const std::string& part, absl::Duration within);
+  // A checkpoint is being written. False: none was within a minute.
+  bool AwaitOpenCheckpoint() const;
   nlohmann::json Status() const;
 
   // Of the newest status; 0: it has none.
@@ -57,6 +60,8 @@ class ChaosJob {
   // All processes of a node.
   void SignalNode(int64_t node, int signal) const;
 
+  // Asks it to end: with a checkpoint, and exit code 75.
+  void Stop() const;
   ChaosEnd Wait();
   std::string Errors() const;
 

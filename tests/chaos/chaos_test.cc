@@ -31,7 +31,24 @@ const Provision kSpare{"ASpareStepsIn",
 const Provision kShrink{"TheOthersGoOn", {"--nodes", "4", "--no-agent-restart"}};
 const Provision kReturn{"ItComesBack", {"--nodes", "4"}};
 
-constexpr int64_t kStrike = 6;  // When.
+// When it strikes.
+struct Moment {
+  std::string name;
+  std::vector<std::string> arguments;  // Of the undisturbed run, too.
+  std::function<bool(ChaosJob&)> await;
+};
+
+constexpr int64_t kStrike = 6, kPhaseEnd = 20;
+
+const Moment kAtAStep{"", {}, [](ChaosJob& job) { return job.AwaitStep(kStrike); }};
+const Moment kInACheckpoint{
+    "InACheckpoint", {"--set", "checkpoint.every_steps=1"}, [](ChaosJob& job) {
+      return job.AwaitStep(kStrike) && job.AwaitOpenCheckpoint();
+    }};
+const Moment kAtAPhaseEnd{"AtAPhaseEnd",
+                          {"--set", "phase.pretrain.batch=16", "--set", "phase.pretrain.rate=1e-3",
+                           "--set", fmt::format("phase.pretrain.samples={}", 16 * kPhaseEnd)},
+                          [](ChaosJob& job) { return job.AwaitStep(kPhaseEnd); }};
 
 Fault KillRank(int64_t node, size_t rank) {
   return {"KilledRank",
@@ -97,6 +114,7 @@ Fault StopAgent(const std::string& name, int64_t places) {
 struct Case {
   Fault fault;
   Provision provision;
+  Moment moment = kAtAStep;
 };
 
 class Chaos : public testing::TestWithParam<Case> {
@@ -113,29 +131,34 @@ void ExpectTheSame(const ChaosJob& job, const ChaosEnd& end, const ChaosEnd& und
 }
 
 TEST_P(Chaos, EndsInTheSameBits) {
-  const ChaosEnd undisturbed = Undisturbed(folder_);
+  const Moment& moment = GetParam().moment;
+  const ChaosEnd undisturbed = Undisturbed(folder_, moment.arguments);
   ASSERT_EQ(undisturbed.exit_code, 75);
   ASSERT_EQ(undisturbed.loss_bits.size(), static_cast<size_t>(kChaosSteps));
-  ChaosJob job(folder_, GetParam().provision.arguments);
-  ASSERT_TRUE(job.AwaitStep(kStrike)) << job.Errors();
+  std::vector<std::string> arguments = GetParam().provision.arguments;
+  arguments.insert(arguments.end(), moment.arguments.begin(), moment.arguments.end());
+  ChaosJob job(folder_, arguments);
+  ASSERT_TRUE(moment.await(job)) << job.Errors();
   GetParam().fault.strike(job);
   const ChaosEnd end = job.Wait();
   ExpectTheSame(job, end, undisturbed);
   // It did strike.
-  EXPECT_GT(JournalEvents(job.run(), "loaded").size(), 1U) << job.Errors();
+  EXPECT_TRUE(JournalEvents(job.run(), "loaded").size() > 1 ||
+              !JournalEvents(job.run(), "generation_taken_over").empty())
+      << job.Errors();
 }
 
 std::string NameOf(const testing::TestParamInfo<Case>& info) {
-  return info.param.fault.name + info.param.provision.name;
+  return info.param.fault.name + info.param.moment.name + info.param.provision.name;
 }
 
-std::vector<Case> Each(const std::vector<Fault>& faults) {
+std::vector<Case> Each(const std::vector<Fault>& faults, const Moment& moment = kAtAStep) {
   std::vector<Case> cases;
   for (const Fault& fault : faults)
     for (const Provision& provision : {kSpare, kShrink, kReturn}) {
       // A dead process of a living node is replaced there, whatever there is besides.
       if (!fault.breaks_a_node && provision.name != kReturn.name) continue;
-      cases.push_back({fault, provision});
+      cases.push_back({fault, provision, moment});
     }
   return cases;
 }
@@ -154,6 +177,11 @@ INSTANTIATE_TEST_SUITE_P(Long, Chaos,
                                                  StopAgent("StoppedCoordinator", 0)})),
                          NameOf);
 
+const std::vector<Fault> kSudden{KillRank(1, 0), KillNode(), KillAgent("KilledAgent", 2),
+                                 KillAgent("KilledCoordinator", 0)};
+INSTANTIATE_TEST_SUITE_P(LongSave, Chaos, testing::ValuesIn(Each(kSudden, kInACheckpoint)), NameOf);
+INSTANTIATE_TEST_SUITE_P(LongPhase, Chaos, testing::ValuesIn(Each(kSudden, kAtAPhaseEnd)), NameOf);
+
 // Faults of all kinds, one after the other, until the run is done.
 class RandomChaos : public testing::TestWithParam<int> {};
 
@@ -166,8 +194,13 @@ TEST_P(RandomChaos, EndsInTheSameBits) {
     return static_cast<int64_t>(random() % static_cast<uint64_t>(n));
   };
   {
-    ChaosJob job(folder, {"--nodes", std::to_string(4 + below(2)), "--set",
-                          fmt::format("layout.zero={}", below(4))});
+    std::vector<std::string> arguments = {"--nodes", std::to_string(4 + below(2)), "--set",
+                                          fmt::format("layout.zero={}", below(4))};
+    if (GetParam() % 4 == 3)
+      arguments.insert(arguments.end(), {"--set", "layout.transport=" + OtherTransport()});
+    if (GetParam() % 2 == 1)
+      arguments.insert(arguments.end(), {"--set", "checkpoint.every_steps=2"});
+    ChaosJob job(folder, arguments);
     for (int64_t step = 3 + below(5); job.AwaitStep(step); step = job.Step() + 2 + below(8)) {
       if (step >= kChaosSteps - 1) break;
       const int64_t node = below(4);

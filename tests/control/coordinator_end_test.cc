@@ -144,15 +144,116 @@ TEST(CoordinatorEnds, AJobWhenTheStoreHasWoundUp) {
   EXPECT_TRUE(story.DoesNothing());
 }
 
-TEST(CoordinatorEnds, AJobThatFailsBeforeItIsSaved) {
+void Broken(msg::Report& report) {
+  report.finished = 40;
+  report.failed_local_rank = 0;
+  report.failure = EvidenceKind::kRankCrashed;
+}
+
+// What memory holds and no checkpoint does is worth one more generation.
+TEST(CoordinatorEnds, AJobThatFailsBeforeItIsSavedWhenItIs) {
   CoordinatorStory story(1);
   story.RunAll();
   story.Do(Coordinator::EndJob{75});
-  story.Report(0, NodeStage::kBroken, 1, [](msg::Report& report) { report.finished = 40; });
+  story.Report(0, NodeStage::kBroken, 1, Broken);
   story.Stopped(0, 1, {{1, 40, 0}});
+  const LogEntry start = story.Win();
+  ASSERT_EQ(start.kind, EntryKind::kStart);
+  EXPECT_EQ(start.step, 40);
+  EXPECT_THAT(story.Sent<msg::Prepare>(), SizeIs(1));
+  story.RunOn();
+  ASSERT_EQ(story.phase(), Phase::kRunning);
+  story.Report(0, NodeStage::kRunning, 2);
+  ASSERT_THAT(story.All<Coordinator::Send>(), testing::Not(IsEmpty()));
+  story.SaveAll(40);
+  story.Done(0, 40);
+  story.Stopped(0, 2, {{2, 40, 0}});
   const LogEntry end = story.Win();
-  EXPECT_EQ(end.kind, EntryKind::kEnd) << "no other generation";
-  EXPECT_EQ(end.exit_code, kExitUnsaved);
+  EXPECT_EQ(end.kind, EntryKind::kEnd);
+  EXPECT_EQ(end.exit_code, 75);
+  EXPECT_EQ(end.step, 40);
+}
+
+TEST(CoordinatorEnds, AJobThatIsRecoveringWhenItIsSaved) {
+  CoordinatorStory stopping(1), forming(1);
+  for (CoordinatorStory* story : {&stopping, &forming}) {
+    story->RunAll();
+    story->Report(0, NodeStage::kBroken, 1, Broken);
+  }
+  stopping.Do(Coordinator::EndJob{75});
+  stopping.Stopped(0, 1, {{1, 40, 0}});
+  EXPECT_EQ(stopping.Win().kind, EntryKind::kStart);
+  forming.Stopped(0, 1, {{1, 40, 0}});
+  EXPECT_EQ(forming.Win().kind, EntryKind::kStart);
+  forming.Do(Coordinator::EndJob{75});
+  for (CoordinatorStory* story : {&stopping, &forming}) {
+    EXPECT_EQ(story->phase(), Phase::kForming) << story->said();
+    story->RunOn();
+    EXPECT_EQ(story->phase(), Phase::kRunning) << story->said();
+  }
+}
+
+// It ends all the same: what cannot be kept is not tried for ever, and what no node is left for not
+// at all.
+TEST(CoordinatorEnds, AJobThatFailsAgainAndAgainBeforeItIsSaved) {
+  CoordinatorStory story(1);
+  story.RunAll();
+  story.Do(Coordinator::EndJob{75});
+  for (Generation generation = 1; story.phase() == Phase::kRunning; ++generation) {
+    ASSERT_LE(generation, Generation{kFailuresMax}) << story.said();
+    story.Report(0, NodeStage::kBroken, generation, Broken);
+    story.Stopped(0, generation, {{generation, 40, 0}});
+    if (story.Appends(EntryKind::kEnd)) break;
+    ASSERT_EQ(story.Win().kind, EntryKind::kStart) << story.said();
+    story.RunOn();
+  }
+  EXPECT_EQ(story.Win().exit_code, kExitUnsaved);
+}
+
+TEST(CoordinatorEnds, AJobWhoseNetworkFailsAgainAndAgainBeforeItIsSaved) {
+  CoordinatorStory story(1);
+  story.RunAll();
+  story.Do(Coordinator::EndJob{75});
+  Generation generation = 1;
+  for (; !story.Appends(EntryKind::kEnd); ++generation) {
+    ASSERT_LT(generation, 10U) << story.said();
+    story.Report(0, NodeStage::kBroken, generation, [](msg::Report& report) {
+      Broken(report);
+      report.failure = EvidenceKind::kNetworkError;
+    });
+    story.Stopped(0, generation, {{generation, 40, 0}});
+    if (story.Appends(EntryKind::kEnd)) break;
+    ASSERT_EQ(story.Win().kind, EntryKind::kStart) << story.said();
+    story.RunOn();
+  }
+  EXPECT_EQ(generation, 1U + kFailuresMax);
+  EXPECT_EQ(story.Win().exit_code, kExitUnsaved);
+}
+
+TEST(CoordinatorEnds, AJobThatCannotWriteOrTrainWithoutAnotherTry) {
+  for (const EvidenceKind kind : {EvidenceKind::kStorageError, EvidenceKind::kTrainingFailed}) {
+    CoordinatorStory story(1);
+    story.RunAll();
+    story.Do(Coordinator::EndJob{75});
+    story.Report(0, NodeStage::kBroken, 1, [=](msg::Report& report) {
+      Broken(report);
+      report.failure = kind;
+    });
+    story.Stopped(0, 1, {{1, 40, 0}});
+    ASSERT_TRUE(story.Appends(EntryKind::kEnd)) << story.said();
+    EXPECT_EQ(story.Win().exit_code, kExitUnsaved);
+  }
+}
+
+TEST(CoordinatorEnds, AJobThatLacksNodesBeforeItIsSaved) {
+  CoordinatorStory story(2, {}, CoordinatorStory::Needs(2, absl::Hours(1)));
+  story.RunAll();
+  story.Do(Coordinator::EndJob{75});
+  story.LogStaysAsItIs();
+  story.AfterInTouch(absl::Seconds(5), {0});  // The other one is silent.
+  story.Stopped(0, 1, {{1, 40, 0}});
+  story.AfterInTouch(absl::Minutes(1), {0});
+  ASSERT_TRUE(story.Appends(EntryKind::kEnd)) << story.said();
 }
 
 TEST(CoordinatorEnds, AJobWhateverItIsAbout) {
@@ -176,6 +277,11 @@ TEST(CoordinatorEnds, AJobWhateverItIsAbout) {
   forming.Do(Coordinator::EndJob{75});
   EXPECT_THAT(forming.Sent<msg::Stop>(), SizeIs(1));
   forming.Stopped(0, 1);
+  CoordinatorStory successor(2, View({Lead(0, 1), Start(1, 1, {0, 1})}));
+  successor.Win();
+  successor.Report(0, NodeStage::kRunning, 1);
+  successor.Do(Coordinator::EndJob{75});
+  EXPECT_EQ(successor.phase(), Phase::kGathering) << "ranks may run, and hold what is to be saved";
   for (CoordinatorStory* story : {&claiming, &gathering, &starting, &forming}) {
     ASSERT_TRUE(story->Appends(EntryKind::kEnd)) << story->said();
     EXPECT_EQ(story->Win().exit_code, 75);

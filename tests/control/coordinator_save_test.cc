@@ -112,6 +112,41 @@ TEST_F(CoordinatorSaves, OneAtATime) {
   EXPECT_TRUE(story_.DoesNothing());
 }
 
+// Who takes it over and hears nothing else must know that the next state is the last.
+TEST_F(CoordinatorSaves, AndSaysBesideThatTheJobEndsUntilItIsHeard) {
+  Freeze();
+  const absl::Time frozen = story_.now();
+  story_.Do(Coordinator::EndJob{75});
+  story_.AfterInTouch(Ms(1'700), {0, 1});
+  EXPECT_GE(story_.WhenSent<msg::Save>(0, frozen).size(), 3U);
+  EXPECT_EQ(story_.Sent<msg::Save>().at(0).after, kStep);
+  EXPECT_TRUE(story_.Sent<msg::Save>().at(0).last);
+}
+
+TEST_F(CoordinatorSaves, AndSaysBesideThatTheJobEndsWhoeverFroze) {
+  story_.Do(Coordinator::EndJob{75});
+  const absl::Time asked = story_.now();
+  for (NodeId node : {0, 1}) Says(node, kStep);
+  story_.AfterInTouch(Ms(1'700), {0, 1});
+  EXPECT_GE(story_.WhenSent<msg::Save>(0, asked).size(), 3U);
+  EXPECT_EQ(story_.Sent<msg::Save>().at(0).after, kStep);
+}
+
+TEST(CoordinatorSavesBeside, NothingThatASpareSaysItWrote) {
+  CoordinatorStory story(3, {}, CoordinatorStory::TwoAndASpare());
+  story.Do(Coordinator::Drain{1, true});
+  story.RunAll();
+  ASSERT_EQ(story.lead().members(), (std::vector<NodeId>{0, 2}));
+  const auto frozen = [](msg::Report& r) { r.frozen = kStep; };
+  for (NodeId node : {0, 2}) story.Report(node, NodeStage::kRunning, 1, frozen);
+  story.Do(Coordinator::Measured{1, kStep, true});
+  story.Wrote(1, kStep, 1);
+  story.Wrote(0, kStep, 1);
+  EXPECT_THAT(story.All<Coordinator::JoinParts>(), IsEmpty());
+  story.Wrote(2, kStep, 1);
+  EXPECT_THAT(story.All<Coordinator::JoinParts>(), SizeIs(1));
+}
+
 TEST_F(CoordinatorSaves, AgainSaveEveryAfterTheLastWasSettled) {
   Publish();
   story_.AfterInTouch(absl::Seconds(20), {0, 1});
@@ -421,7 +456,7 @@ TEST_F(CoordinatorSaves, WaitedForIsNoStall) {
   story_.Report(0, NodeStage::kRunning, 1, [](msg::Report& r) { r.finished = 1; });
   story_.Report(1, NodeStage::kRunning, 1, [](msg::Report& r) { r.finished = 1; });
   report(true);
-  story_.AfterInTouch(absl::Minutes(15), {0, 1});
+  story_.AfterInTouch(absl::Minutes(15) + absl::Seconds(5), {0, 1});
   EXPECT_EQ(story_.phase(), Phase::kRunning) << story_.said();
   EXPECT_THAT(story_.Blamed(), IsEmpty());
   report(false);

@@ -1,5 +1,5 @@
-// A coordinator on node 0 of a job, told as a story in virtual time: its log and its members are
-// the test's lines.
+// A coordinator of a job, on node 0 or on the spare behind the others, told as a story in virtual
+// time: its log and its members are the test's lines.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -21,7 +21,7 @@ namespace perdure {
 class CoordinatorStory : public EffectsDone<Coordinator> {
  public:
   static constexpr uint32_t kNumber = 2;
-  static Author Me() { return {.at = {kJob, 0}, .incarnation = 1}; }
+  static Author Me(NodeId node = 0) { return {.at = {kJob, node}, .incarnation = 1}; }
 
   // Replicas of one rank, as many as fit; a save a minute.
   static LayoutRule Rule() {
@@ -47,7 +47,9 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
   explicit CoordinatorStory(NodeId nodes, const LogView& view = {}, const LayoutRule& rule = Rule(),
                             const ControlOptions& options = Options())
       : nodes_(nodes),
-        lead_(options, rule, {.me = Me(), .nodes = nodes, .number = kNumber}, view, now_),
+        lead_(options, rule,
+              {.me = Me(rule.spares > 0 ? nodes - 1 : 0), .nodes = nodes, .number = kNumber}, view,
+              now_),
         checkpoint_(view.commit_step) {
     Do(Coordinator::Tick{});
   }
@@ -146,7 +148,7 @@ class CoordinatorStory : public EffectsDone<Coordinator> {
     for (NodeId node : members)
       Report(node, NodeStage::kRunning, generation, [=](msg::Report& r) { r.frozen = step; });
     Do(Coordinator::Measured{generation, step, true});
-    for (NodeId node : members) Wrote(node, step, 1);
+    for (NodeId node : members) Wrote(node, step, 1, true, generation);
     Do(Coordinator::PartsJoined{generation, step, 1, {0}, {"A"}, true});
     Hear(members[0], msg::Voted{.term = lead_.term(),
                                 .generation = generation,

@@ -247,7 +247,7 @@ TEST_F(CoordinatorTries, NothingButWithTheCodeThatWasSaidBefore) {
 TEST_F(CoordinatorTries, NothingWhereTheJobWasToStopAndItsStateIsLost) {
   story_.Do(Coordinator::EndJob{75});
   Broken(1, Kind::kRankCrashed, 12);
-  StopAll(12);
+  for (NodeId node : {0, 1, 2}) story_.Stopped(node, 1);
   EXPECT_EQ(story_.Win().exit_code, kExitUnsaved);
 }
 

@@ -12,6 +12,7 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::IsEmpty;
 using enum LayoutAction;
 
 Decision Ask(const LayoutRule& rule, const Situation& situation) {
@@ -37,6 +38,28 @@ TEST(LayoutPlanner, StartsBesideTheSpares) {
   EXPECT_THAT(NodesOf(decision.spares), ElementsAre(8, 9));
   EXPECT_THAT(decision.source, ElementsAre(-1, -1, -1, -1));
   EXPECT_EQ(decision.words, "data 4 (tensor 4, pipeline 2) on nodes 0-7, 8 slots are spare");
+}
+
+// Losing a coordinator without ranks costs no step.
+TEST(LayoutPlanner, TheCoordinatorsNodeIsASpareIfOneIs) {
+  LayoutRule rule = RuleOf(4, 2);
+  std::vector<NodeOffer> offers = WholeNodes(10, 4);
+  Of(offers, 0).coordinates = true;
+  EXPECT_THAT(NodesOf(Ask(rule, {.offers = offers, .now = kDay}).spares), IsEmpty());
+  rule.spares = 2;
+  const Decision decision = Ask(rule, {.offers = offers, .now = kDay});
+  EXPECT_THAT(NodesOf(decision.spares), ElementsAre(0, 9));
+  // A rank that must move goes to another one.
+  Situation situation = Started(rule, offers);
+  std::erase_if(situation.offers, [](const NodeOffer& offer) { return offer.node == 3; });
+  EXPECT_THAT(NodesOf(Ask(rule, situation).spares), ElementsAre(0));
+  // Nobody moves because of who coordinates.
+  situation = Started(rule, offers);
+  Of(situation.offers, 0).coordinates = false;
+  Of(situation.offers, 1).coordinates = true;
+  EXPECT_EQ(Ask(rule, situation).action, kKeep);
+  Of(offers, 8).drained = true;
+  EXPECT_THAT(NodesOf(Ask(rule, {.offers = offers, .now = kDay}).spares), ElementsAre(0, 8));
 }
 
 TEST(LayoutPlanner, DataMinComesBeforeSpares) {
@@ -261,6 +284,67 @@ TEST(LayoutPlanner, NobodyGrowsOntoADrainedNode) {
   Of(situation.offers, 4).drained = true;
   situation.now += absl::Hours(1);
   EXPECT_EQ(Ask(rule, situation).action, kKeep);
+}
+
+TEST(LayoutPlanner, AnAvoidedNodeIsLeftForASpare) {
+  const LayoutRule rule = RuleOf(4, 1);
+  Situation situation = Started(rule, WholeNodes(4, 4));
+  situation.offers = WholeNodes(5, 4);
+  Of(situation.offers, 2).avoided = true;
+  const Decision decision = DecideLayout(rule, situation);
+  EXPECT_EQ(decision.action, kPromoteSpare);
+  EXPECT_EQ(decision.reason, LayoutReason::kNodesSlow);
+  EXPECT_EQ(decision.words,
+            "slow node 2 left out with ranks 8-11; data 4 stays, 4 ranks move to spare slots of "
+            "node 4");
+  EXPECT_THAT(decision.spares, testing::IsEmpty()) << "it is none";
+  situation.current = Applied(situation.current, decision);
+  EXPECT_EQ(DecideLayout(rule, situation).action, kKeep);
+}
+
+TEST(LayoutPlanner, AnAvoidedNodesReplicaIsGivenUp) {
+  const LayoutRule rule = RuleOf(4, 1);
+  Situation situation = Started(rule, WholeNodes(4, 4));
+  Of(situation.offers, 1).avoided = true;
+  const Decision decision = DecideLayout(rule, situation);
+  EXPECT_EQ(decision.action, kShrink);
+  EXPECT_EQ(decision.shape.data, 3);
+  EXPECT_THAT(NodesOf(decision.seats), testing::UnorderedElementsAre(0, 2, 3));
+  situation.current = Applied(situation.current, decision);
+  situation.now += absl::Hours(1);
+  EXPECT_EQ(DecideLayout(rule, situation).action, kKeep) << "nobody grows onto it";
+  Of(situation.offers, 1).avoided = false;
+  EXPECT_EQ(DecideLayout(rule, situation).action, kGrow);
+}
+
+TEST(LayoutPlanner, AnAvoidedNodeIsUsedWhereTooFewReplicasFitWithoutIt) {
+  LayoutRule rule = RuleOf(4, 1);
+  rule.data_min = 4;
+  Situation situation = Started(rule, WholeNodes(4, 4));
+  Of(situation.offers, 1).avoided = true;
+  EXPECT_EQ(DecideLayout(rule, situation).action, kKeep);
+  rule.data_min = 3;
+  EXPECT_EQ(DecideLayout(rule, situation).action, kShrink);
+  rule.shrink = false;
+  EXPECT_EQ(DecideLayout(rule, situation).action, kKeep);
+  rule.shrink = true;
+  for (NodeOffer& offer : situation.offers) offer.avoided = true;
+  EXPECT_EQ(DecideLayout(rule, situation).action, kKeep) << "there are no others";
+  rule.data_min = 4;
+  Remove(situation.offers, 3);
+  EXPECT_EQ(DecideLayout(rule, situation).shape.data, 0) << "or too few";
+}
+
+// What was lost and who is slow are told apart.
+TEST(LayoutPlanner, LostAndSlowNodesAreNamed) {
+  const LayoutRule rule = RuleOf(4, 1);
+  Situation situation = Started(rule, WholeNodes(5, 4));
+  Of(situation.offers, 1).avoided = true;
+  Remove(situation.offers, 3);
+  const Decision decision = DecideLayout(rule, situation);
+  EXPECT_EQ(decision.reason, LayoutReason::kRanksLost);
+  EXPECT_THAT(decision.words,
+              HasSubstr("node 3 lost with ranks 12-15, slow node 1 left out with ranks 4-7; "));
 }
 
 TEST(LayoutPlanner, ARunThatCrossesNodesGoesOnSo) {

@@ -21,7 +21,6 @@ std::vector<ControlMessage> OneOfEach() {
   prepare.resume.elsewhere = {{.rank = 3, .node = 5}};
   prepare.resume.checkpoint = "s30.g2";
   prepare.children = {10, 11};
-  prepare.domains = {4, 1000};
   return {
       msg::Report{.term = 1,
                   .incarnation = ~uint64_t{0},
@@ -37,7 +36,8 @@ std::vector<ControlMessage> OneOfEach() {
                   .failure = EvidenceKind::kCleared,
                   .failure_number = -9,
                   .frozen = 70,
-                  .waits = true},
+                  .waits = true,
+                  .works = {{1, 2, 3}, {int64_t{1} << 40, 5, std::numeric_limits<int64_t>::max()}}},
       msg::Stopped{
           .term = 1, .incarnation = 3, .generation = 2, .holdings = {{2, 40, 0}, {2, 41, 1}}},
       msg::Present{.term = 1, .generation = 2, .addresses = {"a:1", std::string(300, 'x')}},
@@ -68,6 +68,18 @@ std::string Encoded(const ControlMessage& message) {
   std::string bytes;
   EncodeMessage(message, bytes);
   return bytes;
+}
+
+TEST(MessageCodec, ImpossibleWorkIsRefused) {
+  const auto refused = [](std::vector<RankWork> works) {
+    return absl::IsDataLoss(
+        DecodeMessage(Encoded(msg::Report{.works = std::move(works)})).status());
+  };
+  EXPECT_FALSE(refused(std::vector<RankWork>(kNodeRanksMax)));
+  EXPECT_TRUE(refused(std::vector<RankWork>(kNodeRanksMax + 1)));
+  for (const RankWork& work : {RankWork{.steps = -1}, RankWork{.leaves = -1},
+                               RankWork{.nanoseconds = std::numeric_limits<int64_t>::min()}})
+    EXPECT_TRUE(refused({{}, work}));
 }
 
 TEST(MessageCodec, EveryMessageComesBack) {

@@ -31,13 +31,13 @@ class Job {
 };
 
 TEST(NoProgress, CountsWhatTheProgramMayCause) {
-  for (const Kind kind : {Kind::kRankCrashed, Kind::kRankKilled, Kind::kOutOfMemory, Kind::kHung,
-                          Kind::kSlow, Kind::kBadSnapshot})
+  for (const Kind kind :
+       {Kind::kRankCrashed, Kind::kRankKilled, Kind::kOutOfMemory, Kind::kHung, Kind::kBadSnapshot})
     EXPECT_TRUE(MayComeAgain(kind, 0)) << NameOf(kind);
   for (const Kind kind :
        {Kind::kUnkillable, Kind::kNodeLost, Kind::kStartFailed, Kind::kDeviceError,
         Kind::kHealthCheckFailed, Kind::kSilentCorruption, Kind::kStorageError, Kind::kNetworkError,
-        Kind::kDrained, Kind::kBadCheckpoint, Kind::kTrainingFailed})
+        Kind::kSlow, Kind::kDrained, Kind::kBadCheckpoint, Kind::kTrainingFailed})
     EXPECT_FALSE(MayComeAgain(kind, 0)) << NameOf(kind);
   EXPECT_TRUE(MayComeAgain(Kind::kDeviceError, 31)) << "an illegal address";
   EXPECT_FALSE(MayComeAgain(Kind::kDeviceError, 79)) << "fell off the bus";

@@ -141,7 +141,10 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
            .nodes = "2-5",
            .spares = 4,
            .ranks_per_node = 6,
-           .health_check = false};
+           .health_check = false,
+           .slow_window = absl::Seconds(7),
+           .slow_percent = 222,
+           .slow_retry = absl::Minutes(8)};
   c.checkpoint = {.every = absl::Milliseconds(1500),
                   .every_steps = 8,
                   .keep_last = 9,

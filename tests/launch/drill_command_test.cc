@@ -342,6 +342,40 @@ TEST_F(FakeJob, AFlippedBitThatNobodyFoundIsNotCertified) {
   EXPECT_TRUE(absl::IsDataLoss(TakeDrillFlip(run_, 0).status()));
 }
 
+// A slow rank that nobody names is not certified, whatever else goes well; it goes on as it was.
+TEST_F(FakeJob, ASlowRankMustBeNamed) {
+  const Bystander agent, rank, other_agent, other;
+  State("running", {0, 1});
+  Node(0, agent, rank);
+  Node(1, other_agent, other);
+  const CommandResult unnamed = Drill({"--kind", "slow"});
+  EXPECT_EQ(unnamed.exit_code, 1) << unnamed.output;
+  EXPECT_THAT(unnamed.output, HasSubstr("NOT RECOVERED: it was a third as fast for 300ms"));
+  int exit_code = -1;
+  const auto story = [this] {
+    const Json hit = JournalEvents(run_, "drill").back()["node"];
+    Say("evidence", {{"node", 7}, {"kind", "slow"}, {"number", 900}, {"generation", 1}}, 1);
+    Say("evidence", {{"node", hit}, {"kind", "hung"}, {"number", 0}, {"generation", 1}}, 1);
+    Say("evidence",
+        {{"node", hit}, {"rank", hit}, {"kind", "slow"}, {"number", 296}, {"generation", 1}}, 1);
+    Say("failure_detected", {{"generation", 1}, {"node", hit}, {"kind", "slow"}}, 1);
+    Say("generation_starting", {{"generation", 2}, {"from", "memory"}, {"step", 4}}, 2);
+    Say("ranks_connected", {{"generation", 2}}, 3);
+    Say("state_restored", {{"generation", 2}}, 4);
+    Say("step", {{"generation", 2}, {"step", 5}, {"loss_bits", "4015a228d66b3d53"}});
+    Say("first_step", {{"generation", 2}, {"step", 5}}, 5);
+  };
+  const Json injury = DrillAndThen("slow", story, &exit_code);
+  EXPECT_EQ(exit_code, 0) << injury;
+  EXPECT_EQ(injury["percent"], 296);
+  EXPECT_EQ(injury["failure"], "slow");
+  EXPECT_EQ(injury["redone"], 0);
+  EXPECT_THAT(injury["words"].get<std::string>(), HasSubstr("slow (2.96 times the others' work)"));
+  EXPECT_TRUE(injury["steps_per_second"].contains("before"));
+  EXPECT_EQ(rank.State(), 'S');
+  EXPECT_EQ(other.State(), 'S');
+}
+
 // The coordinator has seen the step before its line comes; what it says counts.
 TEST_F(FakeJob, AStepThatIsToldBehindItsRecoveryIsCompared) {
   const Bystander agent, rank;

@@ -37,13 +37,16 @@ int Spawn(const std::vector<std::string>& arguments, const std::string& output,
   return pid;
 }
 
+std::string FirstBuilt(std::initializer_list<const char*> kinds) {
+  for (const char* kind : kinds)
+    if (!absl::IsUnimplemented(NewTransport(kind, {.rank = 0, .size = 1}).status())) return kind;
+  return *kinds.begin();  // Whoever starts a job hears that this build has none.
+}
+
 }  // namespace
 
-std::string BuiltTransport() {
-  for (const char* kind : {"ucx", "libfabric"})
-    if (!absl::IsUnimplemented(NewTransport(kind, {.rank = 0, .size = 1}).status())) return kind;
-  return "ucx";  // Whoever starts a job hears that this build has none.
-}
+std::string BuiltTransport() { return FirstBuilt({"ucx", "libfabric"}); }
+std::string OtherTransport() { return FirstBuilt({"libfabric", "ucx"}); }
 
 std::vector<std::string> RunOfTwoRanks(const std::string& run_directory,
                                        const std::string& data_directory,

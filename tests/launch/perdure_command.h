@@ -16,6 +16,8 @@ struct CommandResult {
 
 // The transport between processes that this build has, UCX first.
 std::string BuiltTransport();
+// libfabric where this build has both, else as BuiltTransport.
+std::string OtherTransport();
 // `perdure run` of nano.toml in RUN_DIR on two ranks, T1 P1 D2, with data of WriteNanoData, and
 // whatever else is asked for.
 std::vector<std::string> RunOfTwoRanks(const std::string& run_directory,

@@ -53,6 +53,23 @@ std::vector<std::string> AKilledRank() {
   };
 }
 
+TEST(JournalStory, SlowRanksAreTheirOwnStory) {
+  JournalStory story = Story({
+      Line("evidence", 5, 1, R"(,"node":3,"rank":7,"kind":"slow","number":296)"),
+      Line("evidence", 6, 1, R"(,"node":3,"kind":"hung","number":0)"),
+      Line("evidence", 7, 1, R"(,"node":-3,"kind":"slow","number":296)"),
+      Line("evidence", 8, 1, R"(,"node":3,"kind":"slow","number":"much")"),
+      R"({"event":"evidence","generation":1,"node":3,"kind":"slow","number":296})",
+  });
+  ASSERT_EQ(story.slow().size(), 1U);
+  EXPECT_EQ(story.slow()[0].node, 3);
+  EXPECT_EQ(story.slow()[0].rank, 7);
+  EXPECT_EQ(story.slow()[0].percent, 296);
+  EXPECT_TRUE(story.recoveries().empty()) << "nothing failed";
+  story.Forget();
+  EXPECT_TRUE(story.slow().empty());
+}
+
 TEST(JournalStory, ARecoveryIsToldByItsParts) {
   const JournalStory story = Story(AKilledRank());
   ASSERT_EQ(story.recoveries().size(), 1U);

@@ -181,6 +181,9 @@ void World::Strike(const Fault& fault) {
       if (!complete_) StartJob();
       break;
     }
+    case FaultKind::kSlowNode:
+      SlowDown(index, until, 200 + 100 * (fault.other % 3));
+      break;
     case FaultKind::kTwoJobs:
       hit = job_ending_.size() < 6 && !complete_;
       if (hit) StartJob();
@@ -200,7 +203,7 @@ void World::Heal() {
   for (Index i = 0; i < agents_.size(); ++i) {
     Agent& agent = agents_[i];
     agent.isolated = agent.log_blind = agent.write_errors = agent.stubborn = agent.unkillable = 0;
-    agent.paused = agent.ranks_paused = 0;
+    agent.paused = agent.ranks_paused = agent.slow = 0;
     if (agent.left) continue;
     // A node that is given back, or has lost a device, goes, and another one comes.
     const uint64_t all = (uint64_t{1} << scenario_.slots) - 1;

@@ -19,6 +19,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROGRAMS = ["control_test", "failure_detector_test", "layout_planner_test"]
 BATCHES = [(1, 500), (501, 4500), (5001, 15000), (20001, 20000), (40001, 60000), (100001, 100000), (200001, 300000)]
 TREE = ["CMakeLists.txt", "runtime/base", "runtime/control", "kernels/cuda/find_cuda.cmake", "tests"]
 
@@ -50,7 +51,7 @@ def copy_tree(to):
     run(["cmake", "-S", ".", "-B", "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
          "-DPERDURE_PARTS=runtime/base;runtime/control", "-DPERDURE_TESTS=control;sim", "-DPERDURE_CUDA=OFF",
          "-DCMAKE_CXX_FLAGS=-w", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"], to)
-    run(["ninja", "-C", "build", "-j1", "perdure_sim", "control_test"], to, timeout=3600)
+    run(["ninja", "-C", "build", "-j1", "perdure_sim", *PROGRAMS], to, timeout=3600)
 
 
 def run(command, cwd, timeout=600):
@@ -71,12 +72,14 @@ def one(tree, mutant, limit):
     path.write_text(text.replace(old, new))
     ran = 0
     try:
-        run(["ninja", "-C", "build", "-j1", "control_test"], tree)
-        tests = run(["build/tests/control_test", "--gtest_fail_fast"], tree)
-        if tests.returncode != 0:
-            # Who failed, or where it crashed.
-            names = re.findall(r"\[  FAILED  \] (\S+)", tests.stdout) or re.findall(r"\[ RUN      \] (\S+)", tests.stdout)[-1:]
-            return "unit test", names[0] if names else "crashes", ran
+        for program in PROGRAMS:
+            run(["ninja", "-C", "build", "-j1", program], tree)
+            tests = run([f"build/tests/{program}", "--gtest_fail_fast"], tree)
+            if tests.returncode != 0:
+                # Who failed, or where it crashed.
+                names = (re.findall(r"\[  FAILED  \] (\S+)", tests.stdout)
+                         or re.findall(r"\[ RUN      \] (\S+)", tests.stdout)[-1:])
+                return "unit test", names[0] if names else "crashes", ran
         run(["ninja", "-C", "build", "-j1", "perdure_sim"], tree)
         for schedule in sorted((tree / "tests/sim/schedules").iterdir()):
             done = run(["build/tests/perdure_sim", "--schedule", str(schedule)], tree)

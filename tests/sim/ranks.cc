@@ -162,7 +162,7 @@ void World::StartStep(Index index) {
     SayProgress(index);
     return;
   }
-  const Nanos work = scenario_.step * work_.Between(90, 110) / 100;
+  const Nanos work = DrawWork(Of(index));
   At(std::max(now_ + work, stalled_),
      {.what = What::kContribute, .agent = index, .version = ranks.version});
 }
@@ -257,6 +257,7 @@ void World::Apply(Index index) {
                       agent.node, ranks.finished + 1, generation, step.ranks));
   ranks.value = Mix(ranks.value, step.leaves);
   ++ranks.finished;
+  CountWork(ranks);
   ++outcome_.steps;
   newest_step_ = std::max(newest_step_, ranks.finished);
   stepping_ = std::max(stepping_, generation);
@@ -298,7 +299,7 @@ void World::Apply(Index index) {
 void World::SayProgress(Index index) {
   const RankGroup& ranks = Of(index).ranks;
   StepMember(index, Member::Progress{ranks.prepare.generation, ranks.finished, false,
-                                     ranks.AwaitsSettle()});
+                                     ranks.AwaitsSettle(), ranks.works});
 }
 
 // What they have finished is the last step, of the run or because the job ends.
@@ -324,7 +325,7 @@ bool World::FailsByItself(Index index) {
 void World::FinishTraining(Index index) {
   Agent& agent = Of(index);
   RankGroup& ranks = agent.ranks;
-  const Member::Progress done{ranks.prepare.generation, ranks.finished, true, false};
+  const Member::Progress done{ranks.prepare.generation, ranks.finished, true, false, {}};
   ranks = {.version = ranks.version + 1, .guard = ranks.guard};
   agent.memory.clear();
   StepMember(index, done);

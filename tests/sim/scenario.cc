@@ -15,12 +15,12 @@ constexpr std::array<const char*, kFaultKinds> kNames = {
     "agent_crash", "node_crash", "rank_crash",   "slot_lost",    "node_pause", "agent_pause",
     "isolate",     "cut",        "close",        "slow_network", "log_stall",  "log_errors",
     "log_blind",   "drain",      "write_errors", "stubborn",     "unkillable", "stall",
-    "end_job",     "kill_job",   "two_jobs"};
+    "end_job",     "kill_job",   "two_jobs",     "slow_node"};
 
 // How often the kinds come where they come at all: the interruptions of Llama 3 405B's 54 days
 // (arXiv 2407.21783, table 5), by what they look like to us, and what shared machines add.
-constexpr std::array<int, kFaultKinds> kWeights = {20, 60, 120, 60, 20, 20, 20, 20, 30, 10, 15,
-                                                   15, 15, 30,  20, 15, 8,  10, 12, 6,  6};
+constexpr std::array<int, kFaultKinds - 1> kWeights = {20, 60, 120, 60, 20, 20, 20, 20, 30, 10, 15,
+                                                       15, 15, 30,  20, 15, 8,  10, 12, 6,  6};
 
 ControlOptions DrawOptions(Prng& prng) {
   ControlOptions o;
@@ -70,13 +70,12 @@ LayoutRule DrawRule(Prng& prng, const Scenario& s) {
 
 void DrawFaults(Prng& prng, Scenario& s) {
   // A subset of the kinds, at a rate of its own (swarm testing: Groce et al., ISSTA'12).
-  std::array<int, kFaultKinds> weights{};
+  std::array<int, kWeights.size()> weights{};
   int total = 0;
   const int64_t chance = prng.Between(100, 700);
-  for (int kind = 0; kind < kFaultKinds; ++kind) {
-    if (prng.PerMille(chance))
-      weights[static_cast<size_t>(kind)] = kWeights[static_cast<size_t>(kind)];
-    total += weights[static_cast<size_t>(kind)];
+  for (size_t kind = 0; kind < kWeights.size(); ++kind) {
+    if (prng.PerMille(chance)) weights[kind] = kWeights[kind];
+    total += weights[kind];
   }
   if (total == 0) total = weights[1] = 1;
   const auto nodes = static_cast<uint64_t>(s.nodes);
@@ -162,6 +161,23 @@ void DrawShell(Prng& prng, Scenario& s) {
   s.crash_kind = kinds[prng.Below(3)];
 }
 
+// Nodes that are slow for long enough to be named, most of them; machines that jitter.
+void DrawSlow(Prng& prng, Scenario& s) {
+  s.control.slow_window = absl::Milliseconds(prng.Between(400, 4000));
+  s.control.slow_retry = absl::Milliseconds(prng.Between(2000, 20000));
+  if (prng.PerMille(200)) s.jitter = static_cast<int32_t>(prng.Between(10, 60));
+  if (!prng.PerMille(300)) return;
+  for (int64_t left = prng.Between(1, 3); left > 0; --left)
+    s.faults.push_back({.at = prng.Between(0, s.heal_at),
+                        .kind = FaultKind::kSlowNode,
+                        .node = static_cast<uint32_t>(prng.Below(static_cast<uint64_t>(s.nodes))),
+                        .other = static_cast<uint32_t>(prng.Below(3)),
+                        .lasts = prng.PerMille(200) ? prng.Between(50 * kMs, 2 * kSecond)
+                                                    : prng.Between(2 * kSecond, 20 * kSecond)});
+  std::stable_sort(s.faults.begin(), s.faults.end(),
+                   [](const Fault& a, const Fault& b) { return a.at < b.at; });
+}
+
 // From START to Ready: what ranks need, and the table's way from node to node.
 absl::Duration FormingTakes(const Scenario& s) {
   int64_t hops = 1;
@@ -197,6 +213,8 @@ Scenario DrawScenario(uint64_t seed) {
   DrawFaults(prng, s);
   Prng shell(seed, 3);
   DrawShell(shell, s);
+  Prng slow(seed, 4);
+  DrawSlow(slow, s);
   Prng odd(seed, 2);
   DrawOdd(odd, s);
   return s;
@@ -255,9 +273,14 @@ void EachNumber(Scenario& s, const Visit& visit) {
   duration("append_retry", s.control.append_retry);
   duration("save_every", s.control.save_every);
   duration("save_max", s.control.save_max);
+  duration("slow_window", s.control.slow_window);
+  number("slow_percent", s.control.slow_percent);
+  number("slow_clear_percent", s.control.slow_clear_percent);
+  duration("slow_retry", s.control.slow_retry);
   number("table_fan_out", s.control.table_fan_out);
   number("done_code", s.control.done_code);
   number("step", s.step);
+  number("jitter", s.jitter);
   number("delay_min", s.delay_min);
   number("delay_max", s.delay_max);
   number("loss", s.loss);

@@ -41,8 +41,9 @@ enum class FaultKind : uint8_t {
   kEndJob,       // The scheduler ends the job, with notice,
   kKillJob,      // without,
   kTwoJobs,      // or starts the next while this one goes on.
+  kSlowNode,     // Its ranks take 2 to 4 times as long for their work.
 };
-inline constexpr int kFaultKinds = static_cast<int>(FaultKind::kTwoJobs) + 1;
+inline constexpr int kFaultKinds = static_cast<int>(FaultKind::kSlowNode) + 1;
 const char* Name(FaultKind kind);
 
 struct Fault {
@@ -60,7 +61,8 @@ struct Scenario {
   int32_t domains = 2;
   LayoutRule rule;
   ControlOptions control;
-  Nanos step = 300 * kMs;                           // What the work of one takes.
+  Nanos step = 300 * kMs;                           // What the work of one takes,
+  int32_t jitter = 10;                              // and up to so many percent more.
   Nanos delay_min = kMs / 20, delay_max = 2 * kMs;  // Of messages.
   int32_t loss = 0, doubled = 0;                    // Per mille.
   Nanos log_delay_max = 20 * kMs;

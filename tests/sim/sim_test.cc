@@ -47,6 +47,8 @@ TEST_P(Seeds, HoldAndGoOn) {
     all.noted += outcome.noted;
     all.good += outcome.good;
     all.crashes += outcome.crashes;
+    all.slow_named += outcome.slow_named;
+    all.slow_left += outcome.slow_left;
     all.failures_max = std::max(all.failures_max, outcome.failures_max);
   }
   // The faults took place, and what they are to disturb did too.
@@ -59,6 +61,8 @@ TEST_P(Seeds, HoldAndGoOn) {
   EXPECT_GT(all.good, 20);
   EXPECT_GT(all.crashes, 20);
   EXPECT_EQ(all.failures_max, 2);
+  EXPECT_GT(all.slow_named, 20);
+  EXPECT_GT(all.slow_left, 20);
 }
 INSTANTIATE_TEST_SUITE_P(Shards, Seeds, testing::Range(uint64_t{0}, kShards));
 

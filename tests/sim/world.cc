@@ -572,6 +572,8 @@ void World::PerformLead(Index index, Coordinator::Effects& effects) {
                       .b = join->step,
                       .c = join->attempt,
                       .d = kJoined});
+    } else if (auto* evidence = std::get_if<Coordinator::Evidence>(&effect)) {
+      if (evidence->kind == EvidenceKind::kSlow) OnSlow(index, evidence->node);
     } else if (auto* remark = std::get_if<Coordinator::Remark>(&effect)) {
       // The planner's: all nodes are leaving, or broken.
       if (remark->text.starts_with("none of ")) checker_.OnNoSlots();

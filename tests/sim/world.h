@@ -48,6 +48,8 @@ struct Outcome {
   // Checkpoints that were found bad, runs that were complete, notes in the log, generations that
   // were told to be good, failures that the program caused by itself, the most of them at one step.
   int64_t bad = 0, complete = 0, noted = 0, good = 0, crashes = 0, failures_max = 0;
+  // Nodes that were named as slow, and left out for it.
+  int64_t slow_named = 0, slow_left = 0;
 };
 
 class World {
@@ -143,6 +145,8 @@ class World {
     bool hung = false;    // They do not step any more, and do not know it.
     bool deaf = false;    // They end only by being killed.
     bool leased = false;  // A lease of their own generation has come.
+    Nanos work = 0;       // What the step under way takes them,
+    std::vector<RankWork> works;
   };
   struct Agent {
     uint32_t job = 0;
@@ -156,7 +160,8 @@ class World {
     uint64_t lead_id = 0;
     Nanos tick_at = -1;
     Nanos paused = 0, ranks_paused = 0, isolated = 0, log_blind = 0;
-    Nanos write_errors = 0, stubborn = 0, unkillable = 0;
+    Nanos write_errors = 0, stubborn = 0, unkillable = 0, slow = 0;
+    int64_t slow_percent = 100;
     RankGroup ranks;
     std::vector<Held> memory;
   };
@@ -264,6 +269,13 @@ class World {
   void WriteState(Index index, const msg::Write& write);
   void VerifyFile(Index index, const msg::Verify& verify);
 
+  // slow.cc
+  Nanos DrawWork(Agent& agent);
+  void CountWork(RankGroup& ranks);
+  void SlowDown(Index index, Nanos until, int64_t percent);
+  void OnSlow(Index index, NodeId node);
+  void CheckSlow(const LogEntry& start);
+
   // store.cc
   void OnCommit(const LogEntry& commit);
   void Choose(Index index, const Coordinator::ChooseCheckpoint& order);
@@ -317,6 +329,13 @@ class World {
   std::vector<Checkpoint> store_;
   std::vector<NoteBooks> notes_;
   std::set<std::tuple<Index, uint64_t, Generation>> told_good_;
+  struct SlowSpan {
+    Index agent;
+    Nanos from, until;
+  };
+  std::vector<SlowSpan> slow_spans_;
+  std::map<Index, Nanos> named_slow_, left_until_;  // When last; until when it is left out,
+  std::map<Index, int> left_times_;                 // which it was so often.
   bool looked_ = false;    // A person, at what makes the program fail.
   bool complete_ = false;  // The run.
   Prng network_, disk_, work_, clocks_, manifests_, shell_;

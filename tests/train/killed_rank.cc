@@ -48,7 +48,7 @@ class KilledRank::KilledHost final : public ForwardingHost {
  public:
   KilledHost(KilledRank* killed, int rank, RankHost* host)
       : ForwardingHost(host), killed_(killed), my_rank_(rank) {}
-  void Progress(int64_t step) override { killed_->Progress(my_rank_, step); }
+  void Progress(int64_t step, const WorkDone&) override { killed_->Progress(my_rank_, step); }
   void Doing(const Activity&) override { killed_->Event(my_rank_); }
 
  private:

@@ -171,7 +171,7 @@ TEST_F(RecoveryTest, OlderOnesMayGoWhenTheNewerAreWhole) {
       EXPECT_EQ(world_->Held(2)[3].size(), 4);
       for (int node = 0; node < 4; ++node) EXPECT_EQ(world_->Held(2, node)[3].size(), 4);
     }
-    void Progress(int64_t step) override { EXPECT_EQ(step >= 4, *told_ > 0); }
+    void Progress(int64_t step, const WorkDone&) override { EXPECT_EQ(step >= 4, *told_ > 0); }
 
    private:
     std::unique_ptr<RankHost> finds_;
@@ -463,7 +463,7 @@ class LeaseHost final : public ForwardingHost {
     leases_->Await(1);
     return verdict_;
   }
-  void Progress(int64_t step) override {
+  void Progress(int64_t step, const WorkDone&) override {
     int64_t most = *progress_;
     while (most < step && !progress_->compare_exchange_weak(most, step)) {
     }
