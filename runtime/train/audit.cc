@@ -107,7 +107,7 @@ absl::Status Audit(const AuditParts& parts, const StepInfo& step) {
   }
   ASSIGN_OR_RETURN(const std::vector<int> kinds,
                    parts.statistics->GatherNumbers(static_cast<int>(verdict.kind)));
-  return Resolve(verdict, kinds);
+  return parts.statistics->ResolveTogether(verdict, kinds);
 }
 
 }  // namespace perdure

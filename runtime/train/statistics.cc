@@ -85,6 +85,13 @@ absl::StatusOr<std::vector<int>> StatisticsGather::GatherNumbers(int own) {
   return by_rank;
 }
 
+absl::Status StatisticsGather::ResolveTogether(const Verdict& own, std::span<const int> kinds) {
+  absl::Status resolved = Resolve(own, kinds);
+  // Over when all have come to it, or somebody is gone.
+  if (!resolved.ok()) (void)GatherNumbers(0);
+  return resolved;
+}
+
 absl::StatusOr<StepStatistics> StatisticsGather::Gather(int64_t leaves,
                                                         std::span<const double> losses,
                                                         std::span<const double> squares,

@@ -10,6 +10,7 @@
 #include "runtime/base/atoms.h"
 #include "runtime/base/digest.h"
 #include "runtime/comm/group.h"
+#include "runtime/train/corruption.h"
 #include "runtime/train/mesh.h"
 
 namespace perdure {
@@ -40,6 +41,9 @@ class StatisticsGather {
                                         int verdict = 0);
   // By rank, the number that each gave.
   absl::StatusOr<std::vector<int>> GatherNumbers(int own);
+  // Resolve of the kinds that a gather gave. Where one is bad nobody leaves before all have read
+  // them: who leaves takes the gather with him, and the culprit would not hear that it is one.
+  absl::Status ResolveTogether(const Verdict& own, std::span<const int> kinds);
 
  private:
   StatisticsGather(const Mesh& mesh, MeshPoint at) : mesh_(mesh), at_(at) {}

@@ -301,7 +301,7 @@ absl::StatusOr<StepStatistics> Trainer::Impl::Compute(const StepInfo& info, Verd
       StepStatistics totals,
       statistics->Gather(LeavesOf(config.numerics, info.batch), pipeline->losses(), squares,
                          static_cast<int>(command), static_cast<int>(verdict.kind)));
-  RETURN_IF_ERROR(Resolve(verdict, totals.verdicts));
+  RETURN_IF_ERROR(statistics->ResolveTogether(verdict, totals.verdicts));
   return totals;
 }
 
@@ -326,7 +326,7 @@ absl::StatusOr<StepStatistics> Trainer::Impl::ComputeAgain(const StepInfo& info,
   }
   ASSIGN_OR_RETURN(const std::vector<int> kinds,
                    statistics->GatherNumbers(static_cast<int>(verdict.kind)));
-  RETURN_IF_ERROR(Resolve(verdict, kinds));
+  RETURN_IF_ERROR(statistics->ResolveTogether(verdict, kinds));
   if (!same)
     return SuspectedCorruption(fmt::format(
         "step {} computed twice gave two results, and no rank knows of its own", info.step + 1));
