@@ -101,6 +101,9 @@ class Ops {
   // sums[k] (device, fp64) = sum of x[i]^2 over the elements of runs[k], fp32. The order follows
   // from a run's length alone; on the CPU: 16 fp64 lanes (lane = i mod 16) folded by halves.
   virtual void SumsOfSquares(const float* x, std::span<const ElementRun> runs, double* sums) = 0;
+  // sums[run.sum] (device) += WordSum (word_sum.h) of each run's bytes of `data`, device memory:
+  // the same on every backend.
+  virtual void WordSums(const void* data, std::span<const WordRun> runs, uint64_t* sums) = 0;
   // acc = max(acc, x), both fp32 [n, m].
   virtual void Max(ConstMatrix x, Matrix acc) = 0;
 

@@ -30,6 +30,14 @@ struct ElementRun {
   int64_t count = 0;
 };
 
+// A piece of memory whose words are summed (word_sum.h) into one of several sums.
+struct WordRun {
+  int64_t begin = 0;  // Bytes, from the array's beginning; even.
+  int64_t bytes = 0;  // Even.
+  int64_t first = 0;  // The place of its first word in what the sum is of.
+  int64_t sum = 0;    // Which one.
+};
+
 // One AdamW update (Loshchilov & Hutter 2019, decoupled decay, as torch.optim.AdamW computes it).
 struct AdamWStep {
   int64_t step = 1;  // Counted from 1: bias corrections are 1 - beta^step.

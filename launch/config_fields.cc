@@ -431,6 +431,24 @@ std::vector<Field<SnapshotConfig>> SnapshotFields() {
   };
 }
 
+std::vector<Field<IntegrityConfig>> IntegrityFields() {
+  using I = IntegrityConfig;
+  std::vector<Field<I>> fields = {
+      Make("check", &I::check, Anything(),
+           "Guard state, gradients and copies of parameters by sums, against flipped bits"),
+      Make("audit_every", &I::audit_every, Integers{},
+           "Steps in which each replica computes a leaf of another again, as a check; 0: none"),
+      Make("bad_step", &I::bad_step, Choices{{"stop", "skip"}},
+           "A step that is not finite, or above grad_norm_max: stop, or skip its samples"),
+      Make("grad_norm_max", &I::grad_norm_max, Numbers{},
+           "Gradient norm above which a step is bad; 0: any finite one is good"),
+      Make("spike", &I::spike, Numbers{},
+           "Norms above so many medians are computed twice before they count; 0: bad steps only"),
+  };
+  for (Field<I>& field : fields) field.frozen = field.key == "grad_norm_max";
+  return fields;
+}
+
 std::vector<Field<MonitoringConfig>> MonitoringFields() {
   using M = MonitoringConfig;
   return {
@@ -457,6 +475,7 @@ std::vector<RunField> MakeRunFields() {
   Append(fields, "job", &R::job, JobFields());
   Append(fields, "checkpoint", &R::checkpoint, CheckpointFields());
   Append(fields, "snapshot", &R::snapshot, SnapshotFields());
+  Append(fields, "integrity", &R::integrity, IntegrityFields());
   Append(fields, "monitoring", &R::monitoring, MonitoringFields());
   return fields;
 }

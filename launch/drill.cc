@@ -12,6 +12,7 @@
 
 #include "absl/time/clock.h"
 #include "launch/agent_record.h"
+#include "launch/drill_flip.h"
 #include "runtime/base/random.h"
 #include "runtime/base/status.h"
 #include "runtime/control/evidence.h"
@@ -45,6 +46,16 @@ double Round(double seconds) { return std::round(seconds * 1e6) / 1e6; }
 
 bool Live(const std::string& state) {
   return state == "starting" || state == "running" || state == "recovering" || state == "stopping";
+}
+
+Json JsonOf(const Flip& flip) {
+  return {{"place", NameOf(flip.place)}, {"element", flip.element}, {"bit", flip.bit}};
+}
+
+bool NamesCulprit(const Injury& injury) {
+  return injury.recovery.has_value() &&
+         injury.recovery->kind == NameOf(EvidenceKind::kSilentCorruption) &&
+         injury.recovery->node == injury.node && injury.recovery->rank == injury.rank;
 }
 
 std::string StateOf(const Json& status) { return status.value("state", std::string()); }
@@ -182,11 +193,16 @@ absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
                 .process = target.processes.front().pid(),
                 .generation = runs_};
   injury.clock = Clock();
-  RETURN_IF_ERROR(journal_->Append("drill", {{"kind", kind.name},
-                                             {"node", injury.node},
-                                             {"rank", injury.rank},
-                                             {"process", injury.process},
-                                             {"clock", Round(injury.clock)}}));
+  nlohmann::json told_before = {{"kind", kind.name},
+                                {"node", injury.node},
+                                {"rank", injury.rank},
+                                {"process", injury.process},
+                                {"clock", Round(injury.clock)}};
+  if (kind.act == DrillAct::kCorruptRank) {
+    injury.flip = RandomFlip();
+    told_before["flip"] = JsonOf(*injury.flip);
+  }
+  RETURN_IF_ERROR(journal_->Append("drill", told_before));
   RETURN_IF_ERROR(Strike(target, injury));
   Follow(target, injury);
   if (slow) {
@@ -196,6 +212,14 @@ absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
   const nlohmann::json told = ToJson(injury);
   (void)journal_->Append("drill_over", told);
   return injury;
+}
+
+// Any bit anywhere.
+Flip Drill::RandomFlip() const {
+  const auto bits = RandomBits(options_.seed, RandomPurpose::kDrill, 1, injuries_);
+  return {.place = static_cast<FlipPlace>(bits[0] % kFlipPlaces),
+          .element = static_cast<int64_t>(bits[1]),
+          .bit = static_cast<int>(bits[2] % 32)};
 }
 
 // Those that were to be hit after another one may have died with it.
@@ -214,6 +238,10 @@ absl::Status Drill::Strike(const DrillTarget& target, Injury& injury) {
     case DrillAct::kSlowRank:
       Slow(target.processes.front(), injury);
       return absl::OkStatus();
+    case DrillAct::kCorruptRank:
+      RETURN_IF_ERROR(LeaveDrillFlip(options_.run_directory, target.node,
+                                     {.local_rank = target.local_rank, .flip = *injury.flip}));
+      return target.processes.front().Signal(kDrillFlipSignal);
   }
   return absl::OkStatus();
 }
@@ -306,8 +334,9 @@ void Drill::Follow(const DrillTarget& target, Injury& injury) {
   injury.tolerated = seen && !injury.recovery.has_value();
   injury.told_twice = story_.told_twice();
   injury.disagreements = story_.disagreements();
+  const bool named = injury.kind->act != DrillAct::kCorruptRank || NamesCulprit(injury);
   const bool unnamed = injury.pace.has_value() && !injury.named.has_value();
-  injury.recovered = seen && !remains && !unnamed && injury.disagreements.empty();
+  injury.recovered = seen && !remains && named && !unnamed && injury.disagreements.empty();
   if (!injury.disagreements.empty()) {
     const LossDisagreement& first = injury.disagreements.front();
     injury.words = fmt::format("step {} gave loss {} in generation {} and {} in generation {}",
@@ -327,6 +356,8 @@ void Drill::Follow(const DrillTarget& target, Injury& injury) {
                                                  absl::FormatDuration(options_.wait));
   } else if (remains) {
     injury.words = "the rank that was stopped was not replaced; it goes on now";
+  } else if (!named) {
+    injury.words = fmt::format("rank {}, whose memory was changed, was not found out", injury.rank);
   } else if (injury.tolerated) {
     injury.words = story_.generation() > injury.generation
                        ? fmt::format("generation {} was to come anyway", story_.generation())
@@ -365,6 +396,7 @@ Json ToJson(const Injury& injury) {
                {"rank", injury.rank},           {"process", injury.process},
                {"clock", Round(injury.clock)},  {"generation", injury.generation},
                {"recovered", injury.recovered}, {"tolerated", injury.tolerated}};
+  if (injury.flip.has_value()) json["flip"] = JsonOf(*injury.flip);
   if (injury.recovery.has_value()) {
     const Recovery& r = *injury.recovery;
     json["next"] = r.next;

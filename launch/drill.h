@@ -17,6 +17,7 @@
 #include "launch/drill_target.h"
 #include "monitoring/journal.h"
 #include "monitoring/recoveries.h"
+#include "runtime/train/flip.h"
 
 namespace perdure {
 
@@ -38,6 +39,7 @@ struct Injury {
   const DrillKind* kind = nullptr;
   int64_t node = -1, rank = -1;
   pid_t process = 0;
+  std::optional<Flip> flip;  // Of kCorruptRank.
   uint64_t generation = 0;  // That ran then; 0: not known.
   double clock = 0;         // When, in seconds of this machine's monotonic clock.
   std::optional<Recovery> recovery;
@@ -90,6 +92,7 @@ class Drill {
   absl::Status Read();
   absl::StatusOr<nlohmann::ordered_json> AwaitWhole(const DrillKind& kind);
   absl::StatusOr<DrillTarget> AwaitTarget(const DrillKind& kind);
+  Flip RandomFlip() const;
   absl::Status Strike(const DrillTarget& target, Injury& injury);
   double Watch(absl::Duration most, const HeldProcess* slow, const std::function<bool()>& seen);
   void Slow(const HeldProcess& process, Injury& injury);

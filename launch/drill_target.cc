@@ -27,6 +27,7 @@ constexpr DrillKind kKinds[] = {
     {DrillAct::kKillCoordinator, "coordinator", "the coordinating agent is killed", 2, true},
     {DrillAct::kStopRank, "hang", "a rank is stopped until it is replaced", 1, false},
     {DrillAct::kSlowRank, "slow", "a rank is a third as fast until the job has named it", 2, true},
+    {DrillAct::kCorruptRank, "corrupt", "a bit of a rank's memory is flipped", 1, false},
 };
 
 struct Process {
@@ -34,7 +35,7 @@ struct Process {
   uint64_t start = 0;
 };
 struct Seat {
-  int64_t rank = -1;
+  int64_t rank = -1, local_rank = -1;
   Process process;
 };
 struct Member {
@@ -70,6 +71,9 @@ std::optional<Member> MemberOf(const Json& json) {
         !TakeProcess(rank, "pid", "start", seat.process))
       return std::nullopt;
     seat.rank = number->get<int64_t>();
+    const auto local_rank = rank.find("local_rank");
+    if (local_rank == rank.end() || !local_rank->is_number_unsigned()) return std::nullopt;
+    seat.local_rank = local_rank->get<int64_t>();
     member.ranks.push_back(seat);
   }
   return member;
@@ -193,6 +197,16 @@ absl::StatusOr<DrillTarget> ChooseTarget(const DrillKind& kind, const std::strin
       target.node = node;
       target.rank = seat.rank;
       RETURN_IF_ERROR(HoldRank(seat, target));
+      return target;
+    }
+    case DrillAct::kCorruptRank: {
+      std::vector<std::pair<const Member*, const Seat*>> seats;
+      for (const Member& member : members)
+        for (const Seat& seat : member.ranks) seats.emplace_back(&member, &seat);
+      const auto& [member, seat] = seats[random % seats.size()];
+      target.rank = seat->rank;
+      target.local_rank = seat->local_rank;
+      RETURN_IF_ERROR(HoldAgent(*member, target));
       return target;
     }
     case DrillAct::kKillNode: {

@@ -25,8 +25,9 @@ enum class DrillAct : uint8_t {
   kKillNode,  // Its agent and all its ranks.
   kKillAgent,
   kKillCoordinator,
-  kStopRank,  // Until it is replaced.
-  kSlowRank,  // Stopped and let go on in turns, until it is named.
+  kStopRank,     // Until it is replaced.
+  kSlowRank,     // Stopped and let go on in turns, until it is named.
+  kCorruptRank,  // A bit of its memory is flipped, by its agent.
 };
 
 struct DrillKind {
@@ -61,6 +62,7 @@ class HeldProcess {
 
 struct DrillTarget {
   int64_t node = -1, rank = -1;        // Rank -1: a whole node, or its agent.
+  int64_t local_rank = -1;             // Of kCorruptRank.
   std::vector<HeldProcess> processes;  // In the order in which they are to be hit.
 };
 

@@ -14,6 +14,7 @@
 
 #include "launch/agent_record.h"
 #include "launch/config.h"
+#include "launch/drill_flip.h"
 #include "launch/exit_codes.h"
 #include "launch/job_health.h"
 #include "launch/layout_rule.h"
@@ -67,6 +68,7 @@ class NodeAgent {
   void OpenRanks(const std::string& run_id);
   AgentOptions OptionsOfAgent(int64_t step) const;
   void OnFailure(const RankFailure& failure);
+  void OnDrillFlip();
   void OnEvidence(const Coordinator::Evidence& evidence);
   void OnStep(Generation generation, const StepReport& report);
   void OnWaiting(StepIndex step, StepIndex unsettled,
@@ -238,8 +240,11 @@ AgentOptions NodeAgent::OptionsOfAgent(int64_t step) const {
 absl::Status NodeAgent::Begin() {
   RETURN_IF_ERROR(OpenRecords());
   ASSIGN_OR_RETURN(loop_, EventLoop::New());
-  const int signals[] = {SIGTERM, SIGINT};
-  RETURN_IF_ERROR(loop_->AddSignals(signals, [this](int signal) { asked_ |= signal == SIGTERM; }));
+  const int signals[] = {SIGTERM, SIGINT, kDrillFlipSignal};
+  RETURN_IF_ERROR(loop_->AddSignals(signals, [this](int signal) {
+    asked_ |= signal == SIGTERM;
+    if (signal == kDrillFlipSignal) OnDrillFlip();
+  }));
   // Threads, which inherit that signals are blocked, come behind.
   ASSIGN_OR_RETURN(worker_, Worker::Start());
   RETURN_IF_ERROR(
@@ -274,6 +279,18 @@ absl::Status NodeAgent::Begin() {
            .ended = [this](int exit_code) { End(exit_code); }}));
   Tell();
   return absl::OkStatus();
+}
+
+// A drill wants a bit of a rank's memory to be wrong.
+void NodeAgent::OnDrillFlip() {
+  const absl::StatusOr<DrillFlip> flip =
+      TakeDrillFlip(options_.run_directory, static_cast<int64_t>(options_.node));
+  const absl::Status done =
+      flip.ok() ? ranks_->Corrupt(static_cast<int32_t>(flip->local_rank), 0, flip->flip)
+                : flip.status();
+  if (!done.ok())
+    record_->Say(
+        fmt::format("node {}: the drill's flip is not made: {}", options_.node, Message(done)));
 }
 
 void NodeAgent::OnEvidence(const Coordinator::Evidence& evidence) {

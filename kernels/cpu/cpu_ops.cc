@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels/cpu/kernels.h"
+#include "kernels/word_sum.h"
 #include "runtime/base/check.h"
 
 namespace perdure {
@@ -90,6 +91,12 @@ void CpuOps::TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, M
 
 void CpuOps::SumsOfSquares(const float* x, std::span<const ElementRun> runs, double* sums) {
   for (const ElementRun& run : runs) *sums++ = cpu::SumOfSquares(x + run.begin, run.count);
+}
+
+void CpuOps::WordSums(const void* data, std::span<const WordRun> runs, uint64_t* sums) {
+  for (const WordRun& run : runs)
+    sums[run.sum] += WordSum(static_cast<const char*>(data) + run.begin,
+                             static_cast<size_t>(run.bytes), run.first);
 }
 
 void CpuOps::Max(ConstMatrix x, Matrix acc) { cpu::Max(x, acc); }

@@ -44,6 +44,7 @@ class CpuOps final : public Ops {
   void Add(ConstMatrix x, Matrix acc) override;
   void TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out) override;
   void SumsOfSquares(const float* x, std::span<const ElementRun> runs, double* sums) override;
+  void WordSums(const void* data, std::span<const WordRun> runs, uint64_t* sums) override;
   void Max(ConstMatrix x, Matrix acc) override;
   void EmbeddingForward(const int32_t* tokens, ConstMatrix table, int64_t row_begin,
                         Matrix out) override;

@@ -160,6 +160,10 @@ bool CudaOps::AddsWholeProducts() const { return true; }
 
 void CudaOps::Add(ConstMatrix x, Matrix acc) { cuda::Add(stream_, x, acc); }
 
+void CudaOps::WordSums(const void* data, std::span<const WordRun> runs, uint64_t* sums) {
+  cuda::WordSums(stream_, work_, data, runs, sums);
+}
+
 void CudaOps::Max(ConstMatrix x, Matrix acc) { cuda::Max(stream_, x, acc); }
 
 void CudaOps::TreeSum(std::span<const ConstMatrix> parts, ConstMatrix residual, Matrix out) {

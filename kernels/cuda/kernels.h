@@ -28,6 +28,11 @@ void TreeSum(const Stream& stream, std::span<const ConstMatrix> parts, ConstMatr
 void SumsOfSquares(const Stream& stream, Workspace& work, const float* x,
                    std::span<const ElementRun> runs, double* sums);
 
+// word_sums.cu
+// The runs are read before this returns.
+void WordSums(const Stream& stream, Workspace& work, const void* data,
+              std::span<const WordRun> runs, uint64_t* sums);
+
 // embedding.cu
 void EmbeddingForward(const Stream& stream, const int32_t* tokens, ConstMatrix table,
                       int64_t row_begin, Matrix out);

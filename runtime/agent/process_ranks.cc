@@ -142,6 +142,16 @@ void ProcessRanks::CheckEnded() {
   loop_->AddTimer(MonotonicNow(), [then = *std::exchange(ended_, std::nullopt)] { then(); });
 }
 
+absl::Status ProcessRanks::Corrupt(int32_t local_rank, StepIndex step, const Flip& flip) {
+  const auto at = slots_.find(local_rank);
+  if (at == slots_.end() || at->second.rank < 0 || !at->second.prepared || at->second.gone ||
+      at->second.link == nullptr)
+    return NotFound("no rank runs in slot {} of node {}", local_rank, options_.node);
+  ++at->second.planted;
+  at->second.link->Send(to_rank::Corrupt{.generation = generation_, .step = step, .flip = flip});
+  return absl::OkStatus();
+}
+
 std::vector<ProcessRanks::Running> ProcessRanks::running() const {
   std::vector<Running> running;
   for (const auto& [local_rank, slot] : slots_)
@@ -240,6 +250,7 @@ void ProcessRanks::Do(const Member::MakeRanks& order) {
     fresh.link = std::move(slot.link);
     fresh.leaves = slot.leaves;
     fresh.doomed = slot.doomed;
+    fresh.corruptions = slot.corruptions;
     slot = std::move(fresh);
   }
   for (const msg::Prepare::Assignment& seat : prepare_.ranks) {

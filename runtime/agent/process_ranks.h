@@ -109,6 +109,10 @@ class ProcessRanks final : public NodeRanks {
   void Do(const Member::SettleState& order) override;
   void Take(NodeId from, SnapshotFrame frame) override;
 
+  // Flips a bit of a rank's memory in the first step from `step` on that it begins: a drill, or a
+  // test. NotFound: no rank sits there.
+  absl::Status Corrupt(int32_t local_rank, StepIndex step, const Flip& flip);
+
   // Ends all processes, as softly as they let it; `then` is called when the last is gone. No order
   // may follow.
   void End(std::function<void()> then);
@@ -131,6 +135,8 @@ class ProcessRanks final : public NodeRanks {
     std::unique_ptr<RankLink> link;  // Null: no process.
     bool leaves = false;             // It was asked to.
     bool doomed = false;             // It was killed, or has said that it ends.
+    int corruptions = 0;             // That processes of this slot had.
+    int planted = 0;                 // Flips on purpose, of which none of these came yet.
     // In the generation:
     int32_t rank = -1;  // -1: none; the rest is meaningless.
     bool prepared = false, loaded = false, done = false, broken = false;

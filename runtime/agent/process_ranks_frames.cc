@@ -13,6 +13,7 @@ namespace perdure {
 namespace {
 
 constexpr char kFreezing[] = "copying its state";
+constexpr int kCorruptionsMax = 2;  // Of a slot, in a job: then it is not used any more.
 constexpr absl::Duration kLookAtSaves = absl::Seconds(1);
 
 }  // namespace
@@ -131,8 +132,12 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::OlderMayGo& fram
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Error& frame) {
   Slot& s = slot.second;
   if (std::exchange(s.doomed, true)) return;
+  bool slot_lost = frame.slot_lost;
+  // Once may be chance.
+  if (frame.kind == EvidenceKind::kSilentCorruption && s.planted-- <= 0)
+    slot_lost |= ++s.corruptions >= kCorruptionsMax;
   if (s.rank >= 0 && !s.gone)
-    Fail(slot.first, frame.kind, frame.number, frame.slot_lost,
+    Fail(slot.first, frame.kind, frame.number, slot_lost,
          fmt::format("{}{}", frame.message, LastWords(s)));
   // It exits by itself, unless something in it hangs.
   s.link->Leave(options_.leave_grace);

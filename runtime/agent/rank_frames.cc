@@ -69,6 +69,7 @@ class Writer {
   void Ints(const char* key, const std::vector<int64_t>& value) { json_[key] = value; }
   void Hex(const char* key, const Digest& value) { json_[key] = value.Hex(); }
   void Kind(const char* key, const EvidenceKind& value) { json_[key] = NameOf(value); }
+  void Place(const char* key, const FlipPlace& value) { json_[key] = NameOf(value); }
   void Object(const char* key, const Json& value) { json_[key] = value; }
   void MaybeText(const char* key, const std::optional<std::string>& value) {
     json_[key] = value.has_value() ? Json(*value) : Json();
@@ -128,6 +129,14 @@ class Reader {
       value = *kind;
     else
       object_.Fail(key, "is no kind of evidence");
+  }
+  void Place(const char* key, FlipPlace& value) {
+    std::string name;
+    object_.String(key, &name);
+    if (const std::optional<FlipPlace> place = FlipPlaceOf(name); place.has_value())
+      value = *place;
+    else
+      object_.Fail(key, "is no place of a flip");
   }
   void Object(const char* key, Json& value) {
     const auto at = json_.find(key);
@@ -236,6 +245,13 @@ void Fields(auto& io, Is<to_rank::Settle> auto& f) {
   io.Unsigned("generation", f.generation);
   io.Int("step", f.step);
   io.Bool("committed", f.committed);
+}
+void Fields(auto& io, Is<to_rank::Corrupt> auto& f) {
+  io.Unsigned("generation", f.generation);
+  io.Int("step", f.step);
+  io.Place("place", f.flip.place);
+  io.Int("element", f.flip.element);
+  io.Int("bit", f.flip.bit, 0, 31);
 }
 void Fields(auto& io, Is<to_rank::Fetched> auto& f) {
   io.Unsigned("generation", f.generation);
@@ -415,6 +431,7 @@ PERDURE_FRAME_TYPE(to_rank::Freeze, "freeze")
 PERDURE_FRAME_TYPE(to_rank::Write, "write")
 PERDURE_FRAME_TYPE(to_rank::Verify, "verify")
 PERDURE_FRAME_TYPE(to_rank::Settle, "settle")
+PERDURE_FRAME_TYPE(to_rank::Corrupt, "corrupt")
 PERDURE_FRAME_TYPE(to_rank::Fetched, "fetched")
 PERDURE_FRAME_TYPE(to_rank::Stop, "stop")
 PERDURE_FRAME_TYPE(to_rank::Leave, "leave")

@@ -100,6 +100,13 @@ struct Settle {
   bool committed = false;
   friend bool operator==(const Settle&, const Settle&) = default;
 };
+// Flips a bit in the first step from `step` on that begins: a drill.
+struct Corrupt {
+  Generation generation = 0;
+  int64_t step = 0;
+  Flip flip;
+  friend bool operator==(const Corrupt&, const Corrupt&) = default;
+};
 // Answers Need: paths by need, or why not.
 struct Fetched {
   Generation generation = 0;
@@ -117,8 +124,8 @@ struct Leave {
   friend bool operator==(const Leave&, const Leave&) = default;
 };
 
-using Frame =
-    std::variant<Prepare, Table, Load, Go, Freeze, Write, Verify, Settle, Fetched, Stop, Leave>;
+using Frame = std::variant<Prepare, Table, Load, Go, Freeze, Write, Verify, Settle, Corrupt,
+                           Fetched, Stop, Leave>;
 
 }  // namespace to_rank
 

@@ -12,6 +12,8 @@ namespace {
 // A lease comes without a frame, so it has to be looked for.
 constexpr auto kLook = std::chrono::milliseconds(2);
 
+constexpr size_t kFlipsMax = 64;  // That wait to be made.
+
 // An answer to `order` in `answers`; none: null.
 const from_rank::Written* AnswerTo(const std::vector<from_rank::Written>& answers,
                                    const to_rank::Write& order) {
@@ -85,6 +87,7 @@ void RankLine::On(const to_rank::Prepare& frame) {
   addresses_.assign(ranks, {});
   addressed_.assign(ranks, false);
   load_ = go_ = waits_ = interrupted_ = false;
+  flips_.clear();
   fetched_.reset();
   stopping_ = Stopping::kNo;
   freeze_after_.reset();
@@ -143,6 +146,10 @@ void RankLine::On(const to_rank::Settle& frame) {
   if (!Current(frame.generation) || frame.step != save_.step) return;
   save_.step = -1;  // Nothing is to be said about it any more.
   save_.orders.emplace_back(frame);
+}
+
+void RankLine::On(const to_rank::Corrupt& frame) {
+  if (Current(frame.generation) && flips_.size() < kFlipsMax) flips_.push_back(frame);
 }
 
 void RankLine::On(const to_rank::Fetched& frame) {
@@ -238,6 +245,15 @@ Command RankLine::CommandAfter(int64_t step) {
   freeze_after_.reset();
   freezes_ = step;
   return last_ ? Command::kStop : Command::kCheckpoint;
+}
+
+std::vector<Flip> RankLine::TakeFlips(int64_t step) {
+  const std::lock_guard lock(mutex_);
+  std::vector<Flip> due;
+  for (const to_rank::Corrupt& frame : flips_)
+    if (frame.step <= step) due.push_back(frame.flip);
+  std::erase_if(flips_, [step](const to_rank::Corrupt& frame) { return frame.step <= step; });
+  return due;
 }
 
 void RankLine::DropOrders() {

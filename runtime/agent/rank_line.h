@@ -57,6 +57,8 @@ class RankLine {
   absl::Status AwaitPermission(const std::function<bool()>& may);
   // Rank 0, behind a finished step: what to do after the next one.
   Command CommandAfter(int64_t step);
+  // Bits that are to be flipped in `step`, which begins; each is given once.
+  std::vector<Flip> TakeFlips(int64_t step);
   // Nothing of the state that is frozen will be settled: the saver need not wait.
   void DropOrders();
   // Nothing runs any more. True: stop was said, and is not answered yet.
@@ -96,6 +98,7 @@ class RankLine {
   void On(const to_rank::Write& frame);
   void On(const to_rank::Verify& frame);
   void On(const to_rank::Settle& frame);
+  void On(const to_rank::Corrupt& frame);
   void On(const to_rank::Fetched& frame);
   void On(const to_rank::Stop& frame);
   void On(const to_rank::Leave& frame);
@@ -119,6 +122,7 @@ class RankLine {
   std::vector<std::string> addresses_;
   std::vector<bool> addressed_;
   bool load_ = false, go_ = false, waits_ = false;
+  std::vector<to_rank::Corrupt> flips_;  // Not made yet.
   std::optional<to_rank::Fetched> fetched_;
   Stopping stopping_ = Stopping::kNo;
   std::function<void()> interrupt_;

@@ -17,6 +17,7 @@
 #include "runtime/agent/rank_page.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
+#include "runtime/train/corruption.h"
 #include "runtime/train/health.h"
 #include "runtime/train/step_report.h"
 #include "runtime/train/trainer.h"
@@ -103,6 +104,7 @@ class LineHost final : public RankHost {
     line_->WaitsAtBoundary(false);
     return line_->AwaitPermission([this] { return MonotonicNow() < page_->LeaseOf(generation_); });
   }
+  std::vector<Flip> Planted(int64_t step) override { return line_->TakeFlips(step); }
   void Progress(int64_t step, const WorkDone& work) override {
     (void)line_->Send(from_rank::Progress{.generation = generation_, .step = step, .work = work});
   }
@@ -363,7 +365,11 @@ from_rank::Error RankMain::Failure(const to_rank::Prepare& prepare, const absl::
     error.slot_lost = slot_lost;
   };
   const bool bad = absl::IsDataLoss(status);
-  if (at_ == At::kDevice && device_.has_value() && bad)
+  if (IsCorruption(status))
+    is(EvidenceKind::kSilentCorruption);
+  else if (IsSuspectedCorruption(status))
+    is(EvidenceKind::kRankCrashed, 1);
+  else if (at_ == At::kDevice && device_.has_value() && bad)
     is(EvidenceKind::kHealthCheckFailed, 0, true);
   else if (absl::IsUnavailable(status))
     is(EvidenceKind::kDeviceError, xid_, true);

@@ -6,6 +6,7 @@
 //   table {addresses of some ranks} ..., load        need -> fetched, certificate (rank 0), loaded
 //   go                                               progress, step (rank 0), older_may_go
 //   freeze (rank 0)                                  frozen; waiting
+//   corrupt (a drill flips a bit)
 //   write, verify, settle                            written, voted
 //   stop                                             stopped
 //   leave: the process ends                          done | broken_off | error; remark, evidence
@@ -16,6 +17,8 @@
 //    answers its own stop whenever that comes.
 //  - stop at once, or at a boundary at which it waits already: whatever is under way is cancelled.
 //  - a peer is lost: broken_off; stop is answered at once.
+//  - its memory or its arithmetic has gone wrong: error, as below; the others end like those that
+//    lost a peer, and wait until it is gone.
 //  - an error of its own: error, and the process exits with 1; the next generation gets a new one.
 //
 // It may begin a step only while its agent's lease lasts (rank_page.h), and sleeps until then.

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "ckpt/verify.h"
+#include "kernels/word_sum.h"
 #include "runtime/base/check.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
@@ -73,6 +74,9 @@ absl::Status CheckpointSaver::Save(int64_t step) {
   if (!options_.asynchronous) {
     if (frozen_.has_value()) frozen_->Download(ops_);
     RETURN_IF_ERROR(sync_());
+    if (options_.sums) {
+      ASSIGN_OR_RETURN(sums_, options_.sums());
+    }
     saved.freeze_seconds = Since(began);
     saved.copy_seconds = saved.freeze_seconds;
     const absl::Status status = SaveFrozen(std::move(saved));
@@ -89,6 +93,9 @@ absl::Status CheckpointSaver::Save(int64_t step) {
   saved.wait_seconds = Since(began);
   // The next step computes beside the copies; its update waits for them.
   frozen_->DownloadBehind(ops_);
+  if (options_.sums) {
+    ASSIGN_OR_RETURN(sums_, options_.sums());
+  }
   saved.freeze_seconds = Since(began) - saved.wait_seconds;
   stall_seconds_ += Since(began);
   const std::lock_guard lock(mutex_);
@@ -158,6 +165,20 @@ absl::Status CheckpointSaver::Write(const SavedRun& saved, RunReport* report) co
       frozen_.has_value() ? frozen_->host() : std::span<const AtomState>(live_);
   for (const AtomState& state : states) RETURN_IF_ERROR(writer->Append(state));
   ASSIGN_OR_RETURN(*report, writer->Finish());
+  return CompareSums(states);
+}
+
+// Behind the digests: whatever they were made of must be what the update left.
+absl::Status CheckpointSaver::CompareSums(std::span<const AtomState> written) const {
+  for (size_t i = 0; i < written.size() && !sums_.empty(); ++i)
+    for (size_t part = 0; part < kStatePartCount; ++part) {
+      const int64_t count = table_->atoms()[static_cast<size_t>(written[i].atom)].count;
+      const uint64_t sum =
+          WordSum(written[i].parts[part], static_cast<size_t>(count) * sizeof(float));
+      if (sum != sums_[i * kStatePartCount + part])
+        return DataLoss("atom {} changed in memory before it was written; the file is not used",
+                        written[i].atom);
+    }
   return absl::OkStatus();
 }
 

@@ -9,6 +9,7 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -37,6 +38,9 @@ class CheckpointSaver {
     WriteOptions write;
     bool asynchronous = true;
     SyncCall sync;  // Waits for the device; empty: as ops->Sync().
+    // The sums (WordSum) of the live state as it should be, by atom, then part: what is written is
+    // compared with them. Called by Save. Empty: it is not compared.
+    std::function<absl::StatusOr<std::vector<uint64_t>>()> sums;
   };
   // `place`: of this rank in `plan`; `live` is the state of its atoms in device memory, in the
   // plan's order. Pointers outlive the saver.
@@ -63,6 +67,7 @@ class CheckpointSaver {
   void Work();
   absl::Status SaveFrozen(SavedRun saved);
   absl::Status Write(const SavedRun& saved, RunReport* report) const;
+  absl::Status CompareSums(std::span<const AtomState> written) const;
   absl::Status Verify(int64_t step, const SaveOrder& order) const;
 
   const Options options_;
@@ -74,6 +79,7 @@ class CheckpointSaver {
   const SyncCall sync_;
   RankHost* host_;
   const bool freezes_;
+  std::vector<uint64_t> sums_;       // Of the state that is being saved. Whose it is: the thread's.
   void* memory_ = nullptr;           // Of frozen_.
   std::optional<StateCopy> frozen_;  // None: live_ itself is written.
   double stall_seconds_ = 0;

@@ -161,9 +161,10 @@ int Pipeline::SlotOf(const Pass& pass) const {
 Pipeline::MicroBatch Pipeline::Describe(const StepInfo& step, int64_t micro_batch) const {
   const NumericsConfig& numerics = options_.config.numerics;
   MicroBatch result;
-  result.round = micro_batch / numerics.leaf;
+  result.round = first_round_ + micro_batch / numerics.leaf;
   const int64_t within = micro_batch % numerics.leaf;
-  const int64_t leaf = result.round * options_.config.layout.data + options_.at.data;
+  const int64_t replicas = options_.config.layout.data;
+  const int64_t leaf = result.round * replicas + (options_.at.data + shift_) % replicas;
   result.leaf_is_real = leaf < LeavesOf(numerics, step.batch);
   const int64_t first = (leaf * numerics.leaf + within) * numerics.micro_batch;
   result.real = first < step.batch;
@@ -292,15 +293,27 @@ absl::Status Pipeline::Backward(const StepInfo& step, const Pass& pass) {
 }
 
 absl::Status Pipeline::RunStep(const StepInfo& step) {
-  state_->BeginStep(LeavesOf(options_.config.numerics, step.batch));
+  first_round_ = shift_ = 0;
+  RETURN_IF_ERROR(state_->BeginStep(LeavesOf(options_.config.numerics, step.batch)));
   const auto rounds = static_cast<size_t>(state_->rounds());
   losses_ = std::span(host_losses_, rounds);
-  staged_ = 0;  // Whoever took the losses of the step before has synchronised.
   // As floats: eight zero bytes are 0.0.
   ops_->Zero(Matrix(round_losses_, DType::kF32, 1, 2 * state_->rounds()));
-  const PipelineSchedule schedule =
-      MakePipelineSchedule(stages_, chunks_count_, state_->rounds() * options_.config.numerics.leaf,
-                           options_.at.pipeline);
+  RETURN_IF_ERROR(RunPasses(step, state_->rounds()));
+  ops_->Download(round_losses_, rounds * sizeof(double), host_losses_);
+  return absl::OkStatus();
+}
+
+absl::Status Pipeline::RunLeaf(const StepInfo& step, int64_t round, int shift) {
+  first_round_ = round;
+  shift_ = shift;
+  return RunPasses(step, 1);
+}
+
+absl::Status Pipeline::RunPasses(const StepInfo& step, int64_t rounds) {
+  staged_ = 0;  // Whoever took the losses of the step before has synchronised.
+  const PipelineSchedule schedule = MakePipelineSchedule(
+      stages_, chunks_count_, rounds * options_.config.numerics.leaf, options_.at.pipeline);
   const Pass* running = nullptr;
   for (size_t i = 0; i < schedule.passes.size(); ++i) {
     const Pass& pass = schedule.passes[i];
@@ -314,7 +327,6 @@ absl::Status Pipeline::RunStep(const StepInfo& step) {
     for (Message& message : chunk->output) RETURN_IF_ERROR(Finish(message));
     for (Message& message : chunk->gradient_sent) RETURN_IF_ERROR(Finish(message));
   }
-  ops_->Download(round_losses_, rounds * sizeof(double), host_losses_);
   return absl::OkStatus();
 }
 

@@ -47,6 +47,10 @@ class Pipeline {
   // Forward and backward of all the step's leaves that fall to replica at.data: enqueued, but for
   // the waits of messages.
   absl::Status RunStep(const StepInfo& step);
+  // Forward and backward of one leaf of the step again: that of replica (at.data + shift) mod D in
+  // `round`, which must exist for all of them. losses() stays what it is. REQUIRES: the device has
+  // been waited for since RunStep.
+  absl::Status RunLeaf(const StepInfo& step, int64_t round, int shift);
   // Of the latest step, by round: sum of token losses of the leaf (last pipeline rank; 0 where the
   // replica has none). Valid from the first Ops::Sync behind RunStep until the next RunStep.
   std::span<const double> losses() const { return losses_; }
@@ -66,6 +70,7 @@ class Pipeline {
     int64_t round = 0;
     int64_t first_sample = 0;  // Within the phase.
   };
+  absl::Status RunPasses(const StepInfo& step, int64_t rounds);
   MicroBatch Describe(const StepInfo& step, int64_t micro_batch) const;
   absl::Status UploadTokens(int64_t first_sample);
   void PostReceive(const StepInfo& step, const Pass& pass, const Pass* running);
@@ -83,6 +88,7 @@ class Pipeline {
   ShardedState* state_;
   Collectives* pipeline_;
   const SampleOrder* samples_;
+  int64_t first_round_ = 0, shift_ = 0;  // Which leaves are computed: see RunLeaf.
   std::unique_ptr<Axis> axis_;
   int stages_ = 1, chunks_count_ = 1;
   DType dtype_;

@@ -16,6 +16,7 @@
 #include "ckpt/part_plan.h"
 #include "runtime/base/digest.h"
 #include "runtime/train/activity.h"
+#include "runtime/train/flip.h"
 #include "runtime/train/own_work.h"
 #include "runtime/train/snapshot_file.h"
 
@@ -95,6 +96,8 @@ class RankHost {
   // Before `step` begins; blocks while the rank may not step. An error: it never will (Cancelled:
   // told to stop).
   virtual absl::Status AwaitLease(int64_t /*step*/) { return absl::OkStatus(); }
+  // Every rank: bits that are to be flipped in `step`, which begins. For drills and tests.
+  virtual std::vector<Flip> Planted(int64_t /*step*/) { return {}; }
   // Every rank: so many steps are finished, and the snapshot of the last one, if it has one, is on
   // its way; and what the rank has worked itself. Cheap.
   virtual void Progress(int64_t /*step*/, const WorkDone& /*work*/) {}

@@ -103,6 +103,10 @@ absl::StatusOr<std::unique_ptr<Snapshots>> MakeSnapshots(const RankState& rank, 
                                       .run_id = options.run_id,
                                       .generation = options.generation,
                                       .host_threads = options.host_threads};
+  const std::vector<AtomState> own = rank.Answered(rank.state->OwnedAtoms());
+  if (rank.state->guarded())
+    for (const AtomState& atom : own)
+      snapshot_options.sums.push_back(rank.state->SumsOf(atom.atom));
   if (config.snapshot.peers) snapshot_options.peers = options.snapshot_peers;
   // Ranks of one data group keep some of each other's state anyway.
   const auto shares = [&](int other) {
@@ -131,8 +135,8 @@ absl::StatusOr<std::unique_ptr<Snapshots>> MakeSnapshots(const RankState& rank, 
     if (wait) RETURN_IF_ERROR(state->FinishGathers());
     return !state->gathering();
   };
-  return Snapshots::Create(snapshot_options, rank.table, rank.Answered(rank.state->OwnedAtoms()),
-                           std::move(wards), gathered, rank.ops, group);
+  return Snapshots::Create(snapshot_options, rank.table, own, std::move(wards), gathered, rank.ops,
+                           group);
 }
 
 }  // namespace perdure

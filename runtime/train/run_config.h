@@ -3,7 +3,8 @@
 //
 // [run], [model], [data], [[phase]], [optimizer] and [numerics] fix the bits and are frozen when
 // the run begins (phases that have not begun may still change); [layout], [job], [checkpoint],
-// [snapshot], [monitoring] may change at every start.
+// [snapshot], [integrity] (but for grad_norm_max, which is frozen), [monitoring] may change at
+// every start.
 #pragma once
 
 #include <algorithm>
@@ -132,6 +133,18 @@ struct SnapshotConfig {
   bool peers = true;                   // Each rank's snapshot also goes to a rank of another node.
 };
 
+// What is looked for in the numbers and in memory: docs/integrity.md.
+struct IntegrityConfig {
+  bool check = true;        // State, gradients and copies of parameters are guarded by sums.
+  int64_t audit_every = 0;  // Steps in which a leaf is computed again by another replica; 0: none.
+  // What becomes of a step whose numbers are not finite, or that grad_norm_max excludes: "stop"
+  // ends the job; "skip" consumes its samples and leaves the state as it is.
+  std::string bad_step = "stop";
+  double grad_norm_max = 0;  // 0: any finite one.
+  double spike =
+      10;  // From when on a step is computed twice before it is believed; 0: only bad ones.
+};
+
 struct MonitoringConfig {
   int64_t port = 0;  // Of the Prometheus endpoint; 0: any free port.
   bool tensorboard = true;
@@ -149,6 +162,7 @@ struct RunConfig {
   JobConfig job;
   CheckpointConfig checkpoint;
   SnapshotConfig snapshot;
+  IntegrityConfig integrity;
   MonitoringConfig monitoring;
 };
 

@@ -1,16 +1,20 @@
 #include "runtime/train/sharded_state.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
+#include "runtime/train/sharded_state_guards.h"
 
 namespace perdure {
 namespace {
 
-// Operation numbers on the data group: exchanges and parameter gathers of a bucket never mix.
+// Operation numbers on the data group: exchanges, their sums and parameter gathers of a bucket
+// never mix.
 constexpr uint32_t kExchange = 0;
 constexpr uint32_t kGather = 1U << 18;
+constexpr uint32_t kSums = 1U << 19;
 
 // Exchanges that may be under way at once. Enough that a bucket's messages travel behind the
 // compute of several others, few enough that receiving takes a fraction of the gradient.
@@ -114,6 +118,7 @@ ShardedState::ShardedState(const Options& options, std::vector<Bucket> buckets,
   exp_avg_sq_ = AllocateFloats(kept_size_);
   PlanUpdates();
   PlanSquares();
+  if (options_.guard) MakeGuards();
 }
 
 ShardedState::~ShardedState() {
@@ -124,6 +129,7 @@ ShardedState::~ShardedState() {
   Transport* transport = data_->transport();
   for (int peer = 0; under_way && peer < transport->size(); ++peer)
     if (peer != transport->rank()) transport->FailPeer(peer, "its state was dropped");
+  guards_.reset();
   for (void* memory : allocations_) ops_->Free(memory);
   ops_->FreeHost(host_squares_);
 }
@@ -354,12 +360,12 @@ absl::Status ShardedState::ForBatches(const std::function<absl::Status(StateCopy
 }
 
 absl::Status ShardedState::ShareState() {
-  if (options_.zero != 0) return absl::OkStatus();
-  for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) {
+  for (int b = 0; options_.zero == 0 && b < static_cast<int>(buckets_.size()); ++b) {
     const std::vector<Extent> extents = RunExtents(b, sizeof(float));
     for (float* whole : {MasterOf(b, 0), Kept(exp_avg_, b, 0), Kept(exp_avg_sq_, b, 0)})
       RETURN_IF_ERROR(data_->AllGatherV(whole, extents));
   }
+  RecordState();
   return absl::OkStatus();
 }
 
@@ -372,6 +378,7 @@ absl::Status ShardedState::PublishParameters() {
       if (parameter.data != master.data) ops_->Copy(master, parameter);
     }
   }
+  SealParameters();
   for (GatherSlot& slot : slots_) slot.bucket = -1;
   if (options_.zero == 1 || options_.zero == 2)
     for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) RETURN_IF_ERROR(StartGather(b));
@@ -415,14 +422,18 @@ absl::StatusOr<const void*> ShardedState::Weights(int bucket) {
   const auto width = static_cast<int64_t>(SizeOf(options_.dtype));
   if (options_.zero < 3) {
     RETURN_IF_ERROR(FinishGather(bucket));
-    return static_cast<const char*>(parameters_) +
-           buckets_[static_cast<size_t>(bucket)].offset * width;
+    char* const weights =
+        static_cast<char*>(parameters_) + buckets_[static_cast<size_t>(bucket)].offset * width;
+    RETURN_IF_ERROR(FlipCopy(bucket, weights));
+    return static_cast<const void*>(weights);
   }
   GatherSlot* slot = &slots_[slots_[0].used <= slots_[1].used ? 0 : 1];
   for (GatherSlot& candidate : slots_)
     if (candidate.bucket == bucket) slot = &candidate;
   slot->used = ++clock_;
   if (slot->bucket == bucket) return static_cast<const void*>(slot->data);
+  // What compute has read of it is looked at before it goes.
+  if (guards_ != nullptr && slot->bucket >= 0) guards_->copies.Look(slot->bucket, slot->data);
   slot->bucket = bucket;
   const OwnedRun& own = Own(bucket);
   if (own.size() > 0) {
@@ -430,6 +441,7 @@ absl::StatusOr<const void*> ShardedState::Weights(int bucket) {
     ops_->Copy(ParameterOf(bucket, own.begin, own.size()), place);
   }
   RETURN_IF_ERROR(data_->AllGatherV(slot->data, RunExtents(bucket, static_cast<size_t>(width))));
+  RETURN_IF_ERROR(FlipCopy(bucket, slot->data));
   return static_cast<const void*>(slot->data);
 }
 
@@ -437,7 +449,7 @@ void ShardedState::Release(int) {}  // The slot is reused when two later buckets
 
 // ---- gradients
 
-void ShardedState::BeginStep(int64_t leaves) {
+absl::Status ShardedState::BeginStep(int64_t leaves) {
   leaves_ = leaves;
   rounds_ = (leaves + data_->size() - 1) / data_->size();
   for (BucketState& state : states_) {
@@ -445,6 +457,11 @@ void ShardedState::BeginStep(int64_t leaves) {
     state.round = 0;
   }
   ops_->Zero(Matrix(sums_, DType::kF32, 1, owned_size_));
+  if (guards_ != nullptr) {
+    guards_->leaves.BeginStep(leaves, rounds_);
+    guards_->copies.BeginStep();
+  }
+  return FlipState();
 }
 
 absl::StatusOr<float*> ShardedState::Gradients(int bucket) {
@@ -454,6 +471,10 @@ absl::StatusOr<float*> ShardedState::Gradients(int bucket) {
 }
 
 absl::Status ShardedState::GradientsReady(int bucket) {
+  if (audits_) {
+    guards_->audit.Produced(bucket, 0, Leaf(bucket, states_[static_cast<size_t>(bucket)].round));
+    return absl::OkStatus();
+  }
   // Everywhere buckets become ready in the same order, so nobody waits for one that waits for it.
   RETURN_IF_ERROR(FinishRound(bucket));
   if (data_->size() > 1) {
@@ -466,10 +487,19 @@ absl::Status ShardedState::GradientsReady(int bucket) {
   const auto has_leaf = [&](int d) { return first_leaf + d < leaves_; };
   float* leaf = Leaf(bucket, state.round);
   const int self = data_->index();
-  std::vector<Transfer> transfers;
+  if (guards_ != nullptr && has_leaf(self)) guards_->leaves.Produced(bucket, state.round, leaf);
+  if (has_leaf(self)) RETURN_IF_ERROR(FlipGradient(bucket, leaf));
+  // Runs, and the sums of what was computed.
+  std::vector<Transfer> transfers, sums;
   const auto add = [&](Transfer::Kind kind, int d, const OwnedRun& run, float* at) {
-    if (run.size() > 0)
-      transfers.push_back({kind, d, at, static_cast<size_t>(run.size()) * sizeof(float)});
+    if (run.size() == 0) return;
+    transfers.push_back({kind, d, at, static_cast<size_t>(run.size()) * sizeof(float)});
+    if (guards_ == nullptr) return;
+    const bool sends = kind == Transfer::Kind::kSend;
+    sums.push_back({kind, d,
+                    sends ? guards_->leaves.ToSend(bucket, state.round, d)
+                          : guards_->leaves.ToReceive(bucket, state.round, d),
+                    sizeof(uint64_t)});
   };
   for (int d = 0; d < data_->size(); ++d)
     if (d != self && has_leaf(d)) add(Transfer::Kind::kRecv, d, Own(bucket), Receive(bucket, d));
@@ -479,6 +509,10 @@ absl::Status ShardedState::GradientsReady(int bucket) {
     add(Transfer::Kind::kSend, d, run, leaf + run.begin);
   }
   if (!transfers.empty()) state.exchange = data_->Start(Operation(kExchange, bucket), transfers);
+  if (!sums.empty()) {
+    std::vector<RequestPtr> started = data_->Start(Operation(kSums, bucket), sums);
+    std::move(started.begin(), started.end(), std::back_inserter(state.exchange));
+  }
   state.exchanging = true;
   ++state.round;
   data_->transport()->Progress();
@@ -494,23 +528,24 @@ absl::Status ShardedState::FinishRound(int bucket) {
   const absl::Status status = data_->WaitAll(state.exchange);
   state.exchange.clear();
   RETURN_IF_ERROR(status);
-  const OwnedRun& own = Own(bucket);
-  if (own.size() == 0) return absl::OkStatus();
   const int64_t round = state.round - 1;
-  Matrix sum(sums_ + state.own_offset, DType::kF32, 1, own.size());
-  for (int d = 0; d < data_->size(); ++d) {
-    if (round * data_->size() + d >= leaves_) break;
-    const float* leaf = d == data_->index() ? Leaf(bucket, round) + own.begin : Receive(bucket, d);
-    ops_->Add(ConstMatrix(leaf, DType::kF32, 1, own.size()), sum);
+  if (Own(bucket).size() > 0) {
+    RETURN_IF_ERROR(FlipReceived(bucket, round));
+    AddLeaves(bucket, round);
   }
+  if (guards_ != nullptr && round * data_->size() + data_->index() < leaves_)
+    guards_->leaves.Again(bucket, round, Leaf(bucket, round));
   return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<double>> ShardedState::FinishGradients() {
   for (int b = 0; b < static_cast<int>(buckets_.size()); ++b) RETURN_IF_ERROR(FinishRound(b));
+  RETURN_IF_ERROR(FlipSum());
+  LookAtStep();
   ops_->SumsOfSquares(sums_, squares_runs_, squares_);
   ops_->Download(squares_, squares_runs_.size() * sizeof(double), host_squares_);
   RETURN_IF_ERROR(sync_());
+  JudgeOwnStep();
   return std::vector<double>(host_squares_, host_squares_ + squares_runs_.size());
 }
 
@@ -530,26 +565,37 @@ absl::Status ShardedState::GatherSums() {
   return absl::OkStatus();
 }
 
+const float* ShardedState::GradientOf(int bucket, int64_t element) {
+  if (options_.zero == 0) return Leaf(bucket, 0) + element;
+  return sums_ + states_[static_cast<size_t>(bucket)].own_offset + (element - Own(bucket).begin);
+}
+
+AdamWStep ShardedState::StepOf(int64_t optimizer_step, double rate, double gradient_scale,
+                               bool decays) const {
+  const OptimizerConfig& o = options_.optimizer;
+  return {.step = optimizer_step,
+          .rate = rate,
+          .beta1 = o.beta1,
+          .beta2 = o.beta2,
+          .eps = o.eps,
+          .weight_decay = decays ? o.weight_decay : 0,
+          .gradient_scale = gradient_scale};
+}
+
 absl::Status ShardedState::Update(int64_t optimizer_step, double rate, double gradient_scale) {
   RETURN_IF_ERROR(Quiesce());
   ops_->AwaitDownloads();  // A copy of the state as it was may be under way.
   if (options_.zero == 0) RETURN_IF_ERROR(GatherSums());
-  const OptimizerConfig& o = options_.optimizer;
-  for (const UpdateRun& run : updates_) {
-    const int b = run.bucket;
-    const AdamWStep step{.step = optimizer_step,
-                         .rate = rate,
-                         .beta1 = o.beta1,
-                         .beta2 = o.beta2,
-                         .eps = o.eps,
-                         .weight_decay = run.decays ? o.weight_decay : 0,
-                         .gradient_scale = gradient_scale};
-    const float* gradient =
-        options_.zero == 0
-            ? Leaf(b, 0) + run.begin
-            : sums_ + states_[static_cast<size_t>(b)].own_offset + (run.begin - Own(b).begin);
-    ops_->AdamW(step, gradient, MasterOf(b, run.begin), Kept(exp_avg_, b, run.begin),
-                Kept(exp_avg_sq_, b, run.begin), ParameterOf(b, run.begin, run.count));
+  if (guards_ != nullptr && ops_->DeviceIsHost()) {
+    RETURN_IF_ERROR(UpdateGuarded(optimizer_step, rate, gradient_scale));
+  } else {
+    for (const UpdateRun& run : updates_)
+      ops_->AdamW(StepOf(optimizer_step, rate, gradient_scale, run.decays),
+                  GradientOf(run.bucket, run.begin), MasterOf(run.bucket, run.begin),
+                  Kept(exp_avg_, run.bucket, run.begin), Kept(exp_avg_sq_, run.bucket, run.begin),
+                  ParameterOf(run.bucket, run.begin, run.count));
+    RecordState();
+    SealParameters();
   }
   for (GatherSlot& slot : slots_) slot.bucket = -1;
   if (options_.zero == 1 || options_.zero == 2)

@@ -32,6 +32,8 @@
 #include "runtime/base/atoms.h"
 #include "runtime/comm/collectives.h"
 #include "runtime/comm/sync_watching.h"
+#include "runtime/train/corruption.h"
+#include "runtime/train/flip.h"
 #include "runtime/train/run_config.h"
 #include "runtime/train/state_copy.h"
 
@@ -56,6 +58,8 @@ class ShardedState final : public ParameterAccess {
     DType dtype = DType::kF32;
     int zero = 1;
     OptimizerConfig optimizer;
+    bool guard =
+        false;      // State and gradients are guarded: state_guard.h, leaf_sums.h, copy_seals.h.
     SyncCall sync;  // Waits for the device; empty: as ops->Sync().
   };
   // `data`: the D ranks that hold the same (p, t). Pointers must outlive this.
@@ -97,7 +101,7 @@ class ShardedState final : public ParameterAccess {
   // --- a step
   // -------------------------------------------------------------------------------------------------------
   // `leaves` of the step; leaf r * D + d is replica d's in round r.
-  void BeginStep(int64_t leaves);
+  absl::Status BeginStep(int64_t leaves);
   int64_t rounds() const { return rounds_; }
   absl::StatusOr<const void*> Weights(int bucket) override;
   void Release(int bucket) override;
@@ -107,12 +111,36 @@ class ShardedState final : public ParameterAccess {
   // OwnedAtomIndices(own).
   absl::StatusOr<std::vector<double>> FinishGradients();
   // AdamW on the kept atoms, gradients scaled first; then parameters start to be gathered.
+  // Corruption: what it was to update, or to update by, is not what it should be.
   absl::Status Update(int64_t optimizer_step, double rate, double gradient_scale);
   // Waits for everything under way: before a checkpoint or the end.
   absl::Status Quiesce();
   // Whether parameters are still on their way from their owners, and waiting for them alone.
   bool gathering() const;
   absl::Status FinishGathers();
+
+  // --- guarded memory
+  // ---------------------------------------------------------------------------------------------
+  bool guarded() const { return guards_ != nullptr; }
+  // Behind FinishGradients: what this replica has to tell the others of its data group, equally
+  // many numbers each.
+  std::vector<uint64_t> GuardWords() const;
+  // How the step's sums look, given those of all replicas.
+  Verdict JudgeStep(const std::vector<uint64_t>& words);
+  // Of a kept atom, by part; see StateGuard. REQUIRES: guarded.
+  const uint64_t* SumsOf(int64_t atom) const;
+  // Of kept atoms, by part; waits for the device where it has to. REQUIRES: guarded.
+  absl::StatusOr<std::vector<uint64_t>> SumsNow(std::span<const AtomState> atoms) const;
+  // Of the step's gradients as this replica computed them, by round, bucket and owner.
+  std::vector<uint64_t> LeafSumsOfStep() const;
+  // Of one of its leaves, by bucket.
+  std::vector<uint64_t> LeafSumsOf(int64_t round) const;
+  // From BeginAudit on GradientsReady makes sums and exchanges nothing; the step's sum stays as it
+  // is. EndAudit waits for the device and returns the leaf's, as LeafSumsOf has them.
+  void BeginAudit();
+  absl::StatusOr<std::vector<uint64_t>> EndAudit();
+  // Flips a bit in the step that begins next, which the guards should notice.
+  void Plant(const Flip& flip) { planted_.push_back(flip); }
 
   // Device bytes by kind, as allocated. Keys of plan's memory_bytes_per_rank.
   struct Memory {
@@ -153,6 +181,17 @@ class ShardedState final : public ParameterAccess {
     uint64_t used = 0;
   };
 
+  struct Guards;
+  // A kept atom, where it is.
+  struct KeptPlace {
+    int64_t atom = 0;
+    int bucket = 0;
+    int64_t begin = 0;  // Within the bucket.
+    int64_t count = 0;
+    bool decays = true;
+    int replica = 0;  // That owns it.
+  };
+
   const OwnedRun& Own(int bucket) const;
   bool doubled() const { return options_.zero <= 1 && data_->size() > 1; }
   float* Leaf(int bucket, int64_t round);
@@ -169,6 +208,22 @@ class ShardedState final : public ParameterAccess {
   absl::Status StartGather(int bucket);
   absl::Status FinishGather(int bucket);
   absl::Status GatherSums();
+  void MakeGuards();
+  void RecordState();
+  void SealParameters();
+  void AddLeaves(int bucket, int64_t round);
+  void LookAtStep();
+  void JudgeOwnStep();
+  const float* GradientOf(int bucket, int64_t element);
+  AdamWStep StepOf(int64_t optimizer_step, double rate, double gradient_scale, bool decays) const;
+  absl::Status UpdateGuarded(int64_t optimizer_step, double rate, double gradient_scale);
+  bool TakePlanted(FlipPlace place, Flip* flip);
+  absl::Status FlipBit(void* data, DType dtype, int64_t elements, const Flip& flip);
+  absl::Status FlipState();
+  absl::Status FlipGradient(int bucket, float* leaf);
+  absl::Status FlipReceived(int bucket, int64_t round);
+  absl::Status FlipSum();
+  absl::Status FlipCopy(int bucket, void* weights);
   std::vector<AtomState> AtomsOf(const std::function<OwnedRun(int)>& run);
   float* AllocateFloats(int64_t count);
 
@@ -198,6 +253,9 @@ class ShardedState final : public ParameterAccess {
   double* squares_ = nullptr;             // Theirs, device,
   double* host_squares_ = nullptr;        // and host.
   std::vector<void*> allocations_;
+  std::unique_ptr<Guards> guards_;  // Null: none.
+  bool audits_ = false;
+  std::vector<Flip> planted_;
 };
 
 }  // namespace perdure

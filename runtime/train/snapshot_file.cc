@@ -311,6 +311,8 @@ void SnapshotFile::Begin(const SnapshotStamp& stamp) {
   std::copy(stamp.history.steps.begin(), stamp.history.steps.end(), header.history.begin());
 }
 
+void SnapshotFile::Void() { state().store(kWriting, std::memory_order_release); }
+
 std::span<std::byte> SnapshotFile::Part(int part) {
   const size_t bytes = static_cast<size_t>(elements_) * sizeof(float);
   return {memory_ + head_bytes_ + static_cast<size_t>(part) * bytes, bytes};

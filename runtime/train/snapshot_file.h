@@ -107,6 +107,8 @@ class SnapshotFile {
   // From here on what the file held is void. The state may now be written. REQUIRES: a run id that
   // fits.
   void Begin(const SnapshotStamp& stamp);
+  // What the file held is void, and nothing comes in its place.
+  void Void();
   // The atoms, with pointers into the mapping.
   std::span<const AtomState> atoms() const { return atoms_; }
   // A part of all atoms, one behind the other; and all parts, to the end of the file's last page.

@@ -6,9 +6,11 @@
 #include <cstring>
 #include <filesystem>
 
+#include "kernels/word_sum.h"
 #include "runtime/base/check.h"
 #include "runtime/base/parallel.h"
 #include "runtime/base/status.h"
+#include "runtime/train/corruption.h"
 
 namespace perdure {
 namespace {
@@ -257,6 +259,15 @@ absl::Status Snapshots::Await() {
   return absl::OkStatus();
 }
 
+void Snapshots::Distrust() {
+  if (under_way_) return;  // Those of it say `writing` as it is.
+  for (Kept& kept : kept_)
+    for (const std::unique_ptr<SnapshotFile>& file : kept.files)
+      if (file != nullptr && KeepsAny(kept.ward) &&
+          file != kept.files[static_cast<size_t>(buffer_)])
+        file->Void();
+}
+
 // ---- the thread
 
 void Snapshots::Hand(bool Snapshots::*job) {
@@ -313,7 +324,15 @@ absl::Status Snapshots::CopyAtoms(std::span<const AtomState> from, SnapshotFile&
       if (from[i].parts[part] != nullptr)
         std::memcpy(to[i].parts[part], from[i].parts[part],
                     static_cast<size_t>(count) * sizeof(float));
-    if (digest) file.digests()[i] = AtomDigest(to[i], count);
+    if (!digest) return absl::OkStatus();
+    file.digests()[i] = AtomDigest(to[i], count);
+    // Behind the digest: whatever it was made of must be what the update left.
+    for (size_t part = 0; part < kStatePartCount && !options_.sums.empty(); ++part)
+      if (WordSum(to[i].parts[part], static_cast<size_t>(count) * sizeof(float)) !=
+          options_.sums[i][part])
+        return Corruption(fmt::format(
+            "atom {} is no longer what the last update left in memory, or its copy in {} is not",
+            to[i].atom, file.path()));
     return absl::OkStatus();
   };
   return ForEachInParallel(from.size(), copy, static_cast<size_t>(options_.host_threads));

@@ -63,6 +63,9 @@ class Snapshots {
     // Parts of this rank's state that its peer keeps itself: not sent.
     std::array<bool, kStatePartCount> peer_keeps{};
     int host_threads = 1;
+    // By atom of the own ones, in their order: the sums of its parts as StateGuard has them when a
+    // snapshot begins, until it was awaited. Empty: the copies are compared with nothing.
+    std::vector<const uint64_t*> sums;
   };
   // A rank whose snapshots this one keeps.
   struct Ward {
@@ -92,9 +95,16 @@ class Snapshots {
   absl::Status Begin(int64_t step, const StepHistory& history);
   // Lets it advance; never blocks. Between pieces of compute.
   absl::Status Advance();
-  // Returns when it is whole as far as this rank can know: see above. At once where none was begun.
-  // REQUIRES: the device is idle, or cannot wait for a rank that is lost.
+  // Corruption: what was copied is not what the last update left in memory; then no file of this
+  // rank says that it is complete. Returns when it is whole as far as this rank can know: see
+  // above. At once where none was begun. REQUIRES: the device is idle, or cannot wait for a rank
+  // that is lost.
   absl::Status Await();
+
+  // This rank's memory has gone wrong, or what it was sent, perhaps before the last snapshot's
+  // parts that it copied from its own state for its wards: their files are none any more. Its own
+  // were compared.
+  void Distrust();
 
   // Host bytes of a rank that owns so many elements, and whose wards do.
   static int64_t MemoryOf(const SnapshotConfig& config, int64_t elements);

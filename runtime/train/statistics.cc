@@ -77,16 +77,33 @@ absl::StatusOr<std::vector<Digest>> StatisticsGather::GatherDigests(std::span<co
   return by_atom;
 }
 
+absl::StatusOr<std::vector<int>> StatisticsGather::GatherNumbers(int own) {
+  ASSIGN_OR_RETURN(const std::vector<int> all, GatherAll<int>(tensor_, data_, pipeline_, {own}));
+  std::vector<int> by_rank;
+  for (int rank = 0; rank < mesh_.ranks(); ++rank)
+    by_rank.push_back(all[Place(mesh_, mesh_.At(rank))]);
+  return by_rank;
+}
+
+absl::Status StatisticsGather::ResolveTogether(const Verdict& own, std::span<const int> kinds) {
+  absl::Status resolved = Resolve(own, kinds);
+  // Over when all have come to it, or somebody is gone.
+  if (!resolved.ok()) (void)GatherNumbers(0);
+  return resolved;
+}
+
 absl::StatusOr<StepStatistics> StatisticsGather::Gather(int64_t leaves,
                                                         std::span<const double> losses,
                                                         std::span<const double> squares,
-                                                        int command) {
+                                                        int command, int verdict) {
   const auto rounds = static_cast<size_t>((leaves + mesh_.data() - 1) / mesh_.data());
   PERDURE_CHECK(losses.size() == rounds && squares.size() <= squares_max_);
-  std::vector<double> block(1 + rounds + squares_max_, 0.0);
+  constexpr size_t kHead = 2;
+  std::vector<double> block(kHead + rounds + squares_max_, 0.0);
   block[0] = command;
-  std::copy(losses.begin(), losses.end(), block.begin() + 1);
-  std::copy(squares.begin(), squares.end(), block.begin() + 1 + static_cast<int64_t>(rounds));
+  block[1] = verdict;
+  std::copy(losses.begin(), losses.end(), block.begin() + kHead);
+  std::copy(squares.begin(), squares.end(), block.begin() + static_cast<int64_t>(kHead + rounds));
   ASSIGN_OR_RETURN(const std::vector<double> all, GatherAll(tensor_, data_, pipeline_, block));
   const auto block_of = [&](const MeshPoint& at) {
     return all.data() + Place(mesh_, at) * block.size();
@@ -98,12 +115,13 @@ absl::StatusOr<StepStatistics> StatisticsGather::Gather(int64_t leaves,
     const MeshPoint at{.tensor = 0,
                        .data = static_cast<int>(leaf % mesh_.data()),
                        .pipeline = mesh_.pipeline() - 1};
-    statistics.loss_sum += block_of(at)[1 + leaf / mesh_.data()];
+    statistics.loss_sum += block_of(at)[kHead + static_cast<size_t>(leaf / mesh_.data())];
   }
   std::vector<double> by_atom(static_cast<size_t>(atoms_), 0.0);
   for (int rank = 0; rank < mesh_.ranks(); ++rank) {
     const auto& owned = owned_[static_cast<size_t>(rank)];
-    const double* values = block_of(mesh_.At(rank)) + 1 + rounds;
+    const double* values = block_of(mesh_.At(rank)) + kHead + rounds;
+    statistics.verdicts.push_back(static_cast<int>(block_of(mesh_.At(rank))[1]));
     // Replicated atoms (norms) come once from each tensor rank, with equal values.
     for (size_t i = 0; i < owned.size(); ++i) by_atom[static_cast<size_t>(owned[i])] = values[i];
   }

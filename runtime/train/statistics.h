@@ -10,6 +10,7 @@
 #include "runtime/base/atoms.h"
 #include "runtime/base/digest.h"
 #include "runtime/comm/group.h"
+#include "runtime/train/corruption.h"
 #include "runtime/train/mesh.h"
 
 namespace perdure {
@@ -18,6 +19,7 @@ struct StepStatistics {
   double loss_sum = 0;    // Over leaves in order.
   double square_sum = 0;  // Of all gradients, over atoms in order.
   int command = 0;        // What rank 0 asked for.
+  std::vector<int> verdicts;  // By rank, what each gave.
 };
 
 class StatisticsGather {
@@ -33,9 +35,15 @@ class StatisticsGather {
   absl::StatusOr<std::vector<Digest>> GatherDigests(std::span<const Digest> own);
 
   // losses: this rank's rounds (meaningful on the last pipeline rank); squares: of its own atoms.
-  // `leaves` of the step.
+  // `leaves` of the step. `verdict`: any small number (Verdict::Kind).
   absl::StatusOr<StepStatistics> Gather(int64_t leaves, std::span<const double> losses,
-                                        std::span<const double> squares, int command);
+                                        std::span<const double> squares, int command,
+                                        int verdict = 0);
+  // By rank, the number that each gave.
+  absl::StatusOr<std::vector<int>> GatherNumbers(int own);
+  // Resolve of the kinds that a gather gave. Where one is bad nobody leaves before all have read
+  // them: who leaves takes the gather with him, and the culprit would not hear that it is one.
+  absl::Status ResolveTogether(const Verdict& own, std::span<const int> kinds);
 
  private:
   StatisticsGather(const Mesh& mesh, MeshPoint at) : mesh_(mesh), at_(at) {}

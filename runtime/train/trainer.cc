@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -14,7 +15,9 @@
 #include "runtime/comm/group.h"
 #include "runtime/comm/make_collectives.h"
 #include "runtime/comm/sync_watching.h"
+#include "runtime/train/audit.h"
 #include "runtime/train/checkpoint_saver.h"
+#include "runtime/train/judge_step.h"
 #include "runtime/train/own_work.h"
 #include "runtime/train/pipeline.h"
 #include "runtime/train/rank_state.h"
@@ -37,6 +40,9 @@ enum Channel : uint32_t {
   kHostPipelineChannel = 6,
   kSnapshotChannel = 7
 };
+
+// Steps that LooksOdd is told of.
+constexpr size_t kTakenMax = 64;
 
 std::vector<int> AllRanks(int ranks) {
   std::vector<int> all(static_cast<size_t>(ranks));
@@ -87,7 +93,12 @@ struct Trainer::Impl {
   absl::Status End();
   absl::Status Leave();
   absl::Status EnterPhase(int phase);
+  absl::StatusOr<StepStatistics> Compute(const StepInfo& info, Verdict verdict);
+  absl::StatusOr<StepStatistics> ComputeAgain(const StepInfo& info, const StepStatistics& first);
+  absl::Status AuditStep(const StepInfo& info);
   absl::StatusOr<StepReport> Step(const StepInfo& info, int* command);
+  // What this rank ends with, after it has seen to what others may still read of it.
+  absl::Status Fail(const absl::Status& status);
   absl::Status AwaitSnapshot();
   absl::Status Checkpoint(int64_t step);
   void MakeSaver();
@@ -160,6 +171,7 @@ struct Trainer::Impl {
   StepHistory history;               // Of all ranks the chain; what it is told of, rank 0's alone.
   bool clean = false;                // Nothing is under way any more.
   bool first_gather = true;
+  std::vector<StepNumbers> taken;  // The last steps of this generation, on every rank.
   OwnWork work;
   int64_t step_now = 0;  // That it works on.
   std::atomic<bool> stopping = false;
@@ -198,6 +210,7 @@ absl::Status Trainer::Impl::Prepare() {
   ShardedState::Options state_options{.dtype = DTypeOf(config.numerics),
                                       .zero = static_cast<int>(config.layout.zero),
                                       .optimizer = config.optimizer,
+                                      .guard = config.integrity.check,
                                       .sync = [this] { return Sync(); }};
   state =
       std::make_unique<ShardedState>(state_options, MakeBuckets(table, config.model, slot, layers),
@@ -232,9 +245,10 @@ void Trainer::Impl::MakeSaver() {
   saver_options.write = WriteOptionsOf(config.checkpoint);
   saver_options.asynchronous = config.checkpoint.asynchronous;
   saver_options.sync = [this] { return Sync(); };
-  saver = std::make_unique<CheckpointSaver>(saver_options, &table, &writers, rank,
-                                            StateOfRank().Answered(state->OwnedAtoms()), ops.get(),
-                                            host);
+  const std::vector<AtomState> answered = StateOfRank().Answered(state->OwnedAtoms());
+  if (state->guarded()) saver_options.sums = [this, answered] { return state->SumsNow(answered); };
+  saver = std::make_unique<CheckpointSaver>(saver_options, &table, &writers, rank, answered,
+                                            ops.get(), host);
 }
 
 absl::Status Trainer::Impl::EnterPhase(int next) {
@@ -266,41 +280,125 @@ absl::Status Trainer::Impl::EnterPhase(int next) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared_command) {
-  const auto began = std::chrono::steady_clock::now();
-  const double waited = WaitSeconds();
-  work.Begin(waited);
+// The step's gradients and what they amount to. `verdict`: what this rank knows already. An error
+// of all ranks, if memory of one has gone wrong.
+absl::StatusOr<StepStatistics> Trainer::Impl::Compute(const StepInfo& info, Verdict verdict) {
   RETURN_IF_ERROR(pipeline->RunStep(info));
   Doing(Activity::Phase::kExchange, Activity::Group::kData);
   ASSIGN_OR_RETURN(const std::vector<double> squares, state->FinishGradients());
   RETURN_IF_ERROR(AwaitSnapshot());
+  if (state->guarded()) {
+    const std::vector<uint64_t> own = state->GuardWords();
+    std::vector<uint64_t> words(own.size() * static_cast<size_t>(mesh.data()));
+    RETURN_IF_ERROR(
+        host_data_group.AllGather(own.data(), own.size() * sizeof(uint64_t), words.data()));
+    verdict.Include(state->JudgeStep(words));
+    // Also where another one is at fault: what it sent may be in what this rank keeps of it.
+    if (verdict.kind != Verdict::Kind::kFine && snapshots != nullptr) snapshots->Distrust();
+  }
   Doing(Activity::Phase::kGather, Activity::Group::kAll);
-  ASSIGN_OR_RETURN(const StepStatistics totals,
-                   statistics->Gather(LeavesOf(config.numerics, info.batch), pipeline->losses(),
-                                      squares, static_cast<int>(command)));
-  *shared_command = totals.command;
+  ASSIGN_OR_RETURN(
+      StepStatistics totals,
+      statistics->Gather(LeavesOf(config.numerics, info.batch), pipeline->losses(), squares,
+                         static_cast<int>(command), static_cast<int>(verdict.kind)));
+  RETURN_IF_ERROR(statistics->ResolveTogether(verdict, totals.verdicts));
+  return totals;
+}
+
+// What looks odd must come out a second time before it is believed.
+absl::StatusOr<StepStatistics> Trainer::Impl::ComputeAgain(const StepInfo& info,
+                                                           const StepStatistics& first) {
+  const std::vector<uint64_t> sums =
+      state->guarded() ? state->LeafSumsOfStep() : std::vector<uint64_t>();
+  ASSIGN_OR_RETURN(const StepStatistics again, Compute(info, {}));
+  const auto bits = [](double x) { return std::bit_cast<uint64_t>(x); };
+  const bool same = bits(first.loss_sum) == bits(again.loss_sum) &&
+                    bits(first.square_sum) == bits(again.square_sum);
+  Verdict verdict;
+  if (!same && (sums.empty() || sums != state->LeafSumsOfStep())) {
+    // Of several ranks that compute one replica together, each passes on what another got wrong.
+    const bool sure = !sums.empty() && mesh.tensor() * mesh.pipeline() == 1;
+    verdict = {.kind = sure ? Verdict::Kind::kOwn : Verdict::Kind::kSuspected,
+               .words = fmt::format("step {} computed twice came to loss sums {} and {}, gradient "
+                                    "norms {} and {}",
+                                    info.step + 1, first.loss_sum, again.loss_sum,
+                                    std::sqrt(first.square_sum), std::sqrt(again.square_sum))};
+  }
+  ASSIGN_OR_RETURN(const std::vector<int> kinds,
+                   statistics->GatherNumbers(static_cast<int>(verdict.kind)));
+  RETURN_IF_ERROR(statistics->ResolveTogether(verdict, kinds));
+  if (!same)
+    return SuspectedCorruption(fmt::format(
+        "step {} computed twice gave two results, and no rank knows of its own", info.step + 1));
+  return again;
+}
+
+absl::Status Trainer::Impl::AuditStep(const StepInfo& info) {
+  const int64_t every = config.integrity.audit_every;
+  if (every == 0 || (info.step + 1) % every != 0 || !state->guarded()) return absl::OkStatus();
+  return Audit({.mesh = mesh,
+                .at = at,
+                .leaves = LeavesOf(config.numerics, info.batch),
+                .pipeline = pipeline.get(),
+                .state = state.get(),
+                .data = &host_data_group,
+                .statistics = &*statistics},
+               info);
+}
+
+absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared_command) {
+  const auto began = std::chrono::steady_clock::now();
+  const double waited = WaitSeconds();
+  work.Begin(waited);
+  for (const Flip& flip : host->Planted(info.step + 1)) state->Plant(flip);
+  ASSIGN_OR_RETURN(StepStatistics totals, Compute(info, {}));
   if (snapshots != nullptr && std::exchange(first_gather, false)) host->OlderMayGo();
   StepReport report = PlannedReport(schedule, info.step + 1);
-  report.loss = totals.loss_sum / static_cast<double>(report.step_tokens);
-  report.grad_norm = std::sqrt(totals.square_sum);
-  if (!std::isfinite(report.loss) || !std::isfinite(report.grad_norm))
+  const auto numbers = [&report](const StepStatistics& of) {
+    return StepNumbers{.loss = of.loss_sum / static_cast<double>(report.step_tokens),
+                       .grad_norm = std::sqrt(of.square_sum)};
+  };
+  if (LooksOdd(config.integrity, taken, numbers(totals))) {
+    ASSIGN_OR_RETURN(totals, ComputeAgain(info, totals));
+  }
+  RETURN_IF_ERROR(AuditStep(info));
+  *shared_command = totals.command;
+  const StepNumbers step = numbers(totals);
+  report.loss = step.loss;
+  report.grad_norm = step.grad_norm;
+  const StepDecision decision = JudgeStep(config.integrity, step);
+  if (decision == StepDecision::kStop)
     return DataLoss(
-        "step {}: loss {} and gradient norm {} are not both finite; the newest checkpoint is from "
-        "before. Look at the "
-        "data of samples {} to {}, or lower the rate",
-        report.step, report.loss, report.grad_norm, info.first_sample,
+        "step {}: {}; the newest checkpoint is from before. Look at the data of samples {} to {}, "
+        "lower the rate, or leave such steps out with integrity.bad_step = \"skip\"",
+        report.step, WhyBad(config.integrity, step), info.first_sample,
         info.first_sample + info.batch);
-  Doing(Activity::Phase::kUpdate, Activity::Group::kData);
-  RETURN_IF_ERROR(
-      state->Update(report.step, info.rate, ClipScale(config.optimizer.clip, report.grad_norm)));
+  if (decision == StepDecision::kSkip) {
+    if (rank == 0)
+      host->Remark(fmt::format("step {} is skipped: {}; its samples {} to {} change nothing",
+                               report.step, WhyBad(config.integrity, step), info.first_sample,
+                               info.first_sample + info.batch));
+  } else {
+    Doing(Activity::Phase::kUpdate, Activity::Group::kData);
+    RETURN_IF_ERROR(
+        state->Update(report.step, info.rate, ClipScale(config.optimizer.clip, step.grad_norm)));
+    if (taken.size() == kTakenMax) taken.erase(taken.begin());
+    taken.push_back(step);
+  }
   report.sample_chain =
       samples->Chain(history.sample_chain, info.phase_sample, info.phase_sample + info.batch);
-  history.Add({.loss = report.loss, .grad_norm = report.grad_norm}, report.sample_chain);
+  history.Add(step, report.sample_chain);
   work.End(WaitSeconds(),
            LeavesOfReplica(LeavesOf(config.numerics, info.batch), at.data, mesh.data()));
   report.wait_seconds = WaitSeconds() - waited;
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   return report;
+}
+
+absl::Status Trainer::Impl::Fail(const absl::Status& status) {
+  if (snapshots != nullptr && (IsCorruption(status) || IsSuspectedCorruption(status)))
+    snapshots->Distrust();
+  return status;
 }
 
 absl::Status Trainer::Impl::Checkpoint(int64_t step) {
@@ -372,7 +470,9 @@ absl::StatusOr<Outcome> Trainer::Impl::Run() {
     if (snapshots != nullptr) RETURN_IF_ERROR(snapshots->Advance());
     RETURN_IF_ERROR(host->AwaitLease(step_now));
     int shared = 0;
-    ASSIGN_OR_RETURN(const StepReport report, Step(info, &shared));
+    const absl::StatusOr<StepReport> stepped = Step(info, &shared);
+    if (!stepped.ok()) return Fail(stepped.status());
+    const StepReport& report = *stepped;
     done = report.step;
     const bool stop = shared == static_cast<int>(Command::kStop);
     const bool leave = shared == static_cast<int>(Command::kLeave);

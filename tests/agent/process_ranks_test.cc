@@ -131,6 +131,36 @@ TEST_F(ProcessRanksTest, RankZeroIsNoBetter) {
   ExpectTheSame();
 }
 
+// Who is at fault says so himself, and it is held against his node; the others keep their
+// processes.
+TEST_F(ProcessRanksTest, AFlippedBitIsFoundAndNothingIsLost) {
+  for (const FlipPlace place :
+       {FlipPlace::kGradient, FlipPlace::kExpAvgSq, FlipPlace::kParameter, FlipPlace::kCopy}) {
+    SCOPED_TRACE(NameOf(place));
+    stage_ = std::make_unique<JobStage>(kSamples);
+    StartAll(2);
+    At(10, [&] {
+      const Flip flip{.place = place, .element = 4321, .bit = 0};
+      EXPECT_TRUE(stage_->at(1).ranks->Corrupt(0, 14, flip).ok());
+      EXPECT_TRUE(absl::IsNotFound(stage_->at(1).ranks->Corrupt(7, 14, flip)));
+    });
+    ASSERT_EQ(stage_->Completed(), 0);
+    const std::vector<StartRecord> starts = stage_->Starts();
+    ASSERT_EQ(starts.size(), 2u);
+    EXPECT_FALSE(starts[1].from_checkpoint);
+    EXPECT_GE(starts[1].step, 10);
+    EXPECT_EQ(starts[1].failure.kind, EvidenceKind::kSilentCorruption);
+    ASSERT_EQ(stage_->failures.size(), 1u);
+    EXPECT_EQ(stage_->failures[0].first, 1u);
+    EXPECT_EQ(stage_->failures[0].second.kind, EvidenceKind::kSilentCorruption);
+    EXPECT_EQ(stage_->failures[0].second.rank, 1);
+    EXPECT_THAT(stage_->failures[0].second.words, HasSubstr("silent corruption: "));
+    EXPECT_EQ(stage_->pids[2][0], stage_->pids[1][0]);
+    EXPECT_NE(stage_->pids[2][1], stage_->pids[1][1]);
+    ExpectTheSame();
+  }
+}
+
 // The detector finds the stall, the agent kills who does not stop.
 TEST_F(ProcessRanksTest, AStoppedRankIsKilledAndMadeAnew) {
   stage_->options.control.stall_min = absl::Seconds(2);

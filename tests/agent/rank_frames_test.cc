@@ -52,6 +52,9 @@ std::vector<to_rank::Frame> FramesToRank() {
           to_rank::Verify{
               .generation = 1, .step = 2, .attempt = 3, .term = 4, .file = 5, .part = kBytes},
           to_rank::Settle{.generation = 1, .step = 2, .committed = true},
+          to_rank::Corrupt{.generation = 1,
+                           .step = 7,
+                           .flip = {.place = FlipPlace::kExpAvgSq, .element = 1234567, .bit = 31}},
           to_rank::Fetched{.generation = 1, .paths = {"/a", "/b"}, .error = ""},
           to_rank::Stop{.generation = 1, .at_boundary = true},
           to_rank::Leave{}};

@@ -22,6 +22,7 @@ void* DeviceOps::Allocate(size_t bytes) {
   const size_t mapped = std::max(page, (bytes + page - 1) / page * page);
   void* memory = ::mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   PERDURE_CHECK(memory != MAP_FAILED);
+  const std::lock_guard lock(mutex_);  // SyncDownloads is anybody's.
   memory_.emplace(memory, mapped);
   return memory;
 }
@@ -30,7 +31,8 @@ void* DeviceOps::Allocate(size_t bytes) {
 void DeviceOps::Free(void* memory) {
   CheckThread();
   if (memory == nullptr) return;
-  Run();
+  const std::lock_guard lock(mutex_);
+  RunLocked();
   const auto found = memory_.find(memory);
   PERDURE_CHECK(found != memory_.end());
   ::munmap(memory, found->second);

@@ -66,6 +66,10 @@ class ForwardingOps : public Ops {
     const std::vector<ElementRun> copy(runs.begin(), runs.end());
     Do("SumsOfSquares", [=, this] { ops_->SumsOfSquares(x, copy, sums); });
   }
+  void WordSums(const void* data, std::span<const WordRun> runs, uint64_t* sums) override {
+    const std::vector<WordRun> copy(runs.begin(), runs.end());
+    Do("WordSums", [=, this] { ops_->WordSums(data, copy, sums); });
+  }
   void Max(ConstMatrix x, Matrix acc) override {
     Do("Max", [=, this] { ops_->Max(x, acc); });
   }

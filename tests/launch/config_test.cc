@@ -157,6 +157,8 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
                   .export_format = "dcp",
                   .refresh = "access"};
   c.snapshot = {.every = 17, .directory = "/run/user/7", .peers = false};
+  c.integrity = {
+      .check = false, .audit_every = 9, .bad_step = "skip", .grad_norm_max = 0.75, .spike = 3};
   c.monitoring = {.port = 1234, .tensorboard = false};
   const std::string printed = PrintConfig(c);
   const auto again = ParseConfig(printed, "printed", {});
@@ -287,8 +289,8 @@ TEST(Settings, MaySupplyWhatTheFileLacks) {
 TEST(CheckFrozen, LayoutAndJobsMayChange) {
   const RunConfig now =
       Load("nano", {"layout.tensor=1", "layout.zero=3", "job.nodes=1", "checkpoint.keep_last=1",
-                    "snapshot.every=0", "monitoring.port=99", "phase.pretrain.nodes=2",
-                    "layout.recompute=full"});
+                    "snapshot.every=0", "integrity.bad_step=skip", "monitoring.port=99",
+                    "phase.pretrain.nodes=2", "layout.recompute=full"});
   EXPECT_TRUE(CheckFrozen(Load("nano"), now, 2).ok());
 }
 
@@ -316,6 +318,7 @@ TEST(CheckFrozen, EverythingThatFixesTheBitsIsFrozen) {
                               "numerics.atom_elements=1024",
                               "numerics.backend=cuda",
                               "numerics.isa=avx2",
+                              "integrity.grad_norm_max=3",
                               "phase.pretrain.samples=3000",
                               "phase.pretrain.rope_theta=1e4",
                               "phase.pretrain.batch.increment=32",
@@ -332,7 +335,8 @@ TEST(CheckFrozen, SectionsAreFrozenAsDocumented) {
   for (const RunField& field : RunFields()) {
     const std::string section(KeyParent(field.key));
     const bool free = section == "layout" || section == "job" || section == "checkpoint" ||
-                      section == "snapshot" || section == "monitoring";
+                      section == "snapshot" || section == "monitoring" ||
+                      (section == "integrity" && field.key != "integrity.grad_norm_max");
     EXPECT_EQ(field.frozen, !free) << field.key;
   }
 }

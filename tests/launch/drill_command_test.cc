@@ -11,6 +11,7 @@
 #include <fstream>
 #include <thread>
 
+#include "launch/drill_flip.h"
 #include "runtime/agent/process.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
@@ -296,6 +297,51 @@ TEST_F(FakeJob, ARecoveryIsCertifiedByTheJournal) {
   EXPECT_EQ(injury["first_step"], 1);
 }
 
+// That the job went on is not enough: whose memory it was must be known.
+TEST_F(FakeJob, AFlippedBitIsCertifiedWithItsRankAlone) {
+  fs::create_directories(run_ + "/control");
+  const auto recover = [&](const Json& failure) {
+    // Each time another agent: one that knows no drills dies of the signal.
+    const Bystander agent, rank;
+    Node(0, agent, rank);
+    State("running");
+    int exit_code = -1;
+    const Json injury = DrillAndThen(
+        "corrupt",
+        [&] {
+          Say("failure_detected", failure, 1);
+          Recover("4015a228d66b3d53");
+        },
+        &exit_code);
+    EXPECT_EQ(injury["recovered"], exit_code == 0);
+    EXPECT_TRUE(rank.Lives());
+    EXPECT_TRUE(FlipPlaceOf(injury["flip"]["place"].get<std::string>()).has_value()) << injury;
+    return injury;
+  };
+  const Json named = {{"generation", 1}, {"node", 0}, {"rank", 0}, {"kind", "silent-corruption"}};
+  const Json found = recover(named);
+  EXPECT_EQ(found["recovered"], true) << found;
+  // What the agent is asked for.
+  const absl::StatusOr<DrillFlip> asked = TakeDrillFlip(run_, 0);
+  ASSERT_TRUE(asked.ok()) << asked.status();
+  EXPECT_EQ(asked->local_rank, 0);
+  EXPECT_EQ(NameOf(asked->flip.place), found["flip"]["place"].get<std::string>());
+  EXPECT_TRUE(absl::IsNotFound(TakeDrillFlip(run_, 0).status()));
+}
+
+TEST_F(FakeJob, AFlippedBitThatNobodyFoundIsNotCertified) {
+  fs::create_directories(run_ + "/control");
+  const Bystander agent, rank;
+  Node(0, agent, rank);
+  int exit_code = -1;
+  const Json injury = DrillAndThen(
+      "corrupt", [this] { Recover("4015a228d66b3d53"); }, &exit_code);
+  EXPECT_EQ(exit_code, 1);
+  EXPECT_THAT(injury["words"].get<std::string>(), HasSubstr("was not found out"));
+  std::ofstream(run_ + "/control/flip-00000.json") << R"({"local_rank": 0, "place": "nowhere"})";
+  EXPECT_TRUE(absl::IsDataLoss(TakeDrillFlip(run_, 0).status()));
+}
+
 // A slow rank that nobody names is not certified, whatever else goes well; it goes on as it was.
 TEST_F(FakeJob, ASlowRankMustBeNamed) {
   const Bystander agent, rank, other_agent, other;
@@ -483,6 +529,22 @@ TEST_F(DrilledJob, AKilledNodeAndAKilledCoordinator) {
   const Json node = Drill(job, {"--kind", "node"});
   EXPECT_EQ(node["injuries"][0]["rank"], -1);
   (void)Drill(job, {"--kind", "coordinator"});
+  ExpectTheSame(job, undisturbed);
+}
+
+// Wherever the bit is.
+TEST_F(DrilledJob, FlippedBits) {
+  const ChaosEnd undisturbed = Undisturbed(folder_);
+  ChaosJob job(folder_, {"--nodes", "4"});
+  ASSERT_TRUE(job.AwaitStep(3)) << job.Errors();
+  const Json drilled =
+      Drill(job, {"--kind", "corrupt", "--count", "3", "--against", folder_ + "/undisturbed"});
+  ASSERT_EQ(drilled["injuries"].size(), 3U);
+  for (const Json& injury : drilled["injuries"]) {
+    EXPECT_EQ(injury["failure"], "silent-corruption");
+    EXPECT_EQ(injury["from"], "memory");
+    EXPECT_LE(injury["redone"].get<int>(), 2);
+  }
   ExpectTheSame(job, undisturbed);
 }
 

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <future>
 
+#include "kernels/word_sum.h"
 #include "runtime/base/status.h"
 #include "tests/ckpt/test_state.h"
 #include "tests/kernels/device_ops.h"
@@ -120,13 +121,15 @@ class CheckpointSaverTest : public testing::Test {
                      : std::vector(all.begin() + 3, all.end());
   }
   std::unique_ptr<CheckpointSaver> Saver(int rank, RankHost* host, bool asynchronous = true) {
-    return std::make_unique<CheckpointSaver>(
-        CheckpointSaver::Options{.run_directory = directory_.path(),
-                                 .stamp = {.step = 0, .generation = 2, .run_id = "run"},
-                                 .nonce = 7,
-                                 .write = {.threads = 1, .buffers = 8},
-                                 .asynchronous = asynchronous},
-        &table_, &writers_, rank, Live(rank), ops_.get(), host);
+    CheckpointSaver::Options options;
+    options.run_directory = directory_.path();
+    options.stamp = {.step = 0, .generation = 2, .run_id = "run"};
+    options.nonce = 7;
+    options.write = {.threads = 1, .buffers = 8};
+    options.asynchronous = asynchronous;
+    options.sums = sums_;
+    return std::make_unique<CheckpointSaver>(options, &table_, &writers_, rank, Live(rank),
+                                             ops_.get(), host);
   }
   std::string PathOf(int64_t step, uint32_t nonce) const {
     return directory_.path() + "/ckpt/" + CheckpointName(step, 2, nonce);
@@ -157,6 +160,7 @@ class CheckpointSaverTest : public testing::Test {
   const std::unique_ptr<Ops> ops_ = NewCpuOps(1);
   TestDirectory directory_;
   ScriptedHost host_;
+  std::function<absl::StatusOr<std::vector<uint64_t>>()> sums_;  // None.
 };
 
 TEST_F(CheckpointSaverTest, WritesAndIsSettled) {
@@ -175,6 +179,36 @@ TEST_F(CheckpointSaverTest, WritesAndIsSettled) {
   host_.Settle();
   EXPECT_OK(saver->Wait());
   EXPECT_EQ(host_.saved_count(), 1u);
+}
+
+// A checkpoint of memory that has lost a bit since the last update is none.
+TEST_F(CheckpointSaverTest, ComparesWhatItWritesWithTheSumsOfTheUpdate) {
+  sums_ = [sums = [this] {
+    std::vector<uint64_t> sums;
+    for (const AtomState& state : Live(1))
+      for (const float* part : state.parts)
+        sums.push_back(WordSum(
+            part, sizeof(float) *
+                      static_cast<size_t>(table_.atoms()[static_cast<size_t>(state.atom)].count)));
+    return sums;
+  }()] { return sums; };
+  for (const bool asynchronous : {true, false}) {
+    ScriptedHost host;
+    const auto saver = Saver(1, &host, asynchronous);
+    host.Settle();
+    ASSERT_OK(saver->Save(10));
+    EXPECT_OK(host.AwaitSaved(0).status);
+    auto* const word = reinterpret_cast<uint32_t*>(Live(1).back().parts[2]);
+    *word ^= 1;
+    host.Settle();
+    ASSERT_OK(saver->Save(11));
+    const SavedRun saved = host.AwaitSaved(1);
+    *word ^= 1;
+    EXPECT_EQ(saved.status.code(), absl::StatusCode::kDataLoss);
+    EXPECT_THAT(Message(saved.status), HasSubstr("changed in memory before it was written"));
+    EXPECT_FALSE(saved.run.has_value());
+    EXPECT_OK(saver->Wait());
+  }
 }
 
 TEST_F(CheckpointSaverTest, ReadsBackWhatItIsTold) {

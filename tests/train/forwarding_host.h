@@ -22,6 +22,7 @@ class ForwardingHost : public RankHost {
     return host_->FindHeld(needs);
   }
   absl::Status AwaitLease(int64_t step) override { return host_->AwaitLease(step); }
+  std::vector<Flip> Planted(int64_t step) override { return host_->Planted(step); }
   void Progress(int64_t step, const WorkDone& work) override { host_->Progress(step, work); }
   void Doing(const Activity& activity) override { host_->Doing(activity); }
   void OlderMayGo() override { host_->OlderMayGo(); }

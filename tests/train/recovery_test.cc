@@ -420,7 +420,8 @@ TEST_F(RecoveryTest, StoppedAtAnyMoment) {
       losses.resize(static_cast<size_t>(begin));
       losses.insert(losses.end(), result.loss_bits.begin(), result.loss_bits.end());
       if (result.complete) {
-        EXPECT_TRUE(result.status.ok()) << result.status;
+        // The stop may come behind the last step.
+        EXPECT_TRUE(result.status.ok() || absl::IsCancelled(result.status)) << result.status;
         EXPECT_EQ(result.certificate.Hex(), reference.certificate.Hex());
         break;
       }

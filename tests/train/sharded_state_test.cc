@@ -184,7 +184,7 @@ class Replica {
   }
 
   absl::Status Step(int64_t step, int64_t leaves) {
-    state_->BeginStep(leaves);
+    if (const absl::Status status = state_->BeginStep(leaves); !status.ok()) return status;
     EXPECT_EQ(state_->rounds(), (leaves + setup_.replicas - 1) / setup_.replicas);
     for (int64_t round = 0; round < state_->rounds(); ++round)
       if (const absl::Status status = Leaf(step, round, leaves); !status.ok()) return status;
@@ -361,7 +361,7 @@ TEST(ShardedState, WaitsForTheDeviceOnce) {
       const auto buckets = static_cast<int>(state.buckets().size());
       for (int64_t step = 1; step < 4; ++step) {
         const int before = ops.syncs();
-        state.BeginStep(2);
+        ASSERT_TRUE(state.BeginStep(2).ok());
         for (int round = 0; round < 2; ++round)
           for (int b = buckets - 1; b >= 0; --b) {
             EXPECT_TRUE(state.Weights(b).ok());
@@ -464,7 +464,7 @@ TEST(ShardedState, IsDroppedWithoutLeavingReceivesBehind) {
     CountingOps ops;
     auto state =
         std::make_unique<ShardedState>(OptionsOf(setup), BucketsOf(table), &table, &ops, &group);
-    state->BeginStep(2);
+    ASSERT_TRUE(state->BeginStep(2).ok());
     if (rank == 1) dropped.wait();
     for (const int bucket : {1, 2}) {
       EXPECT_TRUE(state->Gradients(bucket).ok());
