@@ -16,8 +16,6 @@
 namespace perdure {
 namespace {
 
-// Whose snapshots may still be of use.
-
 // Of Resume::checkpoint.
 absl::StatusOr<to_rank::Prepare::Checkpoint> CheckpointOf(const std::string& run_directory,
                                                           const std::string& packed) {

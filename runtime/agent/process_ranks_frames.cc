@@ -77,11 +77,9 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Loaded& frame) {
 }
 
 void ProcessRanks::TellProgress() {
-  std::vector<RankWork> works;
-  for (const msg::Prepare::Assignment& seat : prepare_.ranks) {
-    const WorkDone& work = slots_[seat.local_rank].work;
-    works.push_back({.steps = work.steps, .leaves = work.leaves, .nanoseconds = work.nanoseconds});
-  }
+  std::vector<WorkDone> works;
+  for (const msg::Prepare::Assignment& seat : prepare_.ranks)
+    works.push_back(slots_[seat.local_rank].work);
   Tell(Member::Progress{.generation = generation_,
                         .finished = finished_,
                         .complete = All(&Slot::done),

@@ -86,7 +86,7 @@ Situation Coordinator::Survey() const {
                     .drained = peer.drained,
                     .avoided = peer.avoided,
                     .coordinates = node == identity_.me.at.node};
-    for (int32_t slot = 0; slot < 64; ++slot)
+    for (int32_t slot = 0; slot < static_cast<int32_t>(kNodeRanksMax); ++slot)
       if ((peer.report.slots >> slot & 1) != 0) offer.slots.push_back(slot);
     situation.offers.push_back(std::move(offer));
   }
@@ -118,13 +118,11 @@ void Coordinator::Decide(Effects& effects) {
                           : phase_ == Phase::kChoosing && decision_.words == before;
   if (!told) Say(decision_.words, effects);
   if (waits) waits_with_ = std::move(situation.offers);
-  if (decision_.action == LayoutAction::kEnd) {
-    ending_ = decision_.exit_code;
-    TryEnd(effects);
-    return;
-  }
-  if (ending_.has_value() && (waits || decision_.action == LayoutAction::kEnd)) {
-    LeaveUnsaved(effects);
+  // A job that is to end waits for no nodes; and keeps its code.
+  const bool ends = decision_.action == LayoutAction::kEnd;
+  if (ends || (waits && ending_.has_value())) {
+    if (ending_.has_value()) LeaveUnsaved(effects);
+    ending_ = ending_.value_or(decision_.exit_code);
     TryEnd(effects);
     return;
   }

@@ -68,7 +68,7 @@ class Member {
     bool complete = false;  // Nothing is left to train or to save; the ranks have stopped.
     // They go on only when the state that they froze is settled: another is due, or it is the last.
     bool waits = false;
-    std::vector<RankWork> works = {};  // By the order of Prepare's ranks; empty: not known.
+    std::vector<WorkDone> works = {};  // By the order of Prepare's ranks; empty: not known.
   };
   // Told after the Progress of the last step that it finished: failures are counted by step.
   struct RankFailed {
@@ -276,7 +276,7 @@ class Member {
   absl::Time table_due_ = absl::InfiniteFuture();
   StepIndex frozen_ = -1;
   bool waits_ = false;
-  std::vector<RankWork> works_;
+  std::vector<WorkDone> works_;
   std::optional<msg::Wrote> wrote_;  // The newest attempt at writing what is frozen.
   std::vector<msg::Voted> votes_;    // On files of what is frozen.
   bool exited_ = false;

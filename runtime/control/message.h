@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/base/work_done.h"
 #include "runtime/control/evidence.h"
 #include "runtime/control/ids.h"
 #include "runtime/control/log_view.h"
@@ -65,14 +66,7 @@ struct Resume {
   friend bool operator==(const Resume&, const Resume&) = default;
 };
 
-// What a rank has worked itself since its generation began, without what it waited for others.
-struct RankWork {
-  int64_t steps = 0;   // Finished,
-  int64_t leaves = 0;  // and its replica's leaves in them.
-  int64_t nanoseconds = 0;
-  friend bool operator==(const RankWork&, const RankWork&) = default;
-};
-inline constexpr size_t kNodeRanksMax = 64;
+inline constexpr size_t kNodeRanksMax = 64;  // Report.slots is a mask of them.
 
 namespace msg {
 
@@ -95,7 +89,7 @@ struct Report {
   int64_t failure_number = 0;  // As in EvidenceEntry.
   StepIndex frozen = -1;       // The step of the state that is kept for a checkpoint; -1: none.
   bool waits = false;          // Its ranks go on only when that is settled.
-  std::vector<RankWork> works;  // Of its ranks in `generation`, ascending; empty: not known.
+  std::vector<WorkDone> works;  // Of its ranks in `generation`, ascending; empty: not known.
   friend bool operator==(const Report&, const Report&) = default;
 };
 // What is left behind; answers Stop.

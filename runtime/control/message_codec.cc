@@ -24,7 +24,7 @@ void Fields(auto& io, OneOf<Resume> auto& m) {
   io(m.from_checkpoint, m.generation, m.step, m.shape, m.elsewhere, m.checkpoint);
 }
 void Fields(auto& io, OneOf<msg::Prepare::Assignment> auto& m) { io(m.local_rank, m.rank); }
-void Fields(auto& io, OneOf<RankWork> auto& m) { io(m.steps, m.leaves, m.nanoseconds); }
+void Fields(auto& io, OneOf<WorkDone> auto& m) { io(m.steps, m.leaves, m.nanoseconds); }
 void Fields(auto& io, OneOf<msg::Report> auto& m) {
   io(m.term, m.incarnation, m.sequence, m.echo, m.slots, m.domain, m.leaving, m.generation, m.stage,
      m.finished, m.failed_local_rank, m.failure, m.failure_number, m.frozen, m.waits, m.works);
@@ -187,7 +187,7 @@ bool Emplace(size_t type, ControlMessage& message) {
 // What no node can say.
 bool Impossible(const msg::Report& report) {
   return report.works.size() > kNodeRanksMax ||
-         std::any_of(report.works.begin(), report.works.end(), [](const RankWork& work) {
+         std::any_of(report.works.begin(), report.works.end(), [](const WorkDone& work) {
            return work.steps < 0 || work.leaves < 0 || work.nanoseconds < 0;
          });
 }

@@ -9,7 +9,7 @@ namespace {
 // Longer than any job; a hundred times as much is still a number.
 constexpr int64_t kNanosecondsMax = int64_t{3} * 10'000'000 * 1'000'000'000;
 
-bool Follows(const RankWork& before, const RankWork& after) {
+bool Follows(const WorkDone& before, const WorkDone& after) {
   return after.steps >= before.steps && after.leaves >= before.leaves &&
          after.nanoseconds >= before.nanoseconds && after.nanoseconds <= kNanosecondsMax;
 }
@@ -60,7 +60,7 @@ void SlowRanks::End() {
 }
 
 std::vector<SlowRanks::Finding> SlowRanks::Hear(absl::Time now, Generation generation, NodeId node,
-                                                std::span<const RankWork> works) {
+                                                std::span<const WorkDone> works) {
   if (generation_ == 0 || generation != generation_) return {};
   const auto of_node = of_nodes_.find(node);
   if (of_node == of_nodes_.end() || of_node->second.size() != works.size()) return {};

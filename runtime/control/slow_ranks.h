@@ -55,7 +55,7 @@ class SlowRanks {
   // slice is over, by rank. Of another generation, and what cannot be: as if nothing was said.
   // O(ranks of the node), and O(ranks * log(replicas)) at the end of a slice.
   std::vector<Finding> Hear(absl::Time now, Generation generation, NodeId node,
-                            std::span<const RankWork> works);
+                            std::span<const WorkDone> works);
 
   // With their last ratios, as found.
   const std::map<Seat, int64_t>& named() const { return named_; }
@@ -64,7 +64,7 @@ class SlowRanks {
 
  private:
   struct Rank {
-    RankWork begin, now;      // Of the slice.
+    WorkDone begin, now;      // Of the slice.
     int slow = 0, clear = 0;  // Slices in a row,
     int64_t least = 0;        // and the least ratio of those that were slow.
   };

@@ -12,15 +12,9 @@
 #include <chrono>
 #include <cstdint>
 
-namespace perdure {
+#include "runtime/base/work_done.h"
 
-// Since a generation began.
-struct WorkDone {
-  int64_t steps = 0;
-  int64_t leaves = 0;  // The rank's replica's in them.
-  int64_t nanoseconds = 0;
-  friend bool operator==(const WorkDone&, const WorkDone&) = default;
-};
+namespace perdure {
 
 // The leaves of `leaves` that are replica `replica`'s of `replicas`.
 inline int64_t LeavesOfReplica(int64_t leaves, int64_t replica, int64_t replicas) {

@@ -16,7 +16,7 @@
 
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
-#include "runtime/data/indexed_dataset.h"
+#include "tests/bench/bench_model.h"
 #include "tests/kernels/forwarding_ops.h"
 #include "tests/train/forwarding_host.h"
 #include "tests/train/recovery_world.h"
@@ -41,35 +41,6 @@ class TimedOps final : public ForwardingOps {
     sum_seconds += ThreadSeconds() - before;
   }
 };
-
-RunConfig BenchConfig(const char* dtype, int64_t micro_batches) {
-  RunConfig config = TinyConfig(dtype);
-  config.model = {.layers = 8,
-                  .hidden = 512,
-                  .heads = 8,
-                  .kv_heads = 4,
-                  .head_dim = 64,
-                  .ffn = 1536,
-                  .vocab = 1024};
-  config.phases.resize(1);
-  config.phases[0].samples = 100000;
-  config.phases[0].context = 512;
-  config.phases[0].batch = {.initial = 8, .increment = 0, .ramp_samples = 0, .final = 8};
-  config.phases[0].mixture = {{"bench", 1.0}};
-  config.numerics = {.dtype = dtype, .tensor_shards = 4, .micro_batch = 2, .leaf = micro_batches};
-  config.numerics.backend = "cpu";
-  return config;
-}
-
-void WriteData(const std::string& directory) {
-  auto writer = IndexedDatasetWriter::Create(directory + "/bench", 1024);
-  PERDURE_CHECK(writer.ok());
-  std::vector<int32_t> tokens(100000);
-  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * i % 1021);
-  for (int document = 0; document < 20; ++document)
-    PERDURE_CHECK((*writer)->AddDocument(tokens).ok());
-  PERDURE_CHECK((*writer)->Finish().ok());
-}
 
 struct Cost {
   double step = 0, sums = 0;  // Thread seconds of all ranks, per step; the least of the turns.
@@ -116,10 +87,11 @@ void Compare(const char* dtype, const LayoutConfig& layout, int64_t micro_batche
              int turns) {
   const std::string directory = SharedMemory(fmt::format("guard_bench.{}", ::getpid()));
   std::filesystem::create_directories(directory);
-  WriteData(directory);
+  WriteBenchData(directory);
   Cost with{.step = 1e9, .sums = 1e9}, without{.step = 1e9};
   for (int turn = 0; turn < turns; ++turn) {
-    const RunConfig config = BenchConfig(dtype, micro_batches);
+    RunConfig config = BenchConfig(dtype);
+    config.numerics.leaf = micro_batches;
     without.step = std::min(without.step, Turn(directory, config, layout, false, steps).step);
     const Cost cost = Turn(directory, config, layout, true, steps);
     with.step = std::min(with.step, cost.step);

@@ -20,6 +20,8 @@ import sys
 import tempfile
 import time
 
+from job_watch import events, wait_for
+
 HERE = pathlib.Path(__file__).resolve().parent
 MODEL = {"layers": 4, "hidden": 128, "heads": 8, "kv_heads": 4, "ffn": 384, "vocab": 1024}
 CONTEXT, BATCH, RANKS = 128, 16, 4
@@ -62,18 +64,6 @@ every = 1
 """
 
 
-def wait_for(what, condition, process, seconds=300):
-    deadline = time.monotonic() + seconds
-    while True:
-        if (value := condition()) is not None:
-            return value
-        if process.poll() is not None:
-            sys.exit(f"{what}: the job ended with {process.returncode}")
-        if time.monotonic() > deadline:
-            sys.exit(f"{what}: not within {seconds} s")
-        time.sleep(0.01)
-
-
 class Perdure:
     def __init__(self, build, folder):
         self.program, self.folder = str(pathlib.Path(build) / "perdure"), pathlib.Path(folder)
@@ -98,11 +88,10 @@ class Perdure:
 
     def stood(self, directory):
         """Seconds between the steps before and after each injury, of those that finished within 5 s."""
-        events = [json.loads(line) for line in (directory / "journal.jsonl").read_text().splitlines()]
         clock = lambda event: datetime.datetime.fromisoformat(event["time"].replace("Z", "+00:00")).timestamp()
-        steps = [clock(event) for event in events if event["event"] == "step"]
+        steps = [clock(event) for event in events(directory, "step")]
         result = []
-        for hurt in (clock(event) for event in events if event["event"] == "drill"):
+        for hurt in map(clock, events(directory, "drill")):
             near = [at for at in steps if hurt - 1 < at < hurt + 5]
             result.append(max(b - a for a, b in zip(near, near[1:])))
         return result
@@ -123,8 +112,7 @@ class Perdure:
             job = subprocess.Popen([self.program, "run", str(self.folder / "run.toml"), "--run-dir", str(directory), "--nodes",
                                     str(RANKS + 1), "--ranks-per-node", "1", "--quiet"], stdout=log, stderr=log)
             try:
-                rows = lambda: (directory / "metrics/loss.csv").exists() and len(self.steps(directory)) > 20 or None
-                wait_for(f"perdure: first steps ({log.name})", rows, job)
+                wait_for(f"perdure: first steps ({log.name})", 60, lambda: len(events(directory, "step")) > 20, job)
                 calm = statistics.median(self.steps(directory)[5:])
                 calm_most = max(self.steps(directory)[5:])
                 done = self.run(["drill", str(directory), "--kind", kind, "--count", str(count), "--seed", "1", "--json"],
@@ -166,7 +154,7 @@ class Torchrun:
         with open(self.folder / "log", "w") as log:
             job = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
             try:
-                wait_for("torchrun: first steps", lambda: len(self.lines()) > 20 or None, job)
+                wait_for("torchrun: first steps", 300, lambda: len(self.lines()) > 20, job)
                 clocks = [clock for _, clock in self.lines()]
                 calm = statistics.median(b - a for a, b in zip(clocks[5:], clocks[6:]))
                 times, redone = [], []
@@ -176,16 +164,19 @@ class Torchrun:
                     killed = time.monotonic()
                     os.kill(pid, signal.SIGKILL)
                     # Steps that were finished before the others noticed stand behind `before`, too.
-                    new = lambda: (self.folder / "pid.1").read_text() not in ("", str(pid)) or None
-                    wait_for("torchrun: restart", new, job)
+                    new = lambda: (self.folder / "pid.1").read_text() not in ("", str(pid))
+                    wait_for("torchrun: restart", 300, new, job)
                     known = len(self.lines())
-                    wait_for("torchrun: step", lambda: len(self.lines()) > known or None, job)
+                    wait_for("torchrun: step", 300, lambda: len(self.lines()) > known, job)
                     lines = self.lines()
                     times.append(lines[known][1] - killed)
                     redone.append(max(0, lines[known - 1][0] - lines[known][0] + 1))
-                    wait_for("torchrun: calm", lambda: len(self.lines()) > known + 20 or None, job)
+                    wait_for("torchrun: calm", 300, lambda: len(self.lines()) > known + 20, job)
                 (self.folder / "stop").touch()
                 job.wait(60)
+            except SystemExit:
+                print((self.folder / "log").read_text()[-4000:], file=sys.stderr)
+                raise
             finally:
                 if job.poll() is None:
                     os.killpg(job.pid, signal.SIGKILL)
@@ -211,12 +202,13 @@ def main():
             perdure = Perdure(arguments.build, folder)
             for kind in arguments.kinds.split(","):
                 results[kind] = perdure.measure(kind, arguments.count)
+        print(json.dumps(results, indent=2), flush=True)
     if arguments.torch_python:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
             results["torchrun"] = Torchrun(arguments.torch_python, folder).measure(arguments.torch_count)
         if "rank" in results:
             results["torchrun"]["ratio"] = results["torchrun"]["beyond_a_step"] / results["rank"]["beyond_a_step"]
-    print(json.dumps(results, indent=2))
+        print(json.dumps(results["torchrun"], indent=2))
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
 

@@ -20,6 +20,8 @@ import sys
 import tempfile
 import time
 
+from job_watch import events, wait_for
+
 NANO = pathlib.Path(__file__).resolve().parents[2] / "launch" / "recipes" / "nano.toml"
 SETTINGS = ["model.layers=2", "model.hidden=64", "model.heads=4", "model.kv_heads=4", "model.ffn=192", "layout.tensor=1",
             "layout.pipeline=1", "phase.pretrain.batch=192", "phase.pretrain.context=32", "phase.pretrain.samples=19200000"]
@@ -52,25 +54,11 @@ class Quota:
         os.rmdir(self.folder)
 
 
-def events(run, name):
-    lines = (run / "journal.jsonl").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["event"] == name]
-
-
 def pace(run, seconds):
     """Steps a second that the journal tells from now on."""
     first, begin = len(events(run, "step")), time.monotonic()
     time.sleep(seconds)
     return (len(events(run, "step")) - first) / (time.monotonic() - begin)
-
-
-def wait_for(what, seconds, found):
-    until = time.monotonic() + seconds
-    while not (got := found()):
-        if time.monotonic() > until:
-            sys.exit(f"{what}: not in {seconds} s")
-        time.sleep(0.02)
-    return got
 
 
 def measure(arguments, run):
@@ -82,7 +70,7 @@ def measure(arguments, run):
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     quotas = []
     try:
-        wait_for("a first step", 60, lambda: (run / "journal.jsonl").exists() and events(run, "step"))
+        wait_for("a first step", 60, lambda: events(run, "step"), job)
         status = json.loads(subprocess.check_output([perdure, "status", str(run), "--json"]))
         slow = (status["coordinator"] + arguments.nodes // 2) % arguments.nodes
         for member in status["members"]:

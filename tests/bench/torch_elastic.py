@@ -18,6 +18,17 @@ from torch_step import weights  # noqa: E402
 from recovery_bench import BATCH, CONTEXT, MODEL  # noqa: E402
 
 
+class Loss(torch.nn.Module):
+    """What DistributedDataParallel calls."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, samples):
+        return self.net.loss(samples, 5e5)
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     torch.set_num_threads(1)
@@ -25,8 +36,7 @@ def main():
     rank, size = dist.get_rank(), dist.get_world_size()
     (folder / f"pid.{rank}").write_text(str(os.getpid()))
     net = Llama(weights(MODEL), MODEL["heads"], MODEL["kv_heads"])
-    net.forward = net.loss  # What DistributedDataParallel calls.
-    model = torch.nn.parallel.DistributedDataParallel(net)
+    model = torch.nn.parallel.DistributedDataParallel(Loss(net))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4)
     step, checkpoint = 0, folder / "checkpoint.pt"
     if checkpoint.exists():
@@ -39,7 +49,7 @@ def main():
         samples = torch.randint(0, MODEL["vocab"], (BATCH // size, CONTEXT + 1),
                                 generator=torch.Generator().manual_seed(step * size + rank))
         optimizer.zero_grad(set_to_none=True)
-        model(samples, 5e5).backward()
+        model(samples).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
         step += 1

@@ -245,15 +245,20 @@ TEST(CoordinatorEnds, AJobThatCannotWriteOrTrainWithoutAnotherTry) {
   }
 }
 
+// It could wait for them, or could not.
 TEST(CoordinatorEnds, AJobThatLacksNodesBeforeItIsSaved) {
-  CoordinatorStory story(2, {}, CoordinatorStory::Needs(2, absl::Hours(1)));
-  story.RunAll();
-  story.Do(Coordinator::EndJob{75});
-  story.LogStaysAsItIs();
-  story.AfterInTouch(absl::Seconds(5), {0});  // The other one is silent.
-  story.Stopped(0, 1, {{1, 40, 0}});
-  story.AfterInTouch(absl::Minutes(1), {0});
-  ASSERT_TRUE(story.Appends(EntryKind::kEnd)) << story.said();
+  for (const absl::Duration wait_max : {absl::Hours(1), absl::ZeroDuration()}) {
+    CoordinatorStory story(2, {}, CoordinatorStory::Needs(2, wait_max));
+    story.LogStaysAsItIs();
+    story.RunAll();
+    story.Report(0, NodeStage::kRunning, 1, [](msg::Report& report) { report.finished = 40; });
+    story.Do(Coordinator::EndJob{75});
+    story.AfterInTouch(absl::Seconds(5), {0});  // The other one is silent.
+    story.Stopped(0, 1, {{1, 40, 0}, {1, 40, 1}});
+    story.AfterInTouch(absl::Minutes(1), {0});
+    ASSERT_TRUE(story.Appends(EntryKind::kEnd)) << story.said();
+    EXPECT_EQ(story.Win().exit_code, kExitUnsaved) << story.said();
+  }
 }
 
 TEST(CoordinatorEnds, AJobWhateverItIsAbout) {

@@ -71,14 +71,14 @@ std::string Encoded(const ControlMessage& message) {
 }
 
 TEST(MessageCodec, ImpossibleWorkIsRefused) {
-  const auto refused = [](std::vector<RankWork> works) {
+  const auto refused = [](std::vector<WorkDone> works) {
     return absl::IsDataLoss(
         DecodeMessage(Encoded(msg::Report{.works = std::move(works)})).status());
   };
-  EXPECT_FALSE(refused(std::vector<RankWork>(kNodeRanksMax)));
-  EXPECT_TRUE(refused(std::vector<RankWork>(kNodeRanksMax + 1)));
-  for (const RankWork& work : {RankWork{.steps = -1}, RankWork{.leaves = -1},
-                               RankWork{.nanoseconds = std::numeric_limits<int64_t>::min()}})
+  EXPECT_FALSE(refused(std::vector<WorkDone>(kNodeRanksMax)));
+  EXPECT_TRUE(refused(std::vector<WorkDone>(kNodeRanksMax + 1)));
+  for (const WorkDone& work : {WorkDone{.steps = -1}, WorkDone{.leaves = -1},
+                               WorkDone{.nanoseconds = std::numeric_limits<int64_t>::min()}})
     EXPECT_TRUE(refused({{}, work}));
 }
 

@@ -47,7 +47,7 @@ class Job {
       for (int32_t rank = 0; rank < shape_.ranks(); ++rank) {
         const int64_t ms = work(rank);
         longest = std::max(longest, ms);
-        RankWork& done = works_[static_cast<size_t>(rank)];
+        WorkDone& done = works_[static_cast<size_t>(rank)];
         ++done.steps;
         done.leaves += (leaves_ - shape_.ReplicaOf(rank) + shape_.data - 1) / shape_.data;
         done.nanoseconds += ms * kMs;
@@ -67,7 +67,7 @@ class Job {
   }
 
   SlowRanks& ranks() { return ranks_; }
-  std::vector<RankWork>& works() { return works_; }
+  std::vector<WorkDone>& works() { return works_; }
   absl::Time now() const { return now_; }
   Generation generation() const { return layout_.generation; }
 
@@ -76,7 +76,7 @@ class Job {
   LayoutShape shape_;
   int32_t per_node_;
   PlacedLayout layout_;
-  std::vector<RankWork> works_;
+  std::vector<WorkDone> works_;
   int64_t leaves_ = 64;
   absl::Time now_ = absl::UnixEpoch();
 };
@@ -237,17 +237,17 @@ TEST(SlowRanks, CanBeTurnedOff) {
 TEST(SlowRanks, WhatCannotBeIsIgnored) {
   Job job({.data = 2});
   job.Run(absl::Seconds(5), OneIs(1, 300));
-  const RankWork good = job.works()[1];
-  const auto hear = [&](RankWork work) {
+  const WorkDone good = job.works()[1];
+  const auto hear = [&](WorkDone work) {
     return job.ranks().Hear(job.now() + absl::Hours(1), job.generation(), 1, std::span(&work, 1));
   };
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
-  for (const RankWork& bad : {RankWork{good.steps - 1, good.leaves, good.nanoseconds},
-                              RankWork{good.steps + 9, good.leaves - 1, good.nanoseconds},
-                              RankWork{good.steps + 9, good.leaves + 9, good.nanoseconds - 1},
-                              RankWork{kMost, kMost, kMost}, RankWork{-1, -1, -1}})
+  for (const WorkDone& bad : {WorkDone{good.steps - 1, good.leaves, good.nanoseconds},
+                              WorkDone{good.steps + 9, good.leaves - 1, good.nanoseconds},
+                              WorkDone{good.steps + 9, good.leaves + 9, good.nanoseconds - 1},
+                              WorkDone{kMost, kMost, kMost}, WorkDone{-1, -1, -1}})
     EXPECT_THAT(hear(bad), IsEmpty());
-  std::vector<RankWork> two(2, good);
+  std::vector<WorkDone> two(2, good);
   EXPECT_THAT(job.ranks().Hear(job.now(), job.generation(), 1, two), IsEmpty());
   EXPECT_THAT(job.ranks().Hear(job.now(), job.generation() + 1, 1, std::span(&good, 1)), IsEmpty());
   EXPECT_THAT(job.ranks().Hear(job.now(), job.generation(), 7, std::span(&good, 1)), IsEmpty());

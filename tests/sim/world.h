@@ -146,7 +146,7 @@ class World {
     bool deaf = false;    // They end only by being killed.
     bool leased = false;  // A lease of their own generation has come.
     Nanos work = 0;       // What the step under way takes them,
-    std::vector<RankWork> works;
+    std::vector<WorkDone> works;
   };
   struct Agent {
     uint32_t job = 0;

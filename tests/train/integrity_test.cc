@@ -49,12 +49,6 @@ LayoutConfig At(int64_t tensor, int64_t pipeline, int64_t data, int64_t zero) {
 
 class IntegrityTest : public testing::Test {
  protected:
-  IntegrityTest() : directory_(SharedMemory(fmt::format("integrity_test.{}", ::getpid()))) {
-    fs::create_directories(directory_);
-    WriteTinyData(directory_);
-  }
-  ~IntegrityTest() override { fs::remove_all(directory_); }
-
   const TrainingResult& Reference(const std::string& dtype) {
     auto [at, fresh] = references_.try_emplace(dtype);
     if (fresh) {
@@ -66,20 +60,15 @@ class IntegrityTest : public testing::Test {
     }
     return at->second;
   }
-  std::string World(const std::string& name) {
-    const std::string world = directory_ + "/" + name;
-    fs::create_directories(world);
-    for (const char* source : {"en.bin", "en.idx", "fr.bin", "fr.idx"})
-      fs::create_symlink(directory_ + "/" + source, world + "/" + source);
-    return world;
-  }
+  std::string World(const std::string& name) const { return folder_.World(name); }
   void ExpectCaught(
       const std::string& dtype, const LayoutConfig& layout, const PlantedFlip& planted,
       const OpsFactory& make_ops = [] { return NewCpuOps(1); });
   void ExpectTheSameAfter(RecoveryWorld& world, const TrainingJob& first, int64_t step,
                           const std::string& dtype);
 
-  const std::string directory_;
+  const TinyFolder folder_{"integrity_test"};
+  const std::string directory_ = folder_.path();
   std::map<std::string, TrainingResult> references_;
   int worlds_ = 0;
 };

@@ -47,12 +47,6 @@ std::function<Command(int64_t)> LeaveAfter(int64_t step) {
 
 class RecoveryTest : public testing::Test {
  protected:
-  RecoveryTest() : directory_(SharedMemory(fmt::format("recovery_test.{}", ::getpid()))) {
-    fs::create_directories(directory_);
-    WriteTinyData(directory_);
-  }
-  ~RecoveryTest() override { fs::remove_all(directory_); }
-
   // Alone, with a checkpoint after every step.
   TrainingResult Reference(RunConfig config) {
     config.checkpoint.every_steps = 1;
@@ -61,19 +55,14 @@ class RecoveryTest : public testing::Test {
     EXPECT_TRUE(result.status.ok()) << result.status;
     return result;
   }
-  std::string World(const std::string& name) {
-    const std::string world = directory_ + "/" + name;
-    fs::create_directories(world);
-    for (const char* source : {"en.bin", "en.idx", "fr.bin", "fr.idx"})
-      fs::create_symlink(directory_ + "/" + source, world + "/" + source);
-    return world;
-  }
+  std::string World(const std::string& name) const { return folder_.World(name); }
 
   void LeaveAgainAndAgain(const std::string& name, const RunConfig& config,
                           const TrainingResult& reference, const std::vector<Layout>& layouts,
                           const OpsFactory& make_ops);
 
-  const std::string directory_;
+  const TinyFolder folder_{"recovery_test"};
+  const std::string directory_ = folder_.path();
 };
 
 // One generation per layout, each two steps long but for the last, and each begins with what the

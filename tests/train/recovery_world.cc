@@ -1,5 +1,7 @@
 #include "tests/train/recovery_world.h"
 
+#include <unistd.h>
+
 #include <filesystem>
 #include <fstream>
 
@@ -62,6 +64,25 @@ class FindingHost final : public ForwardingHost {
 }  // namespace
 
 std::string SharedMemory(const std::string& name) { return "/dev/shm/perdure." + name; }
+
+TinyFolder::TinyFolder(const std::string& name)
+    : path_(SharedMemory(fmt::format("{}.{}", name, ::getpid()))) {
+  fs::create_directories(path_);
+  WriteTinyData(path_);
+}
+
+TinyFolder::~TinyFolder() {
+  std::error_code ignored;
+  fs::remove_all(path_, ignored);
+}
+
+std::string TinyFolder::World(const std::string& name) const {
+  const std::string world = path_ + "/" + name;
+  fs::create_directories(world);
+  for (const char* source : {"en.bin", "en.idx", "fr.bin", "fr.idx"})
+    fs::create_symlink(path_ + "/" + source, world + "/" + source);
+  return world;
+}
 
 RecoveryWorld::RecoveryWorld(std::string directory, const RunConfig& config)
     : directory_(std::move(directory)),

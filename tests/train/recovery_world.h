@@ -18,6 +18,22 @@ namespace perdure {
 // and the file at different times.
 std::string SharedMemory(const std::string& name);
 
+// A folder there with the data of WriteTinyData, which goes when this does.
+class TinyFolder {
+ public:
+  explicit TinyFolder(const std::string& name);
+  ~TinyFolder();
+  TinyFolder(const TinyFolder&) = delete;
+  TinyFolder& operator=(const TinyFolder&) = delete;
+
+  const std::string& path() const { return path_; }
+  // A folder inside it with the same data, for a RecoveryWorld.
+  std::string World(const std::string& name) const;
+
+ private:
+  const std::string path_;
+};
+
 class RecoveryWorld {
  public:
   // `directory` is there, has the data of WriteTinyData, and keeps the nodes' folders.

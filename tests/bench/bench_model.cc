@@ -1,0 +1,40 @@
+#include "tests/bench/bench_model.h"
+
+#include <vector>
+
+#include "runtime/base/check.h"
+#include "runtime/data/indexed_dataset.h"
+#include "tests/train/trainer_harness.h"
+
+namespace perdure {
+
+RunConfig BenchConfig(const char* dtype) {
+  RunConfig config = TinyConfig(dtype);
+  config.model = {.layers = 8,
+                  .hidden = 512,
+                  .heads = 8,
+                  .kv_heads = 4,
+                  .head_dim = 64,
+                  .ffn = 1536,
+                  .vocab = 1024};
+  config.phases.resize(1);
+  config.phases[0].samples = 100000;
+  config.phases[0].context = 512;
+  config.phases[0].batch = {.initial = 8, .increment = 0, .ramp_samples = 0, .final = 8};
+  config.phases[0].mixture = {{"bench", 1.0}};
+  config.numerics = {.dtype = dtype, .tensor_shards = 4, .micro_batch = 2, .leaf = 1};
+  config.numerics.backend = "cpu";
+  return config;
+}
+
+void WriteBenchData(const std::string& directory) {
+  auto writer = IndexedDatasetWriter::Create(directory + "/bench", 1024);
+  PERDURE_CHECK(writer.ok());
+  std::vector<int32_t> tokens(100000);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * i % 1021);
+  for (int document = 0; document < 20; ++document)
+    PERDURE_CHECK((*writer)->AddDocument(tokens).ok());
+  PERDURE_CHECK((*writer)->Finish().ok());
+}
+
+}  // namespace perdure
