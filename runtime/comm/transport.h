@@ -10,7 +10,9 @@
 //
 // Failure: a peer that dies, resets or cannot be reached makes every request that needs it finish
 // with Unavailable, naming the rank; requests with other peers go on. Nothing aborts and nothing
-// waits for ever on a dead peer.
+// waits for ever on a dead peer. One exception: a rank killed while it writes into shared memory
+// (UCX's queues between ranks of one node) can leave the queue of the one it wrote to blocked for
+// all. That the writer is gone is noticed there, too; what else it waits for ends with Cancel().
 //
 // Stopping: Cancel(), from any thread, makes everything finish with Cancelled. The transport's own
 // thread does the work, at its next call or where it sleeps: what connects this rank to others is

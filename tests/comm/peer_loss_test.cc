@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "runtime/base/status.h"
 #include "runtime/comm/transport.h"
@@ -105,10 +106,11 @@ TEST_P(ProcessLossTest, KilledInTheMiddleOfATransfer) {
 }
 
 // Long and short messages both ways, several under way, when one of three dies. The other two go on
-// until both have noticed.
+// until both have noticed; or one is cancelled, where the dead one may have blocked its queue.
 TEST_P(ProcessLossTest, KilledInTheMiddleOfAnExchange) {
   if (wiring().network == "shm") GTEST_SKIP() << "libfabric's shm shares locks with the dead";
-  RunRanks(wiring(), {.size = 3, .killed = {1}}, [](std::unique_ptr<Transport>& transport) {
+  const bool may_block = wiring().kind == "ucx" && wiring().network != "tcp";
+  RunRanks(wiring(), {.size = 3, .killed = {1}}, [=](std::unique_ptr<Transport>& transport) {
     constexpr std::array<size_t, 6> kSizes = {8, 3000, 2 * kMiB, 16, 40000, 100};
     constexpr size_t kSpace = kSizes.size() * 2 * kMiB;
     const int rank = transport->rank(), other = rank == 1 ? 0 : 2 - rank;
@@ -131,26 +133,39 @@ TEST_P(ProcessLossTest, KilledInTheMiddleOfAnExchange) {
         (void)transport->WaitAll(first), (void)transport->WaitAll(second);
       }
     }
+    absl::Notification through;
+    std::thread canceller([&] {
+      if (!through.WaitForNotificationWithTimeout(kNoticed) && may_block)
+        transport->Cancel("blocked");
+    });
     const absl::Time begin = absl::Now();
     absl::Status status;
-    for (bool noticed = false, other_noticed = false; !noticed || !other_noticed;) {
-      ASSERT_LT(absl::Now() - begin, kNoticed);
+    for (bool noticed = false, other_noticed = false;
+         (!noticed || !other_noticed) && !testing::Test::HasFailure();) {
+      EXPECT_LT(absl::Now() - begin, kNoticed);
       noticed = !status.ok();
       auto with_other = exchange(other, in.data() + kSpace);
       with_other.push_back(transport->Recv(other, 10, &other_noticed, sizeof other_noticed));
       with_other.push_back(transport->Send(other, 10, &noticed, sizeof noticed));
       if (!noticed) status = transport->WaitAll(exchange(1, in.data()));
       const absl::Status survives = transport->WaitAll(with_other);
-      ASSERT_TRUE(survives.ok()) << survives;
+      const bool was_blocked = absl::Now() - begin > kNoticed - absl::Seconds(1);
+      if (may_block && was_blocked && !survives.ok()) break;  // By this Cancel() or the other's.
+      EXPECT_TRUE(survives.ok()) << survives;
     }
+    through.Notify();
+    canceller.join();
     ExpectGone(status, 1);
   });
 }
 
+// UCX 1.13 rarely ends a process whose peer dies while they connect (wireup_ep.c:241, "Assertion
+// `wireup_ep->pending_count == 0' failed"); to its agent that is one more rank to start again.
 TEST_P(ProcessLossTest, KilledWhileConnecting) {
+  const bool may_assert = wiring().kind == "ucx";
   for (const int microseconds : {0, 1000, 3000, 10000}) {
     RunUnconnected(
-        wiring(), {.size = 3, .killed = {1}},
+        wiring(), {.size = 3, .killed = {1}, .may_assert = may_assert},
         [&](std::unique_ptr<Transport>& transport, const std::vector<std::string>& table) {
           if (transport->rank() == 1)
             std::thread([=] {

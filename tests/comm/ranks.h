@@ -39,7 +39,8 @@ inline constexpr absl::Duration kConnectTimeout = absl::Seconds(30);
 
 struct RunOptions {
   int size = 2;
-  std::set<int> killed;  // Ranks that are to end by SIGKILL; processes only.
+  std::set<int> killed;     // Ranks that are to end by SIGKILL; processes only.
+  bool may_assert = false;  // A rank may be ended by an assertion of UCX.
   absl::Duration limit = absl::Seconds(60);
 };
 // As Body, but Connect with the table of all addresses is the body's.
