@@ -23,6 +23,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+// Steps between two injuries: a job that is hurt again and again without getting on ends itself.
+constexpr int64_t kSettle = 3;
 constexpr absl::Duration kLook = absl::Milliseconds(20);
 // Of a slow rank: so long it stands, so long it runs; a third of its pace.
 constexpr absl::Duration kStands = absl::Milliseconds(100), kRunsOn = absl::Milliseconds(50);
@@ -123,7 +125,7 @@ absl::StatusOr<std::unique_ptr<Drill>> Drill::Open(const DrillOptions& options) 
   return drill;
 }
 
-// Steps are being made by a generation that has made one.
+// Steps are being made by a generation that has made one, and enough since the last injury.
 absl::StatusOr<Json> Drill::AwaitWhole(const DrillKind& kind) {
   const absl::Time deadline = MonotonicNow() + options_.wait;
   for (;;) {
@@ -133,7 +135,8 @@ absl::StatusOr<Json> Drill::AwaitWhole(const DrillKind& kind) {
     const std::string state = StateOf(status);
     if (!Live(state) || state == "stopping")
       return FailedPrecondition("the job is {}: there is nothing left to drill", state);
-    const bool stepped = story_.generation() == 0 || story_.stepped();
+    const bool stepped =
+        (story_.generation() == 0 || story_.stepped()) && story_.step() >= settled_;
     const auto nodes = status.value("nodes", int64_t{0});
     nodes_most_ = std::max(nodes_most_, nodes);
     const bool late = MonotonicNow() >= deadline;
@@ -205,6 +208,7 @@ absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
   RETURN_IF_ERROR(journal_->Append("drill", told_before));
   RETURN_IF_ERROR(Strike(target, injury));
   Follow(target, injury);
+  settled_ = story_.step() + kSettle;
   if (slow) {
     injury.pace->before = pace;
     injury.pace->after = Watch(pace_time, nullptr, {});

@@ -40,13 +40,13 @@ struct Injury {
   int64_t node = -1, rank = -1;
   pid_t process = 0;
   std::optional<Flip> flip;  // Of kCorruptRank.
-  uint64_t generation = 0;  // That ran then; 0: not known.
-  double clock = 0;         // When, in seconds of this machine's monotonic clock.
+  uint64_t generation = 0;   // That ran then; 0: not known.
+  double clock = 0;          // When, in seconds of this machine's monotonic clock.
   std::optional<Recovery> recovery;
-  bool tolerated = false;  // It went on without one.
+  bool tolerated = false;         // It went on without one.
   std::optional<SlowRank> named;  // A slow rank was, by the job.
   std::optional<Pace> pace;       // Of a slow rank's job.
-  int64_t told_twice = 0;  // Steps,
+  int64_t told_twice = 0;         // Steps,
   std::vector<LossDisagreement> disagreements;
   bool recovered = false;  // In time, and no step gave another loss.
   std::string words;       // How, or why not.
@@ -107,7 +107,8 @@ class Drill {
   JournalStory story_;
   std::unique_ptr<Journal> journal_;
   uint64_t injuries_ = 0;
-  uint64_t runs_ = 0;  // The generation that does.
+  uint64_t runs_ = 0;    // The generation that does.
+  int64_t settled_ = 0;  // The step from which on the next injury may come.
   absl::Time grows_until_ = absl::InfiniteFuture();
   int64_t nodes_most_ = 0;  // That the job was seen to run on.
 };

@@ -1,7 +1,10 @@
 #include "tests/bench/bench_model.h"
 
+#include <cstdio>
+#include <cstdlib>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "runtime/base/check.h"
 #include "runtime/data/indexed_dataset.h"
 #include "tests/train/trainer_harness.h"
@@ -35,6 +38,17 @@ void WriteBenchData(const std::string& directory) {
   for (int document = 0; document < 20; ++document)
     PERDURE_CHECK((*writer)->AddDocument(tokens).ok());
   PERDURE_CHECK((*writer)->Finish().ok());
+}
+
+int64_t NumberArgument(int argc, char** argv, int i, int64_t otherwise, int64_t least) {
+  if (i >= argc) return otherwise;
+  int64_t number = 0;
+  if (!absl::SimpleAtoi(argv[i], &number) || number < least) {
+    std::fprintf(stderr, "%s: argument %d must be a number of at least %d, not \"%s\"\n", argv[0],
+                 i, static_cast<int>(least), argv[i]);
+    std::exit(2);
+  }
+  return number;
 }
 
 }  // namespace perdure

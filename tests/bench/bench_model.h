@@ -1,6 +1,7 @@
 // The model of train_bench.py and data for it, for benchmarks that train by rank threads.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "runtime/train/run_config.h"
@@ -11,5 +12,9 @@ namespace perdure {
 RunConfig BenchConfig(const char* dtype);
 // What its mixture names, into `directory`.
 void WriteBenchData(const std::string& directory);
+
+// Argument `i` of a bench as a number of at least `least`, `otherwise` where there are fewer; ends
+// the program with exit code 2, naming it, if it is none.
+int64_t NumberArgument(int argc, char** argv, int i, int64_t otherwise, int64_t least);
 
 }  // namespace perdure

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
-#include <cstdlib>
 #include <ctime>
 #include <filesystem>
 #include <tuple>
@@ -111,8 +110,8 @@ void Compare(const char* dtype, const LayoutConfig& layout, int64_t micro_batche
 }  // namespace perdure
 
 int main(int argc, char** argv) {
-  const int64_t steps = argc > 1 ? std::atoll(argv[1]) : 3;
-  const int turns = argc > 2 ? std::atoi(argv[2]) : 2;
+  const int64_t steps = perdure::NumberArgument(argc, argv, 1, 3, 1);
+  const auto turns = static_cast<int>(perdure::NumberArgument(argc, argv, 2, 2, 1));
   perdure::LayoutConfig layout{.transport = "local"};
   for (const auto& [dtype, data, zero, micro_batches] : {std::tuple{"fp32", 1, 1, 1},
                                                          {"fp32", 1, 1, 4},

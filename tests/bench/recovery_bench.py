@@ -87,13 +87,14 @@ class Perdure:
         return [float(line.split(",")[column]) for line in lines[1:]]
 
     def stood(self, directory):
-        """Seconds between the steps before and after each injury, of those that finished within 5 s."""
+        """The longest time without a step from a second before each injury until half a minute behind it or the next one."""
         clock = lambda event: datetime.datetime.fromisoformat(event["time"].replace("Z", "+00:00")).timestamp()
         steps = [clock(event) for event in events(directory, "step")]
         result = []
-        for hurt in map(clock, events(directory, "drill")):
-            near = [at for at in steps if hurt - 1 < at < hurt + 5]
-            result.append(max(b - a for a, b in zip(near, near[1:])))
+        hurts = [clock(event) for event in events(directory, "drill")]
+        for hurt, following in zip(hurts, [*hurts[1:], float("inf")]):
+            near = [at for at in steps if hurt - 1 < at < min(hurt + 30, following)]
+            result.append(max((b - a for a, b in zip(near, near[1:])), default=float("inf")))
         return result
 
     def measure(self, kind, count):
@@ -202,13 +203,13 @@ def main():
             perdure = Perdure(arguments.build, folder)
             for kind in arguments.kinds.split(","):
                 results[kind] = perdure.measure(kind, arguments.count)
-        print(json.dumps(results, indent=2), flush=True)
+                print(json.dumps({kind: results[kind]}, indent=2), flush=True)
     if arguments.torch_python:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
             results["torchrun"] = Torchrun(arguments.torch_python, folder).measure(arguments.torch_count)
         if "rank" in results:
             results["torchrun"]["ratio"] = results["torchrun"]["beyond_a_step"] / results["rank"]["beyond_a_step"]
-        print(json.dumps(results["torchrun"], indent=2))
+        print(json.dumps({"torchrun": results["torchrun"]}, indent=2))
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(results, indent=2) + "\n")
 

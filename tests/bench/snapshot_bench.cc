@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <filesystem>
 #include <tuple>
 #include <vector>
@@ -160,8 +159,8 @@ void Compare(const char* dtype, const LayoutConfig& layout, int64_t steps, int t
 }  // namespace perdure
 
 int main(int argc, char** argv) {
-  const int64_t steps = argc > 1 ? std::atoll(argv[1]) : 4;
-  const int turns = argc > 2 ? std::atoi(argv[2]) : 3;
+  const int64_t steps = perdure::NumberArgument(argc, argv, 1, 4, 1);
+  const auto turns = static_cast<int>(perdure::NumberArgument(argc, argv, 2, 3, 0));
   perdure::LayoutConfig layout{.transport = "local"};
   for (const int data : {1, 2, 4}) {
     layout.data = data;

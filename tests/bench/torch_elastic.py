@@ -32,7 +32,10 @@ class Loss(torch.nn.Module):
 def main():
     folder = pathlib.Path(sys.argv[1])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    # A file for each attempt: with the launcher's own store a second attempt finds the addresses of dead ranks (torch 2.15).
+    place = (folder / f"meet.{os.environ['TORCHELASTIC_RESTART_COUNT']}").absolute()
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=int(os.environ["RANK"]),
+                            world_size=int(os.environ["WORLD_SIZE"]))
     rank, size = dist.get_rank(), dist.get_world_size()
     (folder / f"pid.{rank}").write_text(str(os.getpid()))
     net = Llama(weights(MODEL), MODEL["heads"], MODEL["kv_heads"])
