@@ -75,6 +75,7 @@ absl::Status Agent::Begin() {
                },
            .on_snapshot = [this](NodeId from,
                                  SnapshotFrame frame) { ranks_->Take(from, std::move(frame)); },
+           .on_lost = [this](NodeId node) { ranks_->Lost(node); },
            .key_of_job =
                [this](uint64_t job) { return OpenJobKey(options_.run_directory, job); }}));
   member_.emplace(options_.control,

@@ -33,6 +33,8 @@ class NodeRanks {
   virtual void Do(const Member::SettleState& order) = 0;
   // A question of another node of the job after a snapshot of this one, or an answer to one.
   virtual void Take(NodeId /*from*/, SnapshotFrame /*frame*/) {}
+  // Such questions and answers that were under way to or from that node may not arrive.
+  virtual void Lost(NodeId /*node*/) {}
 };
 
 class CheckpointStore {

@@ -75,12 +75,13 @@ void Peers::SendDirectory(NodeId to, const std::vector<NodeId>& nodes) {
 
 absl::Status Peers::SendSnapshot(NodeId to, const SnapshotFrame& frame) {
   PERDURE_CHECK(to != options_.wire.self.node);
-  const auto known = peers_.find(to);
-  if (known == peers_.end() || (known->second.open.empty() && !known->second.address.has_value())) {
-    if (leader_.has_value() && *leader_ != options_.wire.self.node && *leader_ != to)
-      (void)SendFrame(*leader_, EncodePeerFrame(Where{{to}}));
+  const Peer& peer = peers_[to];
+  // What is known may be of an earlier life.
+  const bool begins = peer.open.empty() && peer.connecting == 0;
+  if (begins && leader_.has_value() && *leader_ != options_.wire.self.node && *leader_ != to)
+    (void)SendFrame(*leader_, EncodePeerFrame(Where{{to}}));
+  if (peer.open.empty() && !peer.address.has_value())
     return Unavailable("it is not known where node {} listens", to);
-  }
   return SendFrame(to, std::visit([](const auto& f) { return EncodePeerFrame(f); }, frame));
 }
 
@@ -127,6 +128,7 @@ void Peers::OnOpen(ConnectionId connection, const WirePeer& who, bool incoming) 
     const bool had = !peer.open.empty();
     peer.open.clear();
     peer.incarnation = who.incarnation;
+    if (had && callbacks_.on_lost) callbacks_.on_lost(who.node);
     if (had) callbacks_.on_closed(who.node);
   }
   peer.open.push_back(connection);
@@ -161,7 +163,7 @@ void Peers::Handle(NodeId node, PeerFrame frame) {
   } else if (const auto* directory = std::get_if<Directory>(&frame)) {
     for (const Directory::Entry& entry : directory->entries)
       if (entry.node < options_.wire.nodes && entry.node != options_.wire.self.node)
-        peers_[entry.node].address = entry.address;
+        LearnAddress(peers_[entry.node], entry.node, entry.address);
   } else if (const auto* where = std::get_if<Where>(&frame)) {
     SendDirectory(node, where->nodes);
   } else if (callbacks_.on_snapshot) {
@@ -182,19 +184,33 @@ void Peers::OnClose(ConnectionId connection) {
     return;
   }
   // One that never opened.
-  for (auto& [_, peer] : peers_) {
-    if (peer.connecting != connection) continue;
-    peer.connecting = 0;
-    counters_.dropped += peer.waiting.size();
-    peer.waiting.clear();
-    peer.waiting_bytes = 0;
-    return;
-  }
+  for (auto& [peer_node, peer] : peers_)
+    if (peer.connecting == connection) return Unreached(peer_node, peer);
+}
+
+void Peers::LearnAddress(Peer& peer, NodeId node, const WireAddress& address) {
+  const bool other = peer.address != address;
+  peer.address = address;
+  if (!other || peer.connecting == 0) return;
+  wire_->Close(peer.connecting);
+  peer.connecting = wire_->Connect(address, node, 0, MonotonicNow() + options_.connect_time);
+}
+
+// A node's next life listens elsewhere; where, whoever leads knows. Where that one listens is in
+// the log.
+void Peers::Unreached(NodeId node, Peer& peer) {
+  peer.connecting = 0;
+  counters_.dropped += peer.waiting.size();
+  peer.waiting.clear();
+  peer.waiting_bytes = 0;
+  if (node != leader_) peer.address.reset();
+  if (callbacks_.on_lost) callbacks_.on_lost(node);
 }
 
 void Peers::Lost(ConnectionId connection, NodeId node) {
   Peer& peer = peers_[node];
   std::erase(peer.open, connection);
+  if (callbacks_.on_lost) callbacks_.on_lost(node);
   if (peer.open.empty()) callbacks_.on_closed(node);
 }
 

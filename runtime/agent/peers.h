@@ -36,6 +36,9 @@ struct PeersCallbacks {
   std::function<void(NodeId node)> on_closed;
   // A question after a snapshot, or an answer to one, of a node of the own job. May be empty.
   std::function<void(NodeId from, SnapshotFrame frame)> on_snapshot = {};
+  // A connection to that node was closed, or did not come about: what was under way over it may be
+  // lost. May be empty.
+  std::function<void(NodeId node)> on_lost = {};
   // The key of another job of this run, to ask its coordinator whether it lives.
   std::function<absl::StatusOr<JobKey>(uint64_t job)> key_of_job;
 };
@@ -101,6 +104,8 @@ class Peers {
   absl::Status SendFrame(NodeId to, std::string frame);
   void SendGuest(NodeId guest, const std::string& frame);
   void Lost(ConnectionId connection, NodeId node);
+  void Unreached(NodeId node, Peer& peer);
+  void LearnAddress(Peer& peer, NodeId node, const WireAddress& address);
   void VisitOther(const Endpoint& to, std::string frame);
   absl::Status BeginVisit(const Endpoint& to);
   void OnVisitFrame(std::string_view bytes);

@@ -108,6 +108,7 @@ class ProcessRanks final : public NodeRanks {
   void Do(const Member::VerifyFile& order) override;
   void Do(const Member::SettleState& order) override;
   void Take(NodeId from, SnapshotFrame frame) override;
+  void Lost(NodeId node) override;
 
   // Flips a bit of a rank's memory in the first step from `step` on that it begins: a drill, or a
   // test. NotFound: no rank sits there.

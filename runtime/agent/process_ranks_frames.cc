@@ -271,6 +271,10 @@ void ProcessRanks::Take(NodeId from, SnapshotFrame frame) {
     fetch_->Take(from, std::get<Refused>(frame));
 }
 
+void ProcessRanks::Lost(NodeId node) {
+  if (fetch_ != nullptr) fetch_->Lost(node);
+}
+
 // The node that the coordinator found it on; where the rank sat; where its peer did.
 std::vector<NodeId> ProcessRanks::HoldersOf(int32_t rank) const {
   std::vector<NodeId> holders;

@@ -168,7 +168,6 @@ bool SnapshotFetch::Ask(uint64_t id, Job& job) {
                                                 .offset = part.offset,
                                                 .bytes = part.bytes});
   if (!sent.ok()) return false;  // The timer tries again, and gives the holder up in time.
-  if (job.open == 0) job.heard = MonotonicNow();
   job.parts.pop_front();
   ++job.open;
   ++open;
@@ -206,24 +205,31 @@ void SnapshotFetch::Arm() {
   });
 }
 
-// Forgets the job's questions; what they asked for is to be asked again.
-void SnapshotFetch::Drop(uint64_t id, Job& job) {
+// Forgets questions; what they asked for is to be asked again.
+void SnapshotFetch::Withdraw(const std::function<bool(const Question&)>& which) {
   for (auto at = questions_.begin(); at != questions_.end();) {
-    if (at->second.job != id) {
+    const Question& question = at->second;
+    if (!which(question)) {
       ++at;
       continue;
     }
-    --open_[at->second.holder];
-    job.parts.push_back(at->second.part);
+    Job& job = jobs_.at(question.job);
+    --job.open;
+    --open_[question.holder];
+    job.parts.push_back(question.part);
     at = questions_.erase(at);
   }
-  job.open = 0;
+}
+
+void SnapshotFetch::Lost(NodeId holder) {
+  Withdraw([=](const Question& question) { return question.holder == holder; });
+  Arm();
 }
 
 void SnapshotFetch::NextHolder(uint64_t id, Job& job, const std::string& why) {
   job.trouble += fmt::format("{}node {} {}", job.trouble.empty() ? "" : "; ",
                              job.order.holders[job.holder], why);
-  Drop(id, job);
+  Withdraw([=](const Question& question) { return question.job == id; });
   job.heard = MonotonicNow();
   if (++job.holder < job.order.holders.size()) return;
   Finish(id, Unavailable("the snapshot of rank {} at step {} of generation {}: {}", job.order.rank,
@@ -232,7 +238,7 @@ void SnapshotFetch::NextHolder(uint64_t id, Job& job, const std::string& why) {
 
 void SnapshotFetch::Finish(uint64_t id, absl::Status status) {
   Job& job = jobs_.at(id);
-  Drop(id, job);
+  Withdraw([=](const Question& question) { return question.job == id; });
   const Then then = std::move(job.then);
   jobs_.erase(id);
   // Never from inside a call of somebody else.

@@ -91,6 +91,9 @@ class SnapshotFetch {
 
   void Take(NodeId from, const SnapshotPiece& piece);
   void Take(NodeId from, const Refused& refused);
+  // Questions to that holder may not have arrived, or their answers not here: asked again, within
+  // the time that it has.
+  void Lost(NodeId holder);
   const Counters& counters() const { return counters_; }
 
  private:
@@ -106,7 +109,7 @@ class SnapshotFetch {
     std::deque<Part> parts;  // That nobody was asked for yet.
     size_t open = 0;         // Questions.
     size_t holder = 0;
-    absl::Time heard;     // When something last came, or since when it was to come.
+    absl::Time heard;     // When a piece last came, or since when one was to come.
     std::string trouble;  // What the holders before did.
   };
   struct Question {
@@ -120,7 +123,7 @@ class SnapshotFetch {
   void Pump();
   bool Ask(uint64_t id, Job& job);
   void NextHolder(uint64_t id, Job& job, const std::string& why);
-  void Drop(uint64_t id, Job& job);
+  void Withdraw(const std::function<bool(const Question&)>& which);
   void Finish(uint64_t id, absl::Status status);
   void Arm();
 

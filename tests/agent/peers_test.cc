@@ -98,6 +98,7 @@ struct Side {
                              [this](NodeId from, SnapshotFrame frame) {
                                snapshots.emplace_back(from, std::move(frame));
                              },
+                         .on_lost = [this](NodeId of) { lost.push_back(of); },
                          .key_of_job = [](uint64_t other) { return Key(other); }});
   }
   static JobKey Key(uint64_t job) {
@@ -108,6 +109,7 @@ struct Side {
   std::vector<std::pair<Endpoint, ControlMessage>> got;
   std::vector<NodeId> closed;
   std::vector<std::pair<NodeId, SnapshotFrame>> snapshots;
+  std::vector<NodeId> lost;
 };
 
 class PeersTest : public testing::Test {
@@ -143,6 +145,7 @@ TEST_F(PeersTest, OneConnectionServesBothWays) {
   b.peers.reset();
   ASSERT_TRUE(Until([&] { return !a.closed.empty(); }));
   EXPECT_THAT(a.closed, ElementsAre(1u));
+  EXPECT_THAT(a.lost, ElementsAre(1u));
 }
 
 // The coordinator tells a node where its children in the table's tree listen.
@@ -194,9 +197,63 @@ TEST_F(PeersTest, ANewLifeReplacesTheOldOne) {
   young.peers->Send({1, 0}, msg::Go{.term = 2});
   ASSERT_TRUE(Until([&] { return a.got.size() == 2; }));
   EXPECT_THAT(a.closed, ElementsAre(1u));
+  EXPECT_THAT(a.lost, ElementsAre(1u));
   a.peers->Send({1, 1}, msg::Announce{.term = 3});
   ASSERT_TRUE(Until([&] { return young.got.size() == 1; }));
   EXPECT_THAT(old.got, IsEmpty());
+}
+
+// So whoever leads is asked again, who may know by then that it came back, and where.
+TEST_F(PeersTest, AnAddressThatNobodyAnswersAtIsForgotten) {
+  Side lead(loop_.get(), 0), a(loop_.get(), 1, 1, 0, [](PeersOptions*options) {
+    options->connect_time = absl::Milliseconds(50);
+  });
+  auto old = std::make_unique<Side>(loop_.get(), 2, 1, 77);
+  for (Side* side : {&a, old.get()}) {
+    Knows(*side, 0, lead);
+    side->peers->Send({1, 0}, msg::Go{});
+  }
+  ASSERT_TRUE(Until([&] { return lead.got.size() == 2; }));
+  lead.peers->SendDirectory(1, {2});
+  lead.peers->Send({1, 1}, msg::Go{});
+  ASSERT_TRUE(Until([&] { return a.got.size() == 1; }));
+  old.reset();
+  const Fetch fetch{.number = 5, .bytes = 1};
+  ASSERT_OK(a.peers->SendSnapshot(2, fetch));
+  ASSERT_TRUE(Until([&] { return !a.lost.empty(); }));
+  EXPECT_THAT(a.lost, ElementsAre(2u));
+  EXPECT_THAT(a.closed, IsEmpty());
+  EXPECT_TRUE(absl::IsUnavailable(a.peers->SendSnapshot(2, fetch)));
+  Side young(loop_.get(), 2, 1, 78);
+  Knows(young, 0, lead);
+  young.peers->Send({1, 0}, msg::Go{});
+  ASSERT_TRUE(Until([&] {
+    (void)a.peers->SendSnapshot(2, fetch);
+    return !young.snapshots.empty();
+  }));
+}
+
+// Whoever leads is asked in any case, so it need not be found out first that nobody answers.
+TEST_F(PeersTest, ANewAddressServesWhatWaitsForTheOldOne) {
+  const auto patient = [](PeersOptions* options) { options->connect_time = absl::Hours(1); };
+  Side lead(loop_.get(), 0), a(loop_.get(), 1, 1, 0, patient);
+  auto old = std::make_unique<Side>(loop_.get(), 2, 1, 77);
+  for (Side* side : {&a, old.get()}) {
+    Knows(*side, 0, lead);
+    side->peers->Send({1, 0}, msg::Go{});
+  }
+  ASSERT_TRUE(Until([&] { return lead.got.size() == 2; }));
+  lead.peers->SendDirectory(1, {2});
+  lead.peers->Send({1, 1}, msg::Go{});
+  ASSERT_TRUE(Until([&] { return a.got.size() == 1; }));
+  old.reset();
+  Side young(loop_.get(), 2, 1, 78);
+  Knows(young, 0, lead);
+  young.peers->Send({1, 0}, msg::Go{});
+  ASSERT_TRUE(Until([&] { return lead.got.size() == 3; }));
+  ASSERT_OK(a.peers->SendSnapshot(2, Fetch{.number = 5, .bytes = 1}));
+  ASSERT_TRUE(Until([&] { return !young.snapshots.empty(); }));
+  EXPECT_THAT(a.lost, IsEmpty());
 }
 
 TEST_F(PeersTest, WhatWaitsIsBounded) {

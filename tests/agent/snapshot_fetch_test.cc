@@ -172,6 +172,42 @@ TEST_F(SnapshotFetchTest, StrangeAnswersAreNone) {
   EXPECT_EQ(Result(), "0123456789");
 }
 
+// A connection went down with what was on its way.
+TEST_F(SnapshotFetchTest, WhatIsLostIsAskedAgain) {
+  silent_ = 1;
+  std::optional<absl::Status> status;
+  fetch_->Begin(Order({1}), [&](const absl::Status& s) { status = s; });
+  EXPECT_EQ(open_[1], 4u);
+  silent_ = 99;
+  fetch_->Lost(2);
+  open_[1] = 0;
+  fetch_->Lost(1);
+  ASSERT_TRUE(Until([&] { return status.has_value(); }));
+  EXPECT_OK(*status);
+  EXPECT_EQ(Result(), content_);
+  EXPECT_EQ(fetch_->counters().timeouts, 0u);
+}
+
+// Not for ever: neither where all is lost nor where nobody has time.
+TEST_F(SnapshotFetchTest, AHolderThatGivesNothingIsGivenUp) {
+  for (const bool busy : {false, true}) {
+    silent_ = 1;
+    std::optional<absl::Status> status;
+    fetch_->Begin(Order({1, 2}, {{0, 10}}), [&](const absl::Status& s) { status = s; });
+    ASSERT_TRUE(Until([&] {
+      if (busy)
+        for (uint64_t number = 0; number < 1000; ++number)
+          fetch_->Take(1, Refused{.number = number, .why = Refused::Why::kBusy});
+      else
+        fetch_->Lost(1);
+      return status.has_value();
+    }));
+    EXPECT_OK(*status);
+    EXPECT_EQ(fetch_->counters().timeouts, busy ? 2u : 1u);
+    EXPECT_GT(open_[1], 2u);  // Again and again.
+  }
+}
+
 TEST_F(SnapshotFetchTest, WhatIsCancelledIsNotTold) {
   for (int i = 0; i < 2; ++i) {
     bool told = false;
