@@ -299,6 +299,7 @@ class Coordinator {
   void OnMemberReport(NodeId node, const msg::Report& before, Effects& effects);
   void BeginStop(bool at_boundary, std::string why, Effects& effects);
   bool StoppedFor(const Peer& peer) const;
+  bool Stalls() const;
   void CountStopped(NodeId node);
   void TryStopped(Effects& effects);
   void Form(Effects& effects);

@@ -84,6 +84,11 @@ bool Coordinator::StoppedFor(const Peer& peer) const {
   return Idle(r.stage) && peer.stopped == r.generation;
 }
 
+// Whether the generation ends because a step of it did.
+bool Coordinator::Stalls() const {
+  return cause_.has_value() && cause_->kind == EvidenceKind::kHung;
+}
+
 void Coordinator::CountStopped(NodeId node) {
   Peer& peer = peers_[node];
   if (peer.stop_counted || !StoppedFor(peer)) return;
@@ -113,7 +118,11 @@ void Coordinator::BeginStop(bool at_boundary, std::string why, Effects& effects)
     peer.stop_counted = !peer.present || peer.stuck || StoppedFor(peer);
     if (peer.stop_counted) continue;
     ++stop_missing_;
-    Tell(node, msg::Stop{.term = term_, .generation = stopping_, .at_boundary = at_boundary},
+    Tell(node,
+         msg::Stop{.term = term_,
+                   .generation = stopping_,
+                   .at_boundary = at_boundary,
+                   .stalled = Stalls()},
          effects);
   }
   TryStopped(effects);

@@ -265,11 +265,11 @@ void Member::OnMessage(const msg::Answer& m, Effects& effects) {
 
 // ---- generations
 
-void Member::BeginStop(bool at_boundary, Effects& effects) {
+void Member::BeginStop(bool at_boundary, bool stalled, Effects& effects) {
   Enter(NodeStage::kStopping);
   table_due_ = absl::InfiniteFuture();
   kill_due_ = now_ + options_.stop_max / 2;
-  effects.emplace_back(StopRanks{generation_, at_boundary});
+  effects.emplace_back(StopRanks{generation_, at_boundary, stalled});
 }
 
 void Member::OnMessage(const msg::Stop& m, Effects& effects) {
@@ -282,10 +282,10 @@ void Member::OnMessage(const msg::Stop& m, Effects& effects) {
       return;
     case NodeStage::kStopping:
       // What was to end at a boundary that will not come is to end now.
-      if (!m.at_boundary) effects.emplace_back(StopRanks{generation_, false});
+      if (!m.at_boundary) effects.emplace_back(StopRanks{generation_, false, m.stalled});
       return;
     default:
-      BeginStop(m.at_boundary && stage_ == NodeStage::kRunning, effects);
+      BeginStop(m.at_boundary && stage_ == NodeStage::kRunning, m.stalled, effects);
   }
 }
 
@@ -313,7 +313,7 @@ void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
   if (m.generation == generation_ && stage_ == NodeStage::kPresent) SendPresent(effects);
   if (m.generation <= generation_) return;
   if (!Idle(stage_)) {
-    if (stage_ != NodeStage::kStopping) BeginStop(false, effects);
+    if (stage_ != NodeStage::kStopping) BeginStop(false, false, effects);
     return;  // It will be said again.
   }
   generation_ = m.generation;

@@ -137,6 +137,8 @@ class Member {
   struct StopRanks {
     Generation generation = 0;
     bool at_boundary = false;
+    // The generation stands still. Who is not waiting for another rank is to be killed at once.
+    bool stalled = false;
   };
   struct KillRanks {  // They did not stop; answered by RanksStopped with what is left.
     Generation generation = 0;
@@ -214,7 +216,7 @@ class Member {
   bool OwnJobLeads() const;
   int64_t PlaceInLine() const;
   absl::Time TurnToLead() const;  // Infinite: while it leads, or has to read the log first.
-  void BeginStop(bool at_boundary, Effects& effects);
+  void BeginStop(bool at_boundary, bool stalled, Effects& effects);
   void Enter(NodeStage stage);
   void Report(Effects& effects);
   void SendStopped(Effects& effects);

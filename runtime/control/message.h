@@ -154,6 +154,7 @@ struct Stop {
   Slot term = 0;
   Generation generation = 0;  // And all before it.
   bool at_boundary = false;   // Finish the step that is under way, if that is possible.
+  bool stalled = false;       // It stands still: who does not wait for others is waited for.
   friend bool operator==(const Stop&, const Stop&) = default;
 };
 struct Prepare {

@@ -44,7 +44,9 @@ void Fields(auto& io, OneOf<msg::Answer> auto& m) {
   io(m.term, m.sequence, m.stamp, m.generation, m.lease);
 }
 void Fields(auto& io, OneOf<msg::Announce, msg::Probe, msg::Leading> auto& m) { io(m.term); }
-void Fields(auto& io, OneOf<msg::Stop> auto& m) { io(m.term, m.generation, m.at_boundary); }
+void Fields(auto& io, OneOf<msg::Stop> auto& m) {
+  io(m.term, m.generation, m.at_boundary, m.stalled);
+}
 void Fields(auto& io, OneOf<msg::Prepare> auto& m) {
   io(m.term, m.generation, m.shape, m.ranks, m.resume, m.children);
 }

@@ -45,7 +45,7 @@ std::vector<ControlMessage> OneOfEach() {
       msg::NeedTable{.term = 1, .generation = 2},
       msg::Answer{.term = 1, .sequence = 2, .stamp = -5, .generation = 3, .lease = 2'000'000'000},
       msg::Announce{.term = 1},
-      msg::Stop{.term = 1, .generation = 2, .at_boundary = true},
+      msg::Stop{.term = 1, .generation = 2, .at_boundary = true, .stalled = true},
       prepare,
       msg::Table{.term = 1,
                  .generation = 2,

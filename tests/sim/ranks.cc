@@ -369,10 +369,15 @@ void World::SettleState(Index index, const msg::Settle& settle) {
 
 // ---- the end of a generation on a node
 
-void World::StopRanks(Index index, Generation generation, bool at_boundary) {
+void World::StopRanks(Index index, const Member::StopRanks& stop) {
   Agent& agent = Of(index);
   RankGroup& ranks = agent.ranks;
-  if (at_boundary && ranks.state == Ranks::kRunning && ranks.contributed) {
+  // Who hangs is seen and killed.
+  if (stop.stalled && ranks.deaf) {
+    KillRanks(index, stop.generation);
+    return;
+  }
+  if (stop.at_boundary && ranks.state == Ranks::kRunning && ranks.contributed) {
     ranks.stop_at_boundary = true;
     return;
   }
@@ -380,7 +385,7 @@ void World::StopRanks(Index index, Generation generation, bool at_boundary) {
   At(now_ + work_.Between(kMs / 2, 30 * kMs), {.what = What::kRanksStopped,
                                                .agent = index,
                                                .version = ranks.version,
-                                               .a = Signed(generation),
+                                               .a = Signed(stop.generation),
                                                .b = 0});
 }
 

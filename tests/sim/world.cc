@@ -476,7 +476,7 @@ void World::Perform(Index index, Member::Effects& effects) {
                                                 .b = absl::ToUnixNanos(renew->until)});
       Renew(index, renew->generation, renew->until);
     } else if (auto* stop = std::get_if<Member::StopRanks>(&effect)) {
-      StopRanks(index, stop->generation, stop->at_boundary);
+      StopRanks(index, *stop);
     } else if (auto* kill = std::get_if<Member::KillRanks>(&effect)) {
       KillRanks(index, kill->generation);
     } else if (auto* freeze = std::get_if<Member::FreezeState>(&effect)) {

@@ -256,7 +256,7 @@ class World {
   void Freeze(Index index);
   bool Last(const RankGroup& ranks);
   void SettleState(Index index, const msg::Settle& settle);
-  void StopRanks(Index index, Generation generation, bool at_boundary);
+  void StopRanks(Index index, const Member::StopRanks& stop);
   void KillRanks(Index index, Generation generation);
   void FinishStop(Index index, Generation generation, bool killed);
   void Renew(Index index, Generation generation, absl::Time until);
