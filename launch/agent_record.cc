@@ -120,7 +120,8 @@ absl::Status RecordState(const std::string& run_directory, const RunConfig& conf
       status = std::move(before);
   status.update(StatusHead(config, ::getpid()));
   status["state"] = state;
-  status["nodes"] = Json::array();
+  // What is over is told as it was.
+  if (state == "starting") status["nodes"] = Json::array();
   return WriteStatus(run_directory, std::move(status));
 }
 
@@ -149,11 +150,14 @@ absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directo
   if (!read.is_object() || !read.contains("state") || !read["state"].is_string())
     return DataLoss("{} is not a status; the next job writes it anew", path);
   const std::string state = read["state"];
-  const bool live =
-      state == "starting" || state == "running" || state == "recovering" || state == "stopping";
+  const bool live = JobLives(state);
   const bool lost = live && !ProcessLives(read.value("launcher_pid", 0),
                                           read.value("launcher_start", uint64_t{0}));
   nlohmann::ordered_json status;
+bool JobLives(std::string_view state) {
+  return state == "starting" || state == "running" || state == "recovering" || state == "stopping";
+}
+
   const auto copy = [&](const char* key) { status[key] = read.value(key, Json()); };
   copy("name");
   copy("state");

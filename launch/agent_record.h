@@ -10,6 +10,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -69,6 +70,9 @@ absl::Status RecordState(const std::string& run_directory, const RunConfig& conf
 // What `perdure status` shows: status.json with the newest step and what each node runs. The state
 // is "lost" where whoever started the job is gone. NotFound: no job has begun. DataLoss: it is no
 // status.
+// Whether a job whose status names that state has processes.
+bool JobLives(std::string_view state);
+
 absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directory);
 
 }  // namespace perdure
