@@ -34,6 +34,7 @@ void Coordinator::Gather(NodeId node, Effects& effects) {
   for (NodeId member : nodes) {
     const msg::Report& r = peers_[member].report;
     if (r.generation != layout.generation || r.stage != NodeStage::kRunning) {
+      if (r.generation < layout.generation) Blame(EvidenceKind::kNodeLost, 0, member);
       BeginStop(false, fmt::format("node {} does not run generation {}", member, layout.generation),
                 effects);
       return;
@@ -370,10 +371,13 @@ void Coordinator::StopWithoutBoundary(Effects& effects) {
 void Coordinator::PhaseIsLate(Effects& effects) {
   switch (phase_) {
     case Phase::kGathering:
-      if (RanBefore())
-        BeginStop(false, "nodes of it are missing", effects);
-      else
+      if (!RanBefore()) {
         Decide(effects);
+        return;
+      }
+      for (NodeId member : NodesOf(*view_.live.back().layout))
+        if (!peers_[member].present) Blame(EvidenceKind::kNodeLost, 0, member);
+      BeginStop(false, "nodes of it are missing", effects);
       return;
     case Phase::kStopping:
       if (stop_at_boundary_) {
