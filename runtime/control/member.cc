@@ -128,7 +128,8 @@ absl::Time Member::TurnToLead() const {
                                 : heard_ + OthersWait(options_, options_.lease_log) + wait;
   if (!view_.lead.has_value()) return heard_ + wait;
   const absl::Time lives = beat_ + options_.leader_silence;
-  if (closed_) return std::max(heard_, lives) + wait;
+  // Anything may cut a connection; whoever lives answers within a heartbeat.
+  if (closed_) return std::max(heard_ + options_.heartbeat, lives) + wait;
   // Two readings tell whether it leaves pulses.
   const absl::Time read_twice = viewed_at_ + 3 * PulseEvery(options_);
   return std::max({heard_ + options_.leader_silence, read_twice, lives}) + wait;
@@ -202,6 +203,7 @@ void Member::On(const Closed& event, Effects&) {
   closed_ = true;
   heard_ = now_;
   seek_due_ = now_;
+  changed_ = true;  // The report asks it whether it lives.
 }
 
 void Member::On(const Received& event, Effects& effects) {
