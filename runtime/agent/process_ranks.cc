@@ -409,8 +409,10 @@ void ProcessRanks::CheckStopped() {
 void ProcessRanks::Do(const Member::FreezeState& order) {
   for (auto& [_, slot] : slots_)
     if (slot.rank == 0 && slot.prepared && !slot.gone && slot.link != nullptr)
-      slot.link->Send(to_rank::Freeze{
-          .generation = order.save.generation, .after = order.save.after, .last = order.save.last});
+      slot.link->Send(to_rank::Freeze{.generation = order.save.generation,
+                                      .after = order.save.after,
+                                      .last = order.save.last,
+                                      .pause = order.save.pause});
 }
 
 void ProcessRanks::Do(const Member::WriteState& order) {

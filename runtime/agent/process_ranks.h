@@ -147,6 +147,7 @@ class ProcessRanks final : public NodeRanks {
     std::string address;
     int64_t finished = 0;
     WorkDone work;
+    bool no_snapshots = false;
     int64_t frozen = -1;
     std::string file;  // Of the frozen state.
     std::string does;  // In watch_: what it writes.
@@ -196,6 +197,7 @@ class ProcessRanks final : public NodeRanks {
   void On(Slots::value_type& slot, const from_rank::Voted& frame);
   void On(Slots::value_type& slot, const from_rank::Need& frame);
   void On(Slots::value_type& slot, const from_rank::OlderMayGo& frame);
+  void On(Slots::value_type& slot, const from_rank::NoSnapshots& frame);
   void On(Slots::value_type& slot, const from_rank::Remark& frame);
   void On(Slots::value_type& slot, const from_rank::Evidence& frame);
   void On(Slots::value_type& slot, const from_rank::Error& frame);

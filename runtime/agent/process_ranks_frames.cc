@@ -84,11 +84,15 @@ void ProcessRanks::TellProgress() {
   std::vector<WorkDone> works;
   for (const msg::Prepare::Assignment& seat : prepare_.ranks)
     works.push_back(slots_[seat.local_rank].work);
+  const bool no_snapshots = std::any_of(slots_.begin(), slots_.end(), [](const auto& slot) {
+    return slot.second.rank >= 0 && slot.second.no_snapshots;
+  });
   Tell(Member::Progress{.generation = generation_,
                         .finished = finished_,
                         .complete = All(&Slot::done),
                         .waits = waits_,
-                        .works = std::move(works)});
+                        .works = std::move(works),
+                        .no_snapshots = no_snapshots});
 }
 
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Progress& frame) {
@@ -127,6 +131,13 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Stopped& frame) 
 
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::OlderMayGo& frame) {
   if (Current(slot.second, frame.generation) && shelf_ != nullptr) shelf_->DropOlder(generation_);
+}
+
+// Said again with each step's progress.
+void ProcessRanks::On(Slots::value_type& slot, const from_rank::NoSnapshots& frame) {
+  if (!Current(slot.second, frame.generation)) return;
+  slot.second.no_snapshots = true;
+  TellProgress();
 }
 
 // ---- failures

@@ -250,7 +250,8 @@ void Member::Report(Effects& effects) {
                                                  .failure_number = failure_number_,
                                                  .frozen = frozen_,
                                                  .waits = waits_,
-                                                 .works = works_}});
+                                                 .works = works_,
+                                                 .no_snapshots = no_snapshots_}});
 }
 
 // The lease runs from the sending of the report that is answered.
@@ -321,6 +322,7 @@ void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
   generation_ = m.generation;
   finished_ = m.resume.step;
   works_.clear();
+  no_snapshots_ = false;
   prepare_ = m;
   addresses_.clear();
   parts_.clear();
@@ -374,7 +376,8 @@ void Member::OnMessage(const msg::Go& m, Effects& effects) {
 void Member::On(const Progress& event, Effects&) {
   if (event.generation != generation_) return;
   finished_ = std::max(finished_, event.finished);
-  changed_ |= waits_ != event.waits;
+  changed_ |= waits_ != event.waits || no_snapshots_ != event.no_snapshots;
+  no_snapshots_ = event.no_snapshots;
   waits_ = event.waits;
   works_ = event.works;
   if (!event.complete) return;
@@ -404,7 +407,8 @@ void Member::On(const Leave&, Effects&) {
 // ---- checkpoints
 
 void Member::OnMessage(const msg::Save& m, Effects& effects) {
-  if (m.generation == generation_ && stage_ == NodeStage::kRunning && (frozen_ < 0 || m.last))
+  if (m.generation == generation_ && stage_ == NodeStage::kRunning &&
+      (frozen_ < 0 || m.last || m.pause))
     effects.emplace_back(FreezeState{m});
 }
 

@@ -269,6 +269,31 @@ TEST_F(ProcessRanksTest, ANodeThatComesIsTakenInAtABoundary) {
   ExpectTheSame();
 }
 
+// Where memory keeps nothing they leave behind a checkpoint that all have waited with.
+TEST_F(ProcessRanksTest, ANodeThatComesIsTakenInBehindACheckpoint) {
+  stage_->ranks.config += " forgets";
+  stage_->options.nodes = 2;
+  stage_->options.control.gather = absl::Milliseconds(300);
+  stage_->Start(0);
+  // Held back until it is asked for: alone it would be done before the other comes.
+  pid_t held = 0;
+  At(5, [&] { ::kill(held = stage_->PidOf(0), SIGSTOP); });
+  ASSERT_TRUE(stage_->Until([&] { return held != 0; }));
+  stage_->Start(1);
+  ASSERT_TRUE(stage_->Until(
+      [&] { return stage_->Story().find("a checkpoint first") != std::string::npos; }));
+  ::kill(held, SIGCONT);
+  ASSERT_EQ(stage_->Completed(), 0);
+  const std::vector<StartRecord> starts = stage_->Starts();
+  ASSERT_EQ(starts.size(), 2u);
+  EXPECT_TRUE(starts[1].from_checkpoint);
+  EXPECT_GT(starts[1].step, 5);
+  EXPECT_EQ(starts[1].shape.data, 2);
+  EXPECT_TRUE(stage_->failures.empty());
+  EXPECT_EQ(Redone(), 0);
+  ExpectTheSame();
+}
+
 // Agents that are started again find what the ones before have left in memory.
 TEST_F(ProcessRanksTest, AgentsThatComeBackHaveWhatWasHeld) {
   stage_->options.control.gather_again = absl::Seconds(5);

@@ -54,7 +54,7 @@ std::vector<ControlMessage> OneOfEach() {
                  .count = 2,
                  .packed = std::string("\0\xff", 2)},
       msg::Go{.term = 1, .generation = 2},
-      msg::Save{.term = 1, .generation = 2, .after = 9, .last = true},
+      msg::Save{.term = 1, .generation = 2, .after = 9, .last = true, .pause = true},
       msg::Write{.term = 1, .generation = 2, .step = 9, .attempt = 2},
       msg::Verify{.term = 1, .generation = 2, .step = 9, .attempt = 2, .file = 3, .packed = "p"},
       msg::Settle{.term = 1, .generation = 2, .step = 9, .committed = true},
