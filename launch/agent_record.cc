@@ -101,7 +101,22 @@ void AgentRecord::Job(const Json& state) {
   job_ = state;
   Json status = StatusHead(config_, ::getppid());
   status.update(state);
+  if (Json& first = status["time_to_first_step"]; first.is_object() && first["seconds"].is_null())
+    if (Json told = FirstStepTold(state); !told.is_null()) first = std::move(told);
   Warn(WriteStatus(run_directory_, std::move(status)));
+}
+
+// What a coordinator of the job before this one has told of the generation's first step; null:
+// nothing.
+Json AgentRecord::FirstStepTold(const Json& state) const {
+  const absl::StatusOr<std::string> text = ReadFile(run_directory_ + "/status.json");
+  if (!text.ok()) return {};
+  const Json before = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
+  if (!before.is_object() || before.value("job", Json()) != state.value("job", Json())) return {};
+  Json told = before.value("time_to_first_step", Json());
+  const bool same = told.is_object() && told.value("generation", Json()) ==
+                                            state["time_to_first_step"].value("generation", Json());
+  return same ? told : Json();
 }
 
 void AgentRecord::Node(const std::string& directory, const Json& node) {
@@ -120,7 +135,8 @@ absl::Status RecordState(const std::string& run_directory, const RunConfig& conf
       status = std::move(before);
   status.update(StatusHead(config, ::getpid()));
   status["state"] = state;
-  status["nodes"] = Json::array();
+  // What is over is told as it was.
+  if (state == "starting") status["nodes"] = Json::array();
   return WriteStatus(run_directory, std::move(status));
 }
 
@@ -139,6 +155,10 @@ std::vector<Json> AgentRecord::ReadNodes(const std::string& directory,
   return said;
 }
 
+bool JobLives(std::string_view state) {
+  return state == "starting" || state == "running" || state == "recovering" || state == "stopping";
+}
+
 absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directory) {
   const std::string path = run_directory + "/status.json";
   const absl::StatusOr<std::string> text = ReadFile(path);
@@ -149,8 +169,7 @@ absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directo
   if (!read.is_object() || !read.contains("state") || !read["state"].is_string())
     return DataLoss("{} is not a status; the next job writes it anew", path);
   const std::string state = read["state"];
-  const bool live =
-      state == "starting" || state == "running" || state == "recovering" || state == "stopping";
+  const bool live = JobLives(state);
   const bool lost = live && !ProcessLives(read.value("launcher_pid", 0),
                                           read.value("launcher_start", uint64_t{0}));
   nlohmann::ordered_json status;

@@ -10,6 +10,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -36,6 +37,8 @@ class AgentRecord {
   // told again is written if it is missing.
   void Step(uint64_t generation, int64_t ranks, const StepReport& report);
   // What the job does: status.json, with what is the same for all of it. Written when it changes.
+  // How long the generation's first step took, where this coordinator has not seen it, as the one
+  // before has told there.
   void Job(const nlohmann::json& state);
   // What a node runs: <directory>/node-00003.json; likewise.
   void Node(const std::string& directory, const nlohmann::json& node);
@@ -47,6 +50,7 @@ class AgentRecord {
   AgentRecord(std::string run_directory, const RunConfig& config, bool quiet);
   void OpenLosses(uint64_t generation, int64_t resume_step);
   void Replace(const std::string& path, const nlohmann::json& content);
+  nlohmann::json FirstStepTold(const nlohmann::json& state) const;
   void Warn(const absl::Status& status);
 
   const std::string run_directory_;
@@ -65,6 +69,9 @@ class AgentRecord {
 // left (complete, stopped, failed).
 absl::Status RecordState(const std::string& run_directory, const RunConfig& config,
                          const std::string& state);
+
+// Whether a job whose status names that state has processes.
+bool JobLives(std::string_view state);
 
 // What `perdure status` shows: status.json with the newest step and what each node runs. The state
 // is "lost" where whoever started the job is gone. NotFound: no job has begun. DataLoss: it is no

@@ -80,8 +80,9 @@ int Status(const std::string& run_directory, bool json) {
       "%s\ntokens/s    %s\n",
       text("name").c_str(), text("state").c_str(), text("phase").c_str(), text("step").c_str(),
       text("steps_total").c_str(), text("loss").c_str(), text("tokens_per_second").c_str());
-  std::printf("generation  %s\nlayout      %s\nnodes       %s\n", text("generation").c_str(),
-              text("layout").c_str(), text("nodes").c_str());
+  std::printf("generation  %s\nlayout      %s\nnodes       %s%s\n", text("generation").c_str(),
+              text("layout").c_str(), text("nodes").c_str(),
+              JobLives(text("state")) ? "" : " until the job ended");
   for (const Json& member : s["members"]) {
     std::printf("node %-6s ranks", member["node"].dump().c_str());
     for (const Json& rank : member["ranks"])
@@ -96,7 +97,7 @@ int Stop(const std::string& run_directory, bool now) {
   const absl::StatusOr<Json> read = ReadStatus(run_directory);
   if (!read.ok()) return Refuse("stop", read.status());
   const std::string state = (*read)["state"];
-  if (state != "starting" && state != "running" && state != "recovering" && state != "stopping") {
+  if (!JobLives(state)) {
     std::printf("no job is running (state %s)\n", state.c_str());
     return kExitComplete;
   }

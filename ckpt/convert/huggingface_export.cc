@@ -1,5 +1,6 @@
 // State to a model's directory.
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,6 +18,7 @@
 #include "runtime/base/check.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
+#include "runtime/base/unique_fd.h"
 
 namespace perdure {
 namespace {
@@ -25,7 +27,29 @@ namespace fs = std::filesystem;
 
 constexpr uint64_t kTokenizerBytesMax = uint64_t{1} << 30;
 
-// A directory that has its name once it is complete, and is gone if that never happens.
+// Whether `name` is `stem` and two numbers behind it: "<stem><pid>.<counter>".
+bool IsStaged(std::string_view name, std::string_view stem) {
+  if (!name.starts_with(stem)) return false;
+  name.remove_prefix(stem.size());
+  const size_t dot = name.find('.');
+  const auto number = [](std::string_view text) {
+    return !text.empty() && text.find_first_not_of("0123456789") == text.npos;
+  };
+  return dot != name.npos && number(name.substr(0, dot)) && number(name.substr(dot + 1));
+}
+
+// A directory, locked by this process as long as the descriptor is open. Unavailable: another
+// process has it. FailedPrecondition: it cannot be known whether one has.
+absl::StatusOr<UniqueFd> LockDirectory(const fs::path& path) {
+  UniqueFd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!directory.open()) return ErrnoStatus(errno, "open " + path.string());
+  if (::flock(directory.get(), LOCK_EX | LOCK_NB) == 0) return directory;
+  if (errno == EWOULDBLOCK) return Unavailable("another process works in {}", path.string());
+  return FailedPrecondition("{} cannot be locked", path.string());
+}
+
+// A directory that has its name once it is complete, and is gone if that never happens: where its
+// maker dies, the next one of the same target removes it.
 class StagedDirectory {
  public:
   ~StagedDirectory() {
@@ -42,10 +66,22 @@ class StagedDirectory {
     if (!target_.has_filename()) target_ = target_.parent_path();  // "a/b/" is "a/b".
     std::error_code ignored;
     if (fs::symlink_status(target_, ignored).type() != fs::file_type::not_found) return Taken();
-    const std::string name = fmt::format("{}.tmp.{}.{}", target_.string(), ::getpid(), counter++);
-    if (::mkdir(name.c_str(), 0777) != 0) return ErrnoStatus(errno, "mkdir " + name);
-    temporary_ = name;
-    return absl::OkStatus();
+    RemoveDead();
+    for (;;) {
+      const std::string name = fmt::format("{}.tmp.{}.{}", target_.string(), ::getpid(), counter++);
+      if (::mkdir(name.c_str(), 0777) != 0) return ErrnoStatus(errno, "mkdir " + name);
+      absl::StatusOr<UniqueFd> lock = LockDirectory(name);
+      // Who looked before it was locked takes it for a dead one's.
+      if (absl::IsUnavailable(lock.status()) || absl::IsNotFound(lock.status())) continue;
+      struct stat locked = {}, named = {};
+      if (lock.ok() && ::fstat(lock->get(), &locked) == 0 &&
+          (::stat(name.c_str(), &named) != 0 || named.st_ino != locked.st_ino))
+        continue;
+      // Where there are no locks, nobody removes it either.
+      if (lock.ok()) lock_ = *std::move(lock);
+      temporary_ = name;
+      return absl::OkStatus();
+    }
   }
 
   std::string Path(const std::string& name) const { return (temporary_ / name).string(); }
@@ -59,6 +95,18 @@ class StagedDirectory {
   }
 
  private:
+  // What processes that have died since left of the same target.
+  void RemoveDead() const {
+    const fs::path parent = target_.has_parent_path() ? target_.parent_path() : fs::path(".");
+    const std::string stem = target_.filename().string() + ".tmp.";
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(parent, ignored)) {
+      if (!IsStaged(entry.path().filename().string(), stem)) continue;
+      if (const absl::StatusOr<UniqueFd> lock = LockDirectory(entry.path()); lock.ok())
+        fs::remove_all(entry.path(), ignored);
+    }
+  }
+
   absl::Status Taken() const {
     return AlreadyExists("{} exists: name a directory that does not, or move it away",
                          target_.string());
@@ -77,6 +125,7 @@ class StagedDirectory {
   }
 
   fs::path target_, temporary_;
+  UniqueFd lock_;  // Of temporary_.
 };
 
 // A file of few bytes, durable, readable as the umask says.

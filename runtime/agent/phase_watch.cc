@@ -107,7 +107,12 @@ void PhaseWatch::See(absl::Time now, const PhaseSight& sight,
   const bool starts =
       sight.ran && sight.generation > before.generation && before.phase == Phase::kStarting;
   if (starts) Starts(now, before);
-  for (const PhaseFailure& failure : failures) Failed(now, failure);
+  for (PhaseFailure failure : failures) {
+    // It has not been there to fall silent.
+    if (gathered && failure.noticed == HowNoticed(EvidenceKind::kNodeLost))
+      failure.noticed = "gathered";
+    Failed(now, failure);
+  }
   const bool ran = starts || Runs(before.phase) || (gathered && sight.ran);
   const bool stopping = sight.phase == Phase::kStopping || HasStopped(sight.phase);
   if (ran && stopping) {
@@ -130,6 +135,9 @@ void PhaseWatch::See(absl::Time now, const PhaseSight& sight,
   if (before.phase == Phase::kGathering && sight.phase == Phase::kRunning) {
     Say(now, "generation_taken_over", {{"generation", sight.generation}, {"step", sight.finished}});
     stepped_ = true;  // Or will: nobody waits for it.
+    first_step_ = {{"generation", sight.generation},
+                   {"seconds", Json()},
+                   {"not_known", "the coordinator that saw it begin is gone"}};
   }
   if (Runs(sight.phase) && sight.nodes > 0 && sight.ready == sight.nodes && !stepped_)
     Restored(now);

@@ -63,7 +63,7 @@ class PhaseWatch {
   void Finished(absl::Time now, Generation generation, StepIndex step);
 
   // How long the newest generation's first step took to come, as in the event first_step; null: it
-  // has not come, or this coordinator took the generation over.
+  // has not come. Its `seconds` are null: this coordinator took the generation over.
   const nlohmann::json& first_step() const { return first_step_; }
 
  private:

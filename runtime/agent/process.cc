@@ -49,6 +49,13 @@ bool ProcessLives(pid_t pid, uint64_t start) {
   return start == 0 || ProcessStart(pid) == start;
 }
 
+char ProcessState(pid_t pid) {
+  absl::StatusOr<std::istringstream> fields = StatFields(pid);
+  char state = 0;
+  if (fields.ok()) *fields >> state;
+  return state;
+}
+
 bool AwaitProcessEnd(pid_t pid, absl::Duration timeout) {
   const absl::Time until = absl::Now() + timeout;
   const int fd = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));

@@ -17,6 +17,10 @@ uint64_t ProcessStart(pid_t pid);
 // Whether that process runs still: a zombie does not. start 0: any process of that number.
 bool ProcessLives(pid_t pid, uint64_t start);
 
+// What its first thread does, as proc(5) has it: 'R' runs, 'S' sleeps, 'D' waits for a disk or a
+// device, 'T' was stopped, 't' by a debugger. 0: there is no such process, or nobody can tell.
+char ProcessState(pid_t pid);
+
 // Waits for its end; false after `timeout`.
 bool AwaitProcessEnd(pid_t pid, absl::Duration timeout);
 

@@ -48,6 +48,7 @@ ProcessRanks::~ProcessRanks() {
   *alive_ = false;
   loop_->CancelTimer(broken_timer_);
   loop_->CancelTimer(watch_timer_);
+  loop_->CancelTimer(hung_timer_);
 }
 
 // Never from inside an order.
@@ -241,6 +242,8 @@ void ProcessRanks::Do(const Member::MakeRanks& order) {
   checkpoint_.reset();
   loop_->CancelTimer(broken_timer_);
   broken_timer_ = {};
+  loop_->CancelTimer(hung_timer_);
+  hung_looks_ = 0;
   if (fetch_ != nullptr) fetch_->CancelAll();
   if (shelf_ != nullptr) shelf_->DropFetched();
   for (auto& [_, slot] : slots_) {
@@ -377,6 +380,8 @@ void ProcessRanks::Do(const Member::StopRanks& order) {
   if (fetch_ != nullptr) fetch_->CancelAll();
   // Who was not told yet what to be need not be told to stop.
   for (auto& [_, slot] : slots_) slot.gone |= !slot.prepared || slot.link == nullptr;
+  // Before they are told: who lets go has work to do.
+  if (order.stalled && hung_looks_ == 0) LookForHung();
   SendAll(to_rank::Stop{.generation = generation_, .at_boundary = order.at_boundary});
   CheckStopped();
 }
@@ -386,16 +391,7 @@ void ProcessRanks::Do(const Member::KillRanks& order) {
   stopping_ = true;
   for (auto& [local_rank, slot] : slots_) {
     if (slot.rank < 0 || slot.gone || slot.link == nullptr || slot.doomed) continue;
-    if (hooks_.failed)
-      hooks_.failed({.generation = generation_,
-                     .rank = slot.rank,
-                     .local_rank = local_rank,
-                     .pid = slot.link->pid(),
-                     .kind = EvidenceKind::kHung,
-                     .number = 0,
-                     .words = "did not stop and is killed" + LastWords(slot)});
-    slot.doomed = true;
-    slot.link->Kill();
+    KillHung(local_rank, slot, "did not stop");
   }
   CheckStopped();
 }
@@ -413,8 +409,10 @@ void ProcessRanks::CheckStopped() {
 void ProcessRanks::Do(const Member::FreezeState& order) {
   for (auto& [_, slot] : slots_)
     if (slot.rank == 0 && slot.prepared && !slot.gone && slot.link != nullptr)
-      slot.link->Send(to_rank::Freeze{
-          .generation = order.save.generation, .after = order.save.after, .last = order.save.last});
+      slot.link->Send(to_rank::Freeze{.generation = order.save.generation,
+                                      .after = order.save.after,
+                                      .last = order.save.last,
+                                      .pause = order.save.pause});
 }
 
 void ProcessRanks::Do(const Member::WriteState& order) {

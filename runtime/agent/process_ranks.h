@@ -144,9 +144,11 @@ class ProcessRanks final : public NodeRanks {
     bool gone = false;  // It does not step any more: stopped or ended.
     bool complete = false;
     bool present = false, connected = false;
+    bool restless = true;  // It has not been seen to wait since the generation stands still.
     std::string address;
     int64_t finished = 0;
     WorkDone work;
+    bool no_snapshots = false;
     int64_t frozen = -1;
     std::string file;  // Of the frozen state.
     std::string does;  // In watch_: what it writes.
@@ -168,6 +170,8 @@ class ProcessRanks final : public NodeRanks {
   void Fail(int32_t local_rank, EvidenceKind kind, int64_t number, bool slot_lost,
             std::string words);
   std::string LastWords(const Slot& slot) const;
+  void LookForHung();
+  void KillHung(int32_t local_rank, Slot& slot, const std::string& why);
   void CheckStopped();
   void CheckEnded();
   void SendAll(const to_rank::Frame& frame);
@@ -194,6 +198,7 @@ class ProcessRanks final : public NodeRanks {
   void On(Slots::value_type& slot, const from_rank::Voted& frame);
   void On(Slots::value_type& slot, const from_rank::Need& frame);
   void On(Slots::value_type& slot, const from_rank::OlderMayGo& frame);
+  void On(Slots::value_type& slot, const from_rank::NoSnapshots& frame);
   void On(Slots::value_type& slot, const from_rank::Remark& frame);
   void On(Slots::value_type& slot, const from_rank::Evidence& frame);
   void On(Slots::value_type& slot, const from_rank::Error& frame);
@@ -220,6 +225,8 @@ class ProcessRanks final : public NodeRanks {
   Generation generation_ = 0;
   uint64_t preparing_ = 0;  // Rises with each generation and stop: an answer that is late is none.
   bool stopping_ = false;   // A RanksStopped is owed.
+  int hung_looks_ = 0;      // For who hangs, in this generation.
+  EventLoop::TimerId hung_timer_;
   bool waits_ = false;
   bool made_ = false, loaded_ = false;
   int64_t finished_ = 0;

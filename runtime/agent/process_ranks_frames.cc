@@ -5,6 +5,7 @@
 
 #include "ckpt/part_plan.h"
 #include "runtime/agent/node_runs.h"
+#include "runtime/agent/process.h"
 #include "runtime/agent/process_ranks.h"
 #include "runtime/base/status.h"
 #include "runtime/train/writers.h"
@@ -15,6 +16,9 @@ namespace {
 constexpr char kFreezing[] = "copying its state";
 constexpr int kCorruptionsMax = 2;  // Of a slot, in a job: then it is not used any more.
 constexpr absl::Duration kLookAtSaves = absl::Seconds(1);
+// Who never waits in a second of a standing generation hangs.
+constexpr int kHungLooks = 11;
+constexpr absl::Duration kLookForHung = absl::Milliseconds(100);
 
 }  // namespace
 
@@ -80,11 +84,15 @@ void ProcessRanks::TellProgress() {
   std::vector<WorkDone> works;
   for (const msg::Prepare::Assignment& seat : prepare_.ranks)
     works.push_back(slots_[seat.local_rank].work);
+  const bool no_snapshots = std::any_of(slots_.begin(), slots_.end(), [](const auto& slot) {
+    return slot.second.rank >= 0 && slot.second.no_snapshots;
+  });
   Tell(Member::Progress{.generation = generation_,
                         .finished = finished_,
                         .complete = All(&Slot::done),
                         .waits = waits_,
-                        .works = std::move(works)});
+                        .works = std::move(works),
+                        .no_snapshots = no_snapshots});
 }
 
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Progress& frame) {
@@ -125,6 +133,13 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::OlderMayGo& fram
   if (Current(slot.second, frame.generation) && shelf_ != nullptr) shelf_->DropOlder(generation_);
 }
 
+// Said again with each step's progress.
+void ProcessRanks::On(Slots::value_type& slot, const from_rank::NoSnapshots& frame) {
+  if (!Current(slot.second, frame.generation)) return;
+  slot.second.no_snapshots = true;
+  TellProgress();
+}
+
 // ---- failures
 
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Error& frame) {
@@ -155,6 +170,43 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::BrokenOff& frame
         if (generation == generation_ && !stopping_)
           Fail(local_rank, EvidenceKind::kNetworkError, 0, false, "lost a peer: " + reason);
       });
+}
+
+// A step has not ended for much longer than they take. Who waits for another sleeps; who was
+// stopped, computes, or waits for a disk or a device all the time is whom the others wait for.
+void ProcessRanks::LookForHung() {
+  ++hung_looks_;
+  bool again = false;
+  for (auto& [local_rank, slot] : slots_) {
+    if (slot.rank < 0 || slot.gone || slot.link == nullptr || slot.doomed) continue;
+    const char state = ProcessState(slot.link->pid());
+    if (state == 'T' || state == 't') {
+      KillHung(local_rank, slot, "was stopped while all others waited for it");
+      continue;
+    }
+    slot.restless &= state == 'R' || state == 'D';
+    if (!slot.restless) continue;
+    again = true;
+    if (hung_looks_ == kHungLooks)
+      KillHung(local_rank, slot,
+               state == 'R' ? "computed while its generation stood still"
+                            : "waited for a disk or a device while its generation stood still");
+  }
+  if (again && hung_looks_ < kHungLooks)
+    hung_timer_ = loop_->AddTimer(MonotonicNow() + kLookForHung, [this] { LookForHung(); });
+}
+
+void ProcessRanks::KillHung(int32_t local_rank, Slot& slot, const std::string& why) {
+  if (hooks_.failed)
+    hooks_.failed({.generation = generation_,
+                   .rank = slot.rank,
+                   .local_rank = local_rank,
+                   .pid = slot.link->pid(),
+                   .kind = EvidenceKind::kHung,
+                   .number = 0,
+                   .words = why + " and is killed" + LastWords(slot)});
+  slot.doomed = true;
+  slot.link->Kill();
 }
 
 // ---- checkpoints

@@ -222,6 +222,7 @@ void Fields(auto& io, Is<to_rank::Freeze> auto& f) {
   io.Unsigned("generation", f.generation);
   io.Int("after", f.after, -1);
   io.Bool("last", f.last);
+  io.Bool("pause", f.pause);
 }
 
 // Of an attempt at writing a step's state.
@@ -333,6 +334,9 @@ void Fields(auto& io, Is<from_rank::Need> auto& f) {
   io.Needs("needs", f.needs);
 }
 void Fields(auto& io, Is<from_rank::OlderMayGo> auto& f) {
+  io.Unsigned("generation", f.generation);
+}
+void Fields(auto& io, Is<from_rank::NoSnapshots> auto& f) {
   io.Unsigned("generation", f.generation);
 }
 void Fields(auto& io, Is<from_rank::Remark> auto& f) { io.People("line", f.line); }
@@ -448,6 +452,7 @@ PERDURE_FRAME_TYPE(from_rank::Written, "written")
 PERDURE_FRAME_TYPE(from_rank::Voted, "voted")
 PERDURE_FRAME_TYPE(from_rank::Need, "need")
 PERDURE_FRAME_TYPE(from_rank::OlderMayGo, "older_may_go")
+PERDURE_FRAME_TYPE(from_rank::NoSnapshots, "no_snapshots")
 PERDURE_FRAME_TYPE(from_rank::Remark, "remark")
 PERDURE_FRAME_TYPE(from_rank::Evidence, "evidence")
 PERDURE_FRAME_TYPE(from_rank::Error, "error")

@@ -75,7 +75,8 @@ struct Go {
 struct Freeze {
   Generation generation = 0;
   int64_t after = 0;
-  bool last = false;  // It is the last one, and done when that is saved.
+  bool last = false;   // It is the last one, and done when that is saved.
+  bool pause = false;  // No step is taken before it is settled.
   friend bool operator==(const Freeze&, const Freeze&) = default;
 };
 struct Write {
@@ -212,6 +213,10 @@ struct OlderMayGo {
   Generation generation = 0;
   friend bool operator==(const OlderMayGo&, const OlderMayGo&) = default;
 };
+struct NoSnapshots {
+  Generation generation = 0;
+  friend bool operator==(const NoSnapshots&, const NoSnapshots&) = default;
+};
 struct Remark {
   std::string line;
   friend bool operator==(const Remark&, const Remark&) = default;
@@ -249,8 +254,8 @@ struct Done {
 };
 
 using Frame = std::variant<Health, Present, Connected, Certificate, Loaded, Progress, Step, Waiting,
-                           Frozen, Written, Voted, Need, OlderMayGo, Remark, Evidence, Error,
-                           BrokenOff, Stopped, Done>;
+                           Frozen, Written, Voted, Need, OlderMayGo, NoSnapshots, Remark, Evidence,
+                           Error, BrokenOff, Stopped, Done>;
 
 }  // namespace from_rank
 

@@ -92,7 +92,8 @@ void RankLine::On(const to_rank::Prepare& frame) {
   stopping_ = Stopping::kNo;
   freeze_after_.reset();
   freezes_ = kNothingFrozen;
-  last_ = false;
+  last_ = pause_ = false;
+  paused_ = -1;
   save_ = {};
 }
 
@@ -113,8 +114,9 @@ void RankLine::On(const to_rank::Leave&) { leave_ = true; }
 // Said again until a state is frozen: once is enough.
 void RankLine::On(const to_rank::Freeze& frame) {
   if (Current(frame.generation)) last_ |= frame.last;
-  if (Current(frame.generation) && frame.after > freezes_)
-    freeze_after_ = std::max(freeze_after_.value_or(-1), frame.after);
+  if (!Current(frame.generation) || frame.after <= freezes_) return;
+  freeze_after_ = std::max(freeze_after_.value_or(-1), frame.after);
+  pause_ = frame.pause;
 }
 
 void RankLine::On(const to_rank::Write& frame) {
@@ -145,6 +147,8 @@ void RankLine::On(const to_rank::Verify& frame) {
 void RankLine::On(const to_rank::Settle& frame) {
   if (!Current(frame.generation) || frame.step != save_.step) return;
   save_.step = -1;  // Nothing is to be said about it any more.
+  // What was asked for while it was waited with is this very state, said again.
+  if (frame.step == paused_) freeze_after_.reset();
   save_.orders.emplace_back(frame);
 }
 
@@ -244,7 +248,10 @@ Command RankLine::CommandAfter(int64_t step) {
   if (!freeze_after_.has_value() || step + 1 <= *freeze_after_) return Command::kNone;
   freeze_after_.reset();
   freezes_ = step;
-  return last_ ? Command::kStop : Command::kCheckpoint;
+  if (last_) return Command::kStop;
+  if (!pause_) return Command::kCheckpoint;
+  paused_ = step + 1;
+  return Command::kPause;
 }
 
 std::vector<Flip> RankLine::TakeFlips(int64_t step) {

@@ -128,7 +128,9 @@ class RankLine {
   std::function<void()> interrupt_;
   bool interrupted_ = false;
   std::optional<int64_t> freeze_after_;
-  bool last_ = false;  // The state that is frozen next is the last one.
+  bool last_ = false;    // The state that is frozen next is the last one,
+  bool pause_ = false;   // or one that is waited with.
+  int64_t paused_ = -1;  // The newest of those.
   // A state later than this is frozen, or about to be. A first order says "later than -1".
   static constexpr int64_t kNothingFrozen = -2;
   int64_t freezes_ = kNothingFrozen;

@@ -110,6 +110,7 @@ class LineHost final : public RankHost {
   }
   void Doing(const Activity& activity) override { page_->Doing(activity); }
   void OlderMayGo() override { (void)line_->Send(from_rank::OlderMayGo{generation_}); }
+  void NoSnapshots() override { (void)line_->Send(from_rank::NoSnapshots{generation_}); }
   void Waiting(int64_t step) override {
     (void)line_->Send(from_rank::Waiting{.generation = generation_, .step = step});
     line_->WaitsAtBoundary(true);

@@ -327,7 +327,8 @@ void Coordinator::Reconcile(NodeId node, Effects& effects) {
       Tell(node,
            msg::Stop{.term = term_,
                      .generation = stopping_,
-                     .at_boundary = stop_at_boundary_ && r.generation == stopping_},
+                     .at_boundary = stop_at_boundary_ && r.generation == stopping_,
+                     .stalled = Stalls()},
            effects);
   } else if (phase_ == Phase::kForming || phase_ == Phase::kRunning) {
     const bool current = r.generation == layout_.generation;

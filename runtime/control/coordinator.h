@@ -299,6 +299,7 @@ class Coordinator {
   void OnMemberReport(NodeId node, const msg::Report& before, Effects& effects);
   void BeginStop(bool at_boundary, std::string why, Effects& effects);
   bool StoppedFor(const Peer& peer) const;
+  bool Stalls() const;
   void CountStopped(NodeId node);
   void TryStopped(Effects& effects);
   void Form(Effects& effects);
@@ -329,6 +330,7 @@ class Coordinator {
   void AskWhichCheckpoint(Effects& effects);
   void Start(Resume resume, std::optional<StepIndex> checkpoint, Effects& effects);
   void ConsiderChange(Effects& effects);
+  bool SavesFirst(const std::string& why, Effects& effects);
 
   // coordinator_slow.cc: ranks that are slow.
   void HearWork(NodeId node, Effects& effects);
@@ -357,6 +359,7 @@ class Coordinator {
   void Drop(NodeId node, StepIndex step, Effects& effects);
   void TellSettled(NodeId node, StepIndex step, Effects& effects);
   void DropSave(Effects& effects);
+  bool AllWait() const;
   int MemberIndex(NodeId node) const;
 
   ControlOptions options_;
@@ -423,6 +426,9 @@ class Coordinator {
   StepIndex saving_ = -1;   // The step of the state that is being saved.
   StepIndex settled_ = -1;  // Of the last one,
   StepIndex dropped_ = -1;  // States up to this one: some of their owners were told to drop them.
+  // The layout is to change and memory keeps nothing: ranks are asked to wait with a state until it
+  // is saved. paused_: they do, and it is.
+  bool pausing_ = false, paused_ = false;
 };
 
 }  // namespace perdure

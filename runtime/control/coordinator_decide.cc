@@ -235,9 +235,27 @@ void Coordinator::ConsiderChange(Effects& effects) {
   const Decision decision = DecideLayout(rule_, Survey());
   look_again_ = decision.look_again;
   if (decision.action == LayoutAction::kKeep || decision.action == LayoutAction::kWait ||
-      decision.action == LayoutAction::kEnd)
+      decision.action == LayoutAction::kEnd) {
+    pausing_ = false;
     return;
-  BeginStop(true, decision.words, effects);
+  }
+  if (!SavesFirst(decision.words, effects)) BeginStop(true, decision.words, effects);
+}
+
+// Whether the state must be saved before ranks are stopped for a change that nothing forces: where
+// they keep no snapshots, the steps since the newest checkpoint would be taken again. They wait
+// with that state until it is saved, and then this is considered once more. When it could not be
+// saved they go on, and so again with the next checkpoint.
+bool Coordinator::SavesFirst(const std::string& why, Effects& effects) {
+  const bool kept = std::none_of(members_.begin(), members_.end(), [this](NodeId node) {
+    const msg::Report& r = peers_[node].report;
+    return r.no_snapshots && r.generation == layout_.generation;
+  });
+  if (kept || paused_) return false;
+  if (std::exchange(pausing_, true)) return true;
+  Say(fmt::format("a checkpoint first, because memory keeps no snapshots; then: {}", why), effects);
+  save_due_ = now_;
+  return true;
 }
 
 }  // namespace perdure

@@ -34,6 +34,7 @@ void Coordinator::Gather(NodeId node, Effects& effects) {
   for (NodeId member : nodes) {
     const msg::Report& r = peers_[member].report;
     if (r.generation != layout.generation || r.stage != NodeStage::kRunning) {
+      if (r.generation < layout.generation) Blame(EvidenceKind::kNodeLost, 0, member);
       BeginStop(false, fmt::format("node {} does not run generation {}", member, layout.generation),
                 effects);
       return;
@@ -84,6 +85,11 @@ bool Coordinator::StoppedFor(const Peer& peer) const {
   return Idle(r.stage) && peer.stopped == r.generation;
 }
 
+// Whether the generation ends because a step of it did.
+bool Coordinator::Stalls() const {
+  return cause_.has_value() && cause_->kind == EvidenceKind::kHung;
+}
+
 void Coordinator::CountStopped(NodeId node) {
   Peer& peer = peers_[node];
   if (peer.stop_counted || !StoppedFor(peer)) return;
@@ -113,7 +119,11 @@ void Coordinator::BeginStop(bool at_boundary, std::string why, Effects& effects)
     peer.stop_counted = !peer.present || peer.stuck || StoppedFor(peer);
     if (peer.stop_counted) continue;
     ++stop_missing_;
-    Tell(node, msg::Stop{.term = term_, .generation = stopping_, .at_boundary = at_boundary},
+    Tell(node,
+         msg::Stop{.term = term_,
+                   .generation = stopping_,
+                   .at_boundary = at_boundary,
+                   .stalled = Stalls()},
          effects);
   }
   TryStopped(effects);
@@ -361,10 +371,13 @@ void Coordinator::StopWithoutBoundary(Effects& effects) {
 void Coordinator::PhaseIsLate(Effects& effects) {
   switch (phase_) {
     case Phase::kGathering:
-      if (RanBefore())
-        BeginStop(false, "nodes of it are missing", effects);
-      else
+      if (!RanBefore()) {
         Decide(effects);
+        return;
+      }
+      for (NodeId member : NodesOf(*view_.live.back().layout))
+        if (!peers_[member].present) Blame(EvidenceKind::kNodeLost, 0, member);
+      BeginStop(false, "nodes of it are missing", effects);
       return;
     case Phase::kStopping:
       if (stop_at_boundary_) {

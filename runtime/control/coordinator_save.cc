@@ -18,15 +18,20 @@ void Coordinator::On(const SaveNow&, Effects&) {
 
 void Coordinator::SaveTimers(Effects& effects) {
   if (phase_ != Phase::kRunning) return;
-  // That the job is to end is said beside a save too: ranks that freeze by themselves may have the
-  // next state in their hands before this one is settled, again and again.
-  if ((saving_ < 0 || ending_.has_value()) && now_ >= save_due_) {
-    save_due_ = now_ + options_.resend;
-    effects.emplace_back(
-        Send{At(layout_.seats.front().node), msg::Save{.term = term_,
-                                                       .generation = layout_.generation,
-                                                       .after = std::max(Past(), saving_),
-                                                       .last = ending_.has_value()}});
+  if (now_ >= save_due_) {
+    // That the job is to end is said beside a save too: ranks that freeze by themselves may have
+    // the next state in their hands before this one is settled, again and again. Likewise that they
+    // are to wait, unless they do.
+    const bool beside = ending_.has_value() || pausing_;
+    const bool said = saving_ < 0 || ending_.has_value() || (pausing_ && !AllWait());
+    save_due_ = saving_ < 0 || beside ? now_ + options_.resend : absl::InfiniteFuture();
+    if (said)
+      effects.emplace_back(
+          Send{At(layout_.seats.front().node), msg::Save{.term = term_,
+                                                         .generation = layout_.generation,
+                                                         .after = std::max(Past(), saving_),
+                                                         .last = ending_.has_value(),
+                                                         .pause = pausing_}});
   }
   // Unless its COMMIT may be in the log already.
   if (now_ >= save_give_up_) {
@@ -76,12 +81,22 @@ void Coordinator::DropSave(Effects& effects) {
   if (saving_ >= 0) effects.emplace_back(SaveOver{layout_.generation, saving_, false});
   commit_.reset();
   saving_ = -1;
+  pausing_ = false;
   parts_.clear();
   save_due_ = save_give_up_ = absl::InfiniteFuture();
   for (Peer& peer : peers_) {
     peer.verifying.clear();
     peer.packed.clear();
   }
+}
+
+// Whether no rank goes on before the state that is saved is settled.
+bool Coordinator::AllWait() const {
+  return std::all_of(members_.begin(), members_.end(), [this](NodeId node) {
+    const msg::Report& r = peers_[node].report;
+    return r.generation == layout_.generation && r.waits && r.frozen == saving_ &&
+           r.finished == saving_;
+  });
 }
 
 // A member is past the step that is saved and does not have it: a coordinator before this one told
@@ -115,7 +130,7 @@ void Coordinator::OnSaving(NodeId node, const msg::Report& report, Effects& effe
   }
   if (saving_ < 0) {
     saving_ = report.frozen;
-    save_due_ = ending_.has_value() ? now_ + options_.resend : absl::InfiniteFuture();
+    save_due_ = ending_.has_value() || pausing_ ? now_ + options_.resend : absl::InfiniteFuture();
     save_give_up_ = now_ + options_.save_max;
   }
   if (report.frozen != saving_) return;
@@ -222,11 +237,18 @@ void Coordinator::OnCommit(const CheckpointCommit::Publish&, Effects& effects) {
 }
 
 void Coordinator::OnCommit(const CheckpointCommit::Settle& e, Effects& effects) {
+  const bool paused = pausing_ && e.committed && AllWait();
   settled_ = std::exchange(saving_, -1);
   if (!e.committed) effects.emplace_back(SaveOver{layout_.generation, settled_, false});
   Say(fmt::format("checkpoint of step {} {}", settled_, e.committed ? "committed" : "given up"),
       effects);
+  // Nobody is told that it is settled, so nobody goes on.
+  paused_ = paused;
+  if (paused) ConsiderChange(effects);
+  paused_ = false;
+  if (phase_ != Phase::kRunning) return;
   AfterSave(false, effects);
+  if (pausing_ && e.committed) save_due_ = now_;  // It was one that not all waited with.
 }
 
 }  // namespace perdure

@@ -60,7 +60,7 @@ int64_t Coordinator::Rounds(int32_t data) const {
 
 // A step takes as long as the slowest rank for its rounds. Tries to do without the slowest node,
 // the two slowest, and so on: a spare in its place costs nothing, one replica less perhaps a round.
-// True: the generation is being stopped for that.
+// True: the generation is being stopped for that, or its state is saved before.
 bool Coordinator::LeavesSlow(Effects& effects) {
   if (phase_ != Phase::kRunning || ending_.has_value()) return false;
   std::vector<NodeId> slow;
@@ -88,13 +88,13 @@ bool Coordinator::LeavesSlow(Effects& effects) {
   const bool pays =
       leaves > 0 && takes * (100 + kGainPercentMin) <=
                         Rounds(layout_.shape.data) * peers_[slow.front()].slow_percent * 100;
-  if (!pays) leaves = 0;
+  if (!pays || SavesFirst(best.words, effects)) leaves = 0;
   for (size_t i = 0; i < slow.size(); ++i) {
     Peer& peer = peers_[slow[i]];
     peer.avoided = i < leaves;
     if (peer.avoided) Avoid(slow[i], peer.slow_times + 1);
   }
-  if (!pays) return false;
+  if (leaves == 0) return pays;
   Blame(EvidenceKind::kSlow, peers_[slow.front()].slow_percent, slow.front());
   BeginStop(true, best.words, effects);
   return true;

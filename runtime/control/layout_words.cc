@@ -82,6 +82,7 @@ struct Moves {
   Numbers from_drained;  // Nodes that ranks left although they could stay.
   Numbers to;            // Nodes that ranks moved or came to.
   Numbers onto_drained;  // Drained ones among these.
+  Numbers from_slow, onto_slow;  // Likewise, of nodes that count as drained because they were slow.
   int64_t ranks = 0;     // That changed their seat.
 };
 
@@ -99,9 +100,12 @@ Moves MovesOf(const PlacedLayout& current, const OfferedSlots& offered, const De
         moves.ranks += was != nullptr;
         moves.to.push_back(seat.node);
         index = offered.FindNode(seat.node, index);
-        if (offered.nodes()[index].drained) moves.onto_drained.push_back(seat.node);
+        const OfferedSlots::Node& node = offered.nodes()[index];
+        if (node.drained) (node.avoided ? moves.onto_slow : moves.onto_drained).push_back(node.id);
         const int32_t old = was == nullptr ? -1 : offered.FindNode(was->node, index);
-        if (old >= 0 && offered.nodes()[old].drained) moves.from_drained.push_back(was->node);
+        if (old >= 0 && offered.nodes()[old].drained)
+          (offered.nodes()[old].avoided ? moves.from_slow : moves.from_drained)
+              .push_back(was->node);
       }
   return moves;
 }
@@ -171,11 +175,13 @@ std::string WordsOfChange(const LayoutRule& rule, const PlacedLayout& current,
     default:
       words += WordsOfFewer(rule, current, plan, decision, moves);
   }
-  if (!moves.from_drained.empty())
-    words += fmt::format("; drained: {}", Named("node", moves.from_drained));
-  if (!moves.onto_drained.empty())
-    words += fmt::format("; used although drained, else fewer replicas fit: {}",
-                         Named("node", moves.onto_drained));
+  const auto add = [&words](const char* what, const Numbers& nodes) {
+    if (!nodes.empty()) words += fmt::format("; {}: {}", what, Named("node", nodes));
+  };
+  add("drained", moves.from_drained);
+  add("slow", moves.from_slow);
+  add("used although drained, else fewer replicas fit", moves.onto_drained);
+  add("used although slow, else fewer replicas fit", moves.onto_slow);
   const std::string losses = WordsOfLosses(current, offered, avoided, plan, false);
   if (losses.size() + words.size() <= kWordsMax) return losses + words;
   return WordsOfLosses(current, offered, avoided, plan, true) + words;

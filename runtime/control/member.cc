@@ -128,7 +128,8 @@ absl::Time Member::TurnToLead() const {
                                 : heard_ + OthersWait(options_, options_.lease_log) + wait;
   if (!view_.lead.has_value()) return heard_ + wait;
   const absl::Time lives = beat_ + options_.leader_silence;
-  if (closed_) return std::max(heard_, lives) + wait;
+  // Anything may cut a connection; whoever lives answers within a heartbeat.
+  if (closed_) return std::max(heard_ + options_.heartbeat, lives) + wait;
   // Two readings tell whether it leaves pulses.
   const absl::Time read_twice = viewed_at_ + 3 * PulseEvery(options_);
   return std::max({heard_ + options_.leader_silence, read_twice, lives}) + wait;
@@ -202,6 +203,7 @@ void Member::On(const Closed& event, Effects&) {
   closed_ = true;
   heard_ = now_;
   seek_due_ = now_;
+  changed_ = true;  // The report asks it whether it lives.
 }
 
 void Member::On(const Received& event, Effects& effects) {
@@ -248,7 +250,8 @@ void Member::Report(Effects& effects) {
                                                  .failure_number = failure_number_,
                                                  .frozen = frozen_,
                                                  .waits = waits_,
-                                                 .works = works_}});
+                                                 .works = works_,
+                                                 .no_snapshots = no_snapshots_}});
 }
 
 // The lease runs from the sending of the report that is answered.
@@ -265,11 +268,11 @@ void Member::OnMessage(const msg::Answer& m, Effects& effects) {
 
 // ---- generations
 
-void Member::BeginStop(bool at_boundary, Effects& effects) {
+void Member::BeginStop(bool at_boundary, bool stalled, Effects& effects) {
   Enter(NodeStage::kStopping);
   table_due_ = absl::InfiniteFuture();
   kill_due_ = now_ + options_.stop_max / 2;
-  effects.emplace_back(StopRanks{generation_, at_boundary});
+  effects.emplace_back(StopRanks{generation_, at_boundary, stalled});
 }
 
 void Member::OnMessage(const msg::Stop& m, Effects& effects) {
@@ -282,10 +285,10 @@ void Member::OnMessage(const msg::Stop& m, Effects& effects) {
       return;
     case NodeStage::kStopping:
       // What was to end at a boundary that will not come is to end now.
-      if (!m.at_boundary) effects.emplace_back(StopRanks{generation_, false});
+      if (!m.at_boundary) effects.emplace_back(StopRanks{generation_, false, m.stalled});
       return;
     default:
-      BeginStop(m.at_boundary && stage_ == NodeStage::kRunning, effects);
+      BeginStop(m.at_boundary && stage_ == NodeStage::kRunning, m.stalled, effects);
   }
 }
 
@@ -313,12 +316,13 @@ void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
   if (m.generation == generation_ && stage_ == NodeStage::kPresent) SendPresent(effects);
   if (m.generation <= generation_) return;
   if (!Idle(stage_)) {
-    if (stage_ != NodeStage::kStopping) BeginStop(false, effects);
+    if (stage_ != NodeStage::kStopping) BeginStop(false, false, effects);
     return;  // It will be said again.
   }
   generation_ = m.generation;
   finished_ = m.resume.step;
   works_.clear();
+  no_snapshots_ = false;
   prepare_ = m;
   addresses_.clear();
   parts_.clear();
@@ -372,7 +376,8 @@ void Member::OnMessage(const msg::Go& m, Effects& effects) {
 void Member::On(const Progress& event, Effects&) {
   if (event.generation != generation_) return;
   finished_ = std::max(finished_, event.finished);
-  changed_ |= waits_ != event.waits;
+  changed_ |= waits_ != event.waits || no_snapshots_ != event.no_snapshots;
+  no_snapshots_ = event.no_snapshots;
   waits_ = event.waits;
   works_ = event.works;
   if (!event.complete) return;
@@ -402,7 +407,8 @@ void Member::On(const Leave&, Effects&) {
 // ---- checkpoints
 
 void Member::OnMessage(const msg::Save& m, Effects& effects) {
-  if (m.generation == generation_ && stage_ == NodeStage::kRunning && (frozen_ < 0 || m.last))
+  if (m.generation == generation_ && stage_ == NodeStage::kRunning &&
+      (frozen_ < 0 || m.last || m.pause))
     effects.emplace_back(FreezeState{m});
 }
 

@@ -69,6 +69,7 @@ class Member {
     // They go on only when the state that they froze is settled: another is due, or it is the last.
     bool waits = false;
     std::vector<WorkDone> works = {};  // By the order of Prepare's ranks; empty: not known.
+    bool no_snapshots = false;         // They keep none, or do not any more.
   };
   // Told after the Progress of the last step that it finished: failures are counted by step.
   struct RankFailed {
@@ -137,12 +138,14 @@ class Member {
   struct StopRanks {
     Generation generation = 0;
     bool at_boundary = false;
+    // The generation stands still. Who is not waiting for another rank is to be killed at once.
+    bool stalled = false;
   };
   struct KillRanks {  // They did not stop; answered by RanksStopped with what is left.
     Generation generation = 0;
   };
   // A state that they have frozen by themselves meanwhile, later than save.after, is what was asked
-  // for.
+  // for; but with save.pause only one that they wait with.
   struct FreezeState {
     msg::Save save;
   };
@@ -214,7 +217,7 @@ class Member {
   bool OwnJobLeads() const;
   int64_t PlaceInLine() const;
   absl::Time TurnToLead() const;  // Infinite: while it leads, or has to read the log first.
-  void BeginStop(bool at_boundary, Effects& effects);
+  void BeginStop(bool at_boundary, bool stalled, Effects& effects);
   void Enter(NodeStage stage);
   void Report(Effects& effects);
   void SendStopped(Effects& effects);
@@ -277,6 +280,7 @@ class Member {
   StepIndex frozen_ = -1;
   bool waits_ = false;
   std::vector<WorkDone> works_;
+  bool no_snapshots_ = false;
   std::optional<msg::Wrote> wrote_;  // The newest attempt at writing what is frozen.
   std::vector<msg::Voted> votes_;    // On files of what is frozen.
   bool exited_ = false;

@@ -90,6 +90,7 @@ struct Report {
   StepIndex frozen = -1;       // The step of the state that is kept for a checkpoint; -1: none.
   bool waits = false;          // Its ranks go on only when that is settled.
   std::vector<WorkDone> works;  // Of its ranks in `generation`, ascending; empty: not known.
+  bool no_snapshots = false;    // They keep none: what no checkpoint has is lost with them.
   friend bool operator==(const Report&, const Report&) = default;
 };
 // What is left behind; answers Stop.
@@ -154,6 +155,7 @@ struct Stop {
   Slot term = 0;
   Generation generation = 0;  // And all before it.
   bool at_boundary = false;   // Finish the step that is under way, if that is possible.
+  bool stalled = false;       // It stands still: who does not wait for others is waited for.
   friend bool operator==(const Stop&, const Stop&) = default;
 };
 struct Prepare {
@@ -191,6 +193,7 @@ struct Save {
   Generation generation = 0;
   StepIndex after = 0;  // Of a step later than this.
   bool last = false;    // And take no step beyond it: the job ends.
+  bool pause = false;   // And take none before it is settled: the layout is to change.
   friend bool operator==(const Save&, const Save&) = default;
 };
 struct Write {

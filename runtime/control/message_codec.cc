@@ -27,7 +27,8 @@ void Fields(auto& io, OneOf<msg::Prepare::Assignment> auto& m) { io(m.local_rank
 void Fields(auto& io, OneOf<WorkDone> auto& m) { io(m.steps, m.leaves, m.nanoseconds); }
 void Fields(auto& io, OneOf<msg::Report> auto& m) {
   io(m.term, m.incarnation, m.sequence, m.echo, m.slots, m.domain, m.leaving, m.generation, m.stage,
-     m.finished, m.failed_local_rank, m.failure, m.failure_number, m.frozen, m.waits, m.works);
+     m.finished, m.failed_local_rank, m.failure, m.failure_number, m.frozen, m.waits, m.works,
+     m.no_snapshots);
 }
 void Fields(auto& io, OneOf<msg::Stopped> auto& m) {
   io(m.term, m.incarnation, m.generation, m.holdings);
@@ -44,14 +45,18 @@ void Fields(auto& io, OneOf<msg::Answer> auto& m) {
   io(m.term, m.sequence, m.stamp, m.generation, m.lease);
 }
 void Fields(auto& io, OneOf<msg::Announce, msg::Probe, msg::Leading> auto& m) { io(m.term); }
-void Fields(auto& io, OneOf<msg::Stop> auto& m) { io(m.term, m.generation, m.at_boundary); }
+void Fields(auto& io, OneOf<msg::Stop> auto& m) {
+  io(m.term, m.generation, m.at_boundary, m.stalled);
+}
 void Fields(auto& io, OneOf<msg::Prepare> auto& m) {
   io(m.term, m.generation, m.shape, m.ranks, m.resume, m.children);
 }
 void Fields(auto& io, OneOf<msg::Table> auto& m) {
   io(m.term, m.generation, m.ranks, m.first, m.count, m.packed);
 }
-void Fields(auto& io, OneOf<msg::Save> auto& m) { io(m.term, m.generation, m.after, m.last); }
+void Fields(auto& io, OneOf<msg::Save> auto& m) {
+  io(m.term, m.generation, m.after, m.last, m.pause);
+}
 void Fields(auto& io, OneOf<msg::Write> auto& m) { io(m.term, m.generation, m.step, m.attempt); }
 void Fields(auto& io, OneOf<msg::Verify> auto& m) {
   io(m.term, m.generation, m.step, m.attempt, m.file, m.packed);

@@ -55,6 +55,7 @@ OfferedSlots::OfferedSlots(std::span<const NodeOffer> offers, const LayoutShape&
                       .domain = static_cast<int32_t>(domain - domains.begin()),
                       .drained = offer->drained,
                       .coordinates = offer->coordinates,
+                      .avoided = offer->avoided,
                       .slot_begin = begin,
                       .slot_end = static_cast<int32_t>(seats_.size())});
     widest = std::max(widest, Width(nodes_.back()));

@@ -22,6 +22,7 @@ class OfferedSlots {
     NodeId id = 0;
     int32_t domain = 0;  // Index among the domains offered, by their numbers.
     bool drained = false, coordinates = false;
+    bool avoided = false;  // Says nothing here: `drained` has it too where it counts.
     int32_t slot_begin = 0, slot_end = 0;
     int32_t blocks = 0;  // That fit.
   };

@@ -45,8 +45,9 @@ struct StepReport {
 enum class Command : int {
   kNone = 0,
   kCheckpoint = 1,
-  kStop = 2,   // Checkpoint, then end.
-  kLeave = 3,  // End at this boundary, without a checkpoint: the snapshots are whole.
+  kPause = 2,  // Checkpoint, and take no step before it is settled.
+  kStop = 3,   // Checkpoint, then end.
+  kLeave = 4,  // End at this boundary, without a checkpoint: the snapshots are whole.
 };
 
 // What a rank needs of the snapshot of an old generation's rank.
@@ -106,9 +107,11 @@ class RankHost {
   // Every rank, once: the first gather of this generation has passed, so it has whole snapshots of
   // its own; those of older ones may go.
   virtual void OlderMayGo() {}
+  // Every rank, once, before Loaded or later: from here on it keeps no snapshots.
+  virtual void NoSnapshots() {}
 
   // Training waits with the state of `step` until the save before is settled, or, behind the last
-  // step, that of `step` itself.
+  // step and where it pauses, that of `step` itself.
   virtual void Waiting(int64_t /*step*/) {}
 
   // From here on called by the saver's thread. Errors: the host is gone.

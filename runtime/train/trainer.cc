@@ -92,6 +92,7 @@ struct Trainer::Impl {
   absl::Status Begin(int64_t* saved);
   absl::Status End();
   absl::Status Leave();
+  absl::Status Pause(int64_t step);
   absl::Status EnterPhase(int phase);
   absl::StatusOr<StepStatistics> Compute(const StepInfo& info, Verdict verdict);
   absl::StatusOr<StepStatistics> ComputeAgain(const StepInfo& info, const StepStatistics& first);
@@ -224,10 +225,12 @@ absl::Status Trainer::Impl::Prepare() {
   const RankState rank_state = StateOfRank();
   ASSIGN_OR_RETURN(history, FillState(rank_state));
   absl::StatusOr<std::unique_ptr<Snapshots>> made = MakeSnapshots(rank_state, &snapshot_group);
-  if (made.ok())
+  if (made.ok()) {
     snapshots = *std::move(made);
-  else
+    if (snapshots == nullptr) host->NoSnapshots();
+  } else {
     RETURN_IF_ERROR(GoesWithout(made.status()));
+  }
   const int64_t samples_before =
       start.manifest.has_value() ? start.manifest->samples : SamplesAt(start.step);
   RETURN_IF_ERROR(CertifyState(rank_state, samples_before, &*statistics));
@@ -416,6 +419,7 @@ absl::Status Trainer::Impl::Snapshot(int64_t step) {
 absl::Status Trainer::Impl::GoesWithout(const absl::Status& status) {
   if (!absl::IsResourceExhausted(status)) return status;
   snapshots.reset();
+  host->NoSnapshots();
   if (rank == 0)
     host->Remark(fmt::format("generation {} goes on without snapshots from step {}: {}",
                              options.generation, step_now, Message(status)));
@@ -492,6 +496,7 @@ absl::StatusOr<Outcome> Trainer::Impl::Run() {
       RETURN_IF_ERROR(Checkpoint(done));
       saved = done;
     }
+    if (shared == static_cast<int>(Command::kPause)) RETURN_IF_ERROR(Pause(done));
     if (stop) break;
   }
   // A run that was asked for no step still leaves a checkpoint of what it began with.
@@ -510,6 +515,13 @@ absl::Status Trainer::Impl::End() {
   RETURN_IF_ERROR(saver->Wait());
   clean = true;
   return absl::OkStatus();
+}
+
+// Whether the state became a checkpoint or not: who must not go on is told to stop meanwhile.
+absl::Status Trainer::Impl::Pause(int64_t step) {
+  Doing(Activity::Phase::kCheckpoint);
+  host->Waiting(step);
+  return saver->Wait();
 }
 
 // The snapshots of the last step are whole before anybody is gone. A save that is under way ends

@@ -28,6 +28,7 @@ absl::StatusOr<RunConfig> StageConfig(const std::string& text) {
   if (!(words >> config.phases[0].samples >> config.layout.transport))
     return InvalidArgument("'{}' is no configuration of a stage", text);
   config.job.health_check = false;
+  if (std::string memory; words >> memory && memory == "forgets") config.snapshot.every = 0;
   return config;
 }
 

@@ -20,8 +20,8 @@
 
 namespace perdure {
 
-// The configuration that a stage's text names: "SAMPLES TRANSPORT". The rank's program reads it,
-// too.
+// The configuration that a stage's text names: "SAMPLES TRANSPORT", or "SAMPLES TRANSPORT forgets"
+// for one without snapshots. The rank's program reads it, too.
 absl::StatusOr<RunConfig> StageConfig(const std::string& text);
 
 struct JobNode {

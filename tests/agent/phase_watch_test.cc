@@ -241,7 +241,26 @@ TEST_F(PhaseWatchTest, AGenerationRunsOnUnderANewCoordinator) {
   EXPECT_EQ(last_["step"], 12);
   Step(13);
   EXPECT_THAT(Taken(), IsEmpty());
-  EXPECT_TRUE(watch_.first_step().is_null());
+  EXPECT_EQ(watch_.first_step()["generation"], 4);
+  EXPECT_TRUE(watch_.first_step()["seconds"].is_null());
+  EXPECT_EQ(watch_.first_step()["not_known"], "the coordinator that saw it begin is gone");
+  See(Phase::kStopping);
+  EXPECT_TRUE(watch_.first_step().is_null()) << "the next one is its own";
+}
+
+TEST_F(PhaseWatchTest, OrANodeOfItIsMissing) {
+  Start(4, 10);
+  sight_.nodes = 0;
+  See(Phase::kClaiming);
+  See(Phase::kGathering);
+  sight_.cause = Failure{.kind = EvidenceKind::kNodeLost, .number = 0, .step = 0, .node = 1};
+  sight_.phase = Phase::kStopping;
+  watch_.See(now_, sight_, FailuresIn(Coordinator::Tick{}, {}, sight_));
+  ASSERT_EQ(events_.size(), 2u);
+  EXPECT_EQ(events_[0]["kind"], "node-lost");
+  EXPECT_EQ(events_[0]["node"], 1);
+  EXPECT_EQ(events_[0]["noticed"], "gathered");
+  EXPECT_EQ(events_[1]["failure"], "node-lost");
 }
 
 TEST_F(PhaseWatchTest, OrItIsFoundBroken) {

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <set>
 
+#include "runtime/agent/process.h"
 #include "runtime/base/status.h"
 #include "tests/agent/job_stage.h"
 
@@ -161,10 +162,11 @@ TEST_F(ProcessRanksTest, AFlippedBitIsFoundAndNothingIsLost) {
   }
 }
 
-// The detector finds the stall, the agent kills who does not stop.
+// The detector finds the stall, the agent kills who was stopped: at once, however long others would
+// be given to stop.
 TEST_F(ProcessRanksTest, AStoppedRankIsKilledAndMadeAnew) {
   stage_->options.control.stall_min = absl::Seconds(2);
-  stage_->options.control.stop_max = absl::Seconds(4);
+  stage_->options.control.stop_max = absl::Hours(1);
   StartAll(2);
   At(10, [&] { ::kill(stage_->PidOf(1), SIGSTOP); });
   ASSERT_EQ(stage_->Completed(), 0);
@@ -172,7 +174,7 @@ TEST_F(ProcessRanksTest, AStoppedRankIsKilledAndMadeAnew) {
   ASSERT_FALSE(stage_->failures.empty());
   EXPECT_EQ(stage_->failures[0].first, 1u);
   EXPECT_EQ(stage_->failures[0].second.kind, EvidenceKind::kHung);
-  EXPECT_THAT(stage_->failures[0].second.words, HasSubstr("did not stop"));
+  EXPECT_THAT(stage_->failures[0].second.words, HasSubstr("was stopped while all others waited"));
   EXPECT_GE(stage_->Starts()[1].step, 9);
   ExpectTheSame();
 }
@@ -267,6 +269,31 @@ TEST_F(ProcessRanksTest, ANodeThatComesIsTakenInAtABoundary) {
   ExpectTheSame();
 }
 
+// Where memory keeps nothing they leave behind a checkpoint that all have waited with.
+TEST_F(ProcessRanksTest, ANodeThatComesIsTakenInBehindACheckpoint) {
+  stage_->ranks.config += " forgets";
+  stage_->options.nodes = 2;
+  stage_->options.control.gather = absl::Milliseconds(300);
+  stage_->Start(0);
+  // Held back until it is asked for: alone it would be done before the other comes.
+  pid_t held = 0;
+  At(5, [&] { ::kill(held = stage_->PidOf(0), SIGSTOP); });
+  ASSERT_TRUE(stage_->Until([&] { return held != 0; }));
+  stage_->Start(1);
+  ASSERT_TRUE(stage_->Until(
+      [&] { return stage_->Story().find("a checkpoint first") != std::string::npos; }));
+  ::kill(held, SIGCONT);
+  ASSERT_EQ(stage_->Completed(), 0);
+  const std::vector<StartRecord> starts = stage_->Starts();
+  ASSERT_EQ(starts.size(), 2u);
+  EXPECT_TRUE(starts[1].from_checkpoint);
+  EXPECT_GT(starts[1].step, 5);
+  EXPECT_EQ(starts[1].shape.data, 2);
+  EXPECT_TRUE(stage_->failures.empty());
+  EXPECT_EQ(Redone(), 0);
+  ExpectTheSame();
+}
+
 // Agents that are started again find what the ones before have left in memory.
 TEST_F(ProcessRanksTest, AgentsThatComeBackHaveWhatWasHeld) {
   stage_->options.control.gather_again = absl::Seconds(5);
@@ -282,6 +309,75 @@ TEST_F(ProcessRanksTest, AgentsThatComeBackHaveWhatWasHeld) {
   ASSERT_GE(starts.size(), 2u);
   EXPECT_GE(starts[1].step, 9);
   ExpectTheSame();
+}
+
+// A node's only rank, a program that never answers.
+class MuteRank {
+ public:
+  explicit MuteRank(const std::string& script) : loop_(*EventLoop::New()) {
+    ranks_ = std::make_unique<ProcessRanks>(
+        loop_.get(), &oom_, nullptr,
+        ProcessRanksOptions{.argv = {"/bin/sh", "-c", script},
+                            .environment = {},
+                            .log_directory = directory_.path(),
+                            .config = "",
+                            .data_directory = "",
+                            .run_directory = directory_.path(),
+                            .run_id = "",
+                            .fetch = {}},
+        ProcessRanksHooks{
+            .tell =
+                [this](const Member::Event& event) {
+                  stopped_ |= std::holds_alternative<Member::RanksStopped>(event);
+                },
+            .layouts =
+                [](const std::vector<Generation>& generations, auto then) {
+                  then(std::vector<PlacedLayout>(generations.size(),
+                                                 {.generation = 1, .seats = {{0, 0}}}));
+                },
+            .failed = [this](const RankFailure& failure) { failures_.push_back(failure); }});
+    msg::Prepare prepare{.generation = 1, .ranks = {{.local_rank = 0, .rank = 0}}};
+    ranks_->Do(Member::MakeRanks{prepare});
+  }
+  // Its program runs, and what it does there it will go on doing.
+  bool Begun() const {
+    return std::filesystem::file_size(directory_.path() + "/node-00000-slot-00.log") > 0;
+  }
+  void Stop(bool stalled) { ranks_->Do(Member::StopRanks{1, false, stalled}); }
+  void RunOnce() { loop_->RunOnce(MonotonicNow() + absl::Milliseconds(10)); }
+  bool Stopped() const { return stopped_; }
+  pid_t pid() const { return ranks_->running().at(0).pid; }
+  const std::vector<RankFailure>& failures() const { return failures_; }
+
+ private:
+  const TestDirectory directory_;
+  const std::unique_ptr<EventLoop> loop_;
+  OomKills oom_ = OomKills::OfThisProcess();
+  bool stopped_ = false;
+  std::vector<RankFailure> failures_;
+  std::unique_ptr<ProcessRanks> ranks_;
+};
+
+// Where a generation stands still: who computes hangs and is killed, who sleeps waits for another
+// and gets its time. Where it does not, neither is to blame.
+TEST(HungRanks, WhoNeverWaitsIsKilled) {
+  constexpr char kLoops[] = "echo begun; while :; do :; done";
+  MuteRank loops(kLoops), waits("echo begun; exec sleep 1000"), works(kLoops);
+  while (!loops.Begun() || !works.Begun() || !waits.Begun() || ProcessState(waits.pid()) != 'S')
+    waits.RunOnce();
+  for (MuteRank* rank : {&loops, &waits}) rank->Stop(/*stalled=*/true);
+  works.Stop(/*stalled=*/false);
+  const absl::Time patience = MonotonicNow() + absl::Seconds(60);
+  while (!loops.Stopped() && MonotonicNow() < patience)
+    for (MuteRank* rank : {&loops, &waits, &works}) rank->RunOnce();
+  EXPECT_TRUE(loops.Stopped());
+  ASSERT_EQ(loops.failures().size(), 1u);
+  EXPECT_EQ(loops.failures()[0].kind, EvidenceKind::kHung);
+  EXPECT_THAT(loops.failures()[0].words, HasSubstr("computed while its generation stood still"));
+  for (const MuteRank* rank : {&waits, &works}) {
+    EXPECT_FALSE(rank->Stopped());
+    EXPECT_TRUE(rank->failures().empty());
+  }
 }
 
 TEST_F(ProcessRanksTest, ARankThatCannotBeStartedIsToldAsSuch) {

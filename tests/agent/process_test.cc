@@ -105,6 +105,18 @@ TEST(Process, AwaitEnd) {
 
 extern "C" void OnAlarm(int) {}
 
+TEST(Process, StateSaysWhetherItWasStopped) {
+  Child child;
+  ASSERT_EQ(::kill(child.pid(), SIGSTOP), 0);
+  ASSERT_EQ(::waitpid(child.pid(), nullptr, WUNTRACED), child.pid());
+  EXPECT_EQ(ProcessState(child.pid()), 'T');
+  EXPECT_EQ(ProcessState(::getpid()), 'R');
+  const pid_t pid = child.pid();
+  child.Kill();
+  child.Reap();
+  EXPECT_EQ(ProcessState(pid), 0);
+}
+
 // A signal is not the end of anybody.
 TEST(Process, AwaitEndThroughSignals) {
   const Child child;

@@ -48,6 +48,7 @@ std::vector<to_rank::Frame> FramesToRank() {
           to_rank::Load{1},
           to_rank::Go{1},
           to_rank::Freeze{.generation = 1, .after = -1},
+          to_rank::Freeze{.generation = 1, .after = 7, .last = true, .pause = true},
           to_rank::Write{.generation = 1, .step = 0, .attempt = 2, .term = 3},
           to_rank::Verify{
               .generation = 1, .step = 2, .attempt = 3, .term = 4, .file = 5, .part = kBytes},
@@ -89,6 +90,7 @@ std::vector<from_rank::Frame> FramesFromRank() {
           .generation = 1,
           .needs = {{.rank = 3, .ranges = {{0, 4096}, {8192, 5}}}, {.rank = 4, .ranges = {}}}},
       from_rank::OlderMayGo{1},
+      from_rank::NoSnapshots{1},
       from_rank::Remark{"a line"},
       from_rank::Evidence{{{"xid", 79}}},
       from_rank::Error{.code = 13,

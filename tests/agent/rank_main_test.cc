@@ -171,6 +171,45 @@ TEST_F(RankMainTest, AStateIsFrozenOnceAndWrittenOnce) {
   SaveUntilDone();
 }
 
+// With a state that it is asked to wait with it takes no step before that is settled, whatever
+// comes of it; told to stop, it stops there.
+TEST_F(RankMainTest, AStateIsWaitedWith) {
+  Load();
+  Go(1, /*lease=*/false);
+  // The step of the state that it waits with; what it finished must not be beyond.
+  const auto await_pause = [&]() -> int64_t {
+    int64_t frozen = -1, waits = -1, finished = -1;
+    while (frozen < 0 || waits != frozen) {
+      const absl::StatusOr<from_rank::Frame> frame = rank().Next();
+      if (!frame.ok()) {
+        ADD_FAILURE() << frame.status();
+        return -1;
+      }
+      if (const auto* f = std::get_if<from_rank::Frozen>(&*frame)) frozen = f->step;
+      if (const auto* f = std::get_if<from_rank::Waiting>(&*frame)) waits = f->step;
+      if (const auto* f = std::get_if<from_rank::Progress>(&*frame)) finished = f->step;
+    }
+    EXPECT_EQ(finished, frozen);
+    return frozen;
+  };
+  rank().Send(to_rank::Freeze{.generation = 1, .after = -1, .pause = true});
+  rank().page().Renew(1, MonotonicNow() + kLong);
+  const int64_t first = await_pause();
+  // It does not know that it is heard: that is no second state to wait with.
+  rank().Send(to_rank::Freeze{.generation = 1, .after = first, .pause = true});
+  EXPECT_TRUE(rank().Silent(200));
+  rank().Send(to_rank::Settle{.generation = 1, .step = first, .committed = false});
+  for (int64_t step = first + 1; step <= first + 3; ++step)
+    EXPECT_EQ(rank().Get<from_rank::Progress>().step, step);
+  rank().Send(to_rank::Freeze{.generation = 1, .after = first + 3, .pause = true});
+  const int64_t second = await_pause();
+  EXPECT_GT(second, first + 3);
+  rank().Send(to_rank::Stop{.generation = 1, .at_boundary = true});
+  const absl::StatusOr<from_rank::Frame> frame = rank().Next();
+  ASSERT_OK(frame.status());
+  EXPECT_TRUE(std::holds_alternative<from_rank::Stopped>(*frame)) << ToJson(*frame);
+}
+
 TEST_F(RankMainTest, OneThatCannotWriteSaysSoAndTrainsOn) {
   std::filesystem::remove_all(directory_.path() + "/run/ckpt");
   std::ofstream(directory_.path() + "/run/ckpt") << "a file";

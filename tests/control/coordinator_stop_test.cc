@@ -46,6 +46,20 @@ TEST(CoordinatorGathers, NodesOfTheRunningGenerationForGatherAgain) {
   story.AfterInTouch(absl::Seconds(2), {0, 2});
   EXPECT_EQ(story.WhenSent<msg::Stop>(0, kStart).front(), Ms(1500));
   EXPECT_THAT(story.said(), HasSubstr("nodes of it are missing"));
+  ASSERT_TRUE(story.lead().cause().has_value());
+  EXPECT_EQ(story.lead().cause()->kind, EvidenceKind::kNodeLost);
+  EXPECT_EQ(story.lead().cause()->node, NodeId{1}) << "which it knows by what is missing";
+}
+
+TEST(CoordinatorGathers, ANodeThatHasNoRanksAnyMoreWasLost) {
+  CoordinatorStory story(2, View({Lead(0, 1), Start(1, 1, {0, 1})}));
+  story.Win();
+  story.Report(0, NodeStage::kRunning, 1);
+  story.Report(1, NodeStage::kIdle);
+  EXPECT_EQ(story.phase(), Phase::kStopping);
+  ASSERT_TRUE(story.lead().cause().has_value());
+  EXPECT_EQ(story.lead().cause()->kind, EvidenceKind::kNodeLost);
+  EXPECT_EQ(story.lead().cause()->node, NodeId{1});
 }
 
 TEST(CoordinatorGathers, TakesOverWhatRunsAndGoesOnGrantingLeases) {
@@ -78,6 +92,8 @@ TEST(CoordinatorGathers, StopsAGenerationThatIsNotRunning) {
     story.Report(1, stage, 1);
     EXPECT_EQ(story.phase(), Phase::kStopping);
     EXPECT_THAT(story.said(), HasSubstr("node 1 does not run generation 1"));
+    EXPECT_TRUE(stage == NodeStage::kBroken || !story.lead().cause().has_value())
+        << "it is not known";
   }
 }
 

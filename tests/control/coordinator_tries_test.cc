@@ -152,12 +152,19 @@ TEST_F(CoordinatorTries, AndKnowsWhoHangs) {
     story_.After(absl::Seconds(1));
   }
   ASSERT_EQ(story_.phase(), Phase::kStopping);
+  const absl::Time stops = story_.now();
+  for (const auto& [_, stop] : story_.Sent<msg::Stop>()) EXPECT_TRUE(stop.stalled);
+  story_.AfterInTouch(absl::Seconds(1), {0, 1, 2});
+  ASSERT_FALSE(story_.WhenSent<msg::Stop>(0, stops).empty()) << "and says it again";
+  for (const auto& [_, stop] : story_.Sent<msg::Stop>()) EXPECT_TRUE(stop.stalled);
   StopAll(0);
   EXPECT_EQ(Says(), (Failure{.kind = Kind::kHung, .number = 0, .step = 1, .node = NodeId{0}}));
 }
 
 TEST_F(CoordinatorTries, AndKnowsWhoDoesNotStart) {
   Broken(1, Kind::kRankKilled, 12);
+  for (const auto& [_, stop] : story_.Sent<msg::Stop>())
+    EXPECT_FALSE(stop.stalled) << "others may be in the middle of a step";
   StopAll(12);
   story_.Win();
   story_.Report(0, NodeStage::kReady, 2);

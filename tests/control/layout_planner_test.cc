@@ -335,6 +335,24 @@ TEST(LayoutPlanner, AnAvoidedNodeIsUsedWhereTooFewReplicasFitWithoutIt) {
   EXPECT_EQ(DecideLayout(rule, situation).shape.data, 0) << "or too few";
 }
 
+// It counts as drained then; but that is not what people are told.
+TEST(LayoutPlanner, AnAvoidedNodeThatIsUsedIsCalledSlow) {
+  LayoutRule rule = RuleOf(4, 1);
+  Situation situation{.offers = WholeNodes(3, 4), .now = kDay};
+  Of(situation.offers, 1).avoided = true;
+  Of(situation.offers, 2).drained = true;
+  rule.data_min = 3;
+  EXPECT_THAT(DecideLayout(rule, situation).words,
+              HasSubstr("; used although drained, else fewer replicas fit: node 2; used although "
+                        "slow, else fewer replicas fit: node 1"));
+  rule.data = rule.data_min = 2;
+  situation = Started(rule, WholeNodes(2, 4));
+  situation.offers = WholeNodes(3, 4);
+  for (const NodeId node : {0, 1}) Of(situation.offers, node).avoided = true;
+  const Decision decision = DecideLayout(rule, situation);
+  EXPECT_THAT(decision.words, HasSubstr("to spare slots of node 2; slow: node "));
+}
+
 // What was lost and who is slow are told apart.
 TEST(LayoutPlanner, LostAndSlowNodesAreNamed) {
   const LayoutRule rule = RuleOf(4, 1);

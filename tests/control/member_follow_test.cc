@@ -254,14 +254,15 @@ TEST(MemberOffers, NothingWhenTheConnectionEndsAndPulsesGoOn) {
   EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
 }
 
-TEST(MemberOffers, ItselfAtOnceWhenTheConnectionEndedWhateverItLeft) {
+TEST(MemberOffers, ItselfAHeartbeatAfterTheConnectionEndedWhateverItLeft) {
   MemberStory story(0);
   story.Follow(1);
   story.LogStaysAsItIs();
   uint64_t count = 0;
   story.pulse = [&] { return Pulse{0, ++count}; };
   story.Do(Member::Closed{{kJob, 1}});
-  EXPECT_THAT(story.All<Member::TakeLead>(), SizeIs(1));
+  story.After(absl::Seconds(1));
+  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(250)));
 }
 
 TEST(MemberOffers, ItselfAStaggerLaterForEachPlaceInLine) {
@@ -337,14 +338,32 @@ TEST(MemberOffers, NothingOnTheGroundsOfAReadingOfItsLastSilence) {
   EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
 }
 
-TEST(MemberOffers, ItselfAtOnceWhenTheConnectionEndedAndItIsFirst) {
+TEST(MemberOffers, ItselfAHeartbeatAfterTheConnectionEndedWhenItIsFirst) {
   MemberStory story(0);
   story.Follow(1);
   story.After(Ms(300));
   story.Do(Member::Closed{{kJob, 1}});
   ASSERT_THAT(story.All<Member::ReadLog>(), SizeIs(1));
+  EXPECT_THAT(story.Sent<msg::Report>(), SizeIs(1)) << "it may live, and is asked at once";
   story.Read({});
-  EXPECT_THAT(story.All<Member::TakeLead>(), SizeIs(1));
+  story.After(Ms(500));
+  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(550)));
+}
+
+// Anything may cut a connection. Who is first in line would take the lead from one that lives.
+TEST(MemberOffers, NothingWhenTheOtherEndLives) {
+  MemberStory story(0);
+  story.Follow(1);
+  story.LogStaysAsItIs();
+  for (int times = 0; times < 5; ++times) {
+    story.Do(Member::Closed{{kJob, 1}});
+    EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
+    story.After(Ms(240));
+    EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
+    story.Answer();
+    story.AfterInTouch(absl::Seconds(2));
+    EXPECT_THAT(story.All<Member::TakeLead>(), IsEmpty());
+  }
 }
 
 TEST(MemberOffers, ItselfAStaggerLaterWhenTheConnectionEnded) {
@@ -357,7 +376,7 @@ TEST(MemberOffers, ItselfAStaggerLaterWhenTheConnectionEnded) {
   story.After(Ms(100));
   story.Do(Member::Closed{{kJob, 1}});  // Said again: its turn does not move.
   story.After(absl::Seconds(1));
-  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(700)));
+  EXPECT_THAT(story.When<Member::TakeLead>(kStart), ElementsAre(Ms(950)));
 }
 
 TEST(MemberOffers, NothingWhenTheConnectionIsThereAgain) {

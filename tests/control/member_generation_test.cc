@@ -304,6 +304,20 @@ TEST(MemberStops, AtOnceWhenTheBoundaryWillNotCome) {
   EXPECT_FALSE(story.All<Member::StopRanks>()[0].at_boundary);
 }
 
+TEST(MemberStops, AndSaysThatTheGenerationStandsStill) {
+  for (const bool stalled : {false, true}) {
+    MemberStory story(3);
+    story.Follow(1);
+    story.Run(4);
+    const msg::Stop stop{.term = 0, .generation = 4, .at_boundary = false, .stalled = stalled};
+    for (int times = 1; times <= 2; ++times) {
+      story.Hear(stop);
+      ASSERT_THAT(story.All<Member::StopRanks>(), SizeIs(1));
+      EXPECT_EQ(story.All<Member::StopRanks>()[0].stalled, stalled);
+    }
+  }
+}
+
 TEST(MemberStops, KillsRanksThatDoNotStopAndAgainUntilTheyHave) {
   MemberStory story(3);
   story.Follow(1);

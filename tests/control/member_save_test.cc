@@ -56,6 +56,28 @@ TEST(MemberSaves, FreezesWhenItIsAsked) {
   EXPECT_EQ(story.newest().frozen, 50);
 }
 
+// Where the layout is to change, its ranks wait with the next state: what they hold is none that
+// they wait with.
+TEST(MemberSaves, FreezesASecondStateWhenAllAreToWaitWithIt) {
+  SaveStory story;
+  story.Freeze(50);
+  story.Hear(msg::Save{.term = 0, .generation = 4, .after = 50, .pause = true});
+  ASSERT_THAT(story.All<Member::FreezeState>(), SizeIs(1));
+  EXPECT_TRUE(story.All<Member::FreezeState>()[0].save.pause);
+}
+
+TEST(MemberSaves, SaysAtOnceThatNothingIsKeptInMemory) {
+  SaveStory story;
+  EXPECT_FALSE(story.newest().no_snapshots);
+  story.Do(Member::Progress{.generation = 4, .finished = 41, .no_snapshots = true});
+  ASSERT_THAT(story.Sent<msg::Report>(), SizeIs(1));
+  EXPECT_TRUE(story.newest().no_snapshots);
+  story.Hear(msg::Stop{.term = 0, .generation = 4});
+  story.Do(Member::RanksStopped{4, {}});
+  story.Spawn(5);
+  EXPECT_FALSE(story.newest().no_snapshots) << "of the next one nothing is known";
+}
+
 TEST(MemberSaves, FreezesNoSecondStateAndNoneOfAnotherGeneration) {
   SaveStory story;
   story.Save(3);

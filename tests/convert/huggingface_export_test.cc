@@ -1,5 +1,7 @@
 // Export: every value, shards, files beside the weights, refusals, equal bytes, nothing half done.
+#include <fcntl.h>
 #include <gmock/gmock.h>
+#include <sys/file.h>
 
 #include <bit>
 #include <filesystem>
@@ -9,6 +11,7 @@
 #include "ckpt/float_bits.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
+#include "runtime/base/unique_fd.h"
 #include "tests/convert/small_model.h"
 
 namespace perdure {
@@ -207,6 +210,24 @@ TEST_F(ExportTest, TargetsThatExistAreRefused) {
   fs::create_symlink("nowhere", Path("link"));
   expect_refused("link");
   EXPECT_THAT(Names(directory_.path()), UnorderedElementsAre("empty", "file", "link"));
+}
+
+// What makers that were killed left of the same target goes; what one that lives is at, what is of
+// another target, and what bears no such name stays.
+TEST_F(ExportTest, WhatTheDeadLeftIsRemoved) {
+  for (const char* name : {"out.tmp.77.0", "out.tmp.78.1", "other.tmp.77.0", "out.tmp.old"}) {
+    ASSERT_TRUE(fs::create_directory(Path(name)));
+    ASSERT_OK(ReplaceFileFast(Path(name) + "/model.safetensors", "half"));
+  }
+  fs::create_directory_symlink(Path("other.tmp.77.0"), Path("out.tmp.79.0"));
+  // Another process's lock: it is the open file's, not this process's.
+  const UniqueFd lives(::open(Path("out.tmp.78.1").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  ASSERT_EQ(::flock(lives.get(), LOCK_EX | LOCK_NB), 0);
+  ASSERT_OK(Export(SmallExport(Path("out"))));
+  EXPECT_THAT(
+      Names(directory_.path()),
+      UnorderedElementsAre("out", "out.tmp.78.1", "other.tmp.77.0", "out.tmp.old", "out.tmp.79.0"));
+  EXPECT_EQ(Slurp(Path("other.tmp.77.0/model.safetensors")), "half");
 }
 
 TEST_F(ExportTest, WhatFailsLeavesNothing) {

@@ -291,6 +291,10 @@ TEST_F(RunCommand, StatusHasWhatScriptsReadFromIt) {
   EXPECT_TRUE(status["loss"].is_number());
   EXPECT_EQ(status["steps_total"], 120);
   EXPECT_EQ(status["layout"]["data"], 2);
+  EXPECT_EQ(status["nodes"], 1) << "that the job had";
+  const CommandResult text = Perdure({"status", run_});
+  EXPECT_NE(text.output.find("nodes       1 until the job ended\n"), std::string::npos)
+      << text.output;
 }
 
 }  // namespace

@@ -63,9 +63,26 @@ Checker::Problem Checker::OnStart(const LogEntry& e) {
   if (seats.size() != e.layout->seats.size() ||
       e.layout->seats.size() != static_cast<size_t>(e.layout->shape.ranks()) || seats.empty())
     return fmt::format("START {}: seats are not one per rank", e.generation);
+  if (Problem problem = OnChange(e)) return problem;
   if (Problem problem = OnStartAfter(e)) return problem;
   starts_[e.generation] = e;
   return std::nullopt;
+}
+
+// Where memory keeps nothing, a change that nothing forced takes no step again: its coordinator had
+// the state saved. (Who takes over may find a generation that somebody else has stopped.)
+Checker::Problem Checker::OnChange(const LogEntry& e) {
+  if (scenario_.no_snapshots == 0 || starts_.empty() || job_ != e.author.at.job) return {};
+  const auto& [before, start] = *starts_.rbegin();
+  const bool planned = !e.failure.kind.has_value() || e.failure.kind == EvidenceKind::kSlow;
+  const bool good = commits_bad_.empty() || !commits_bad_.back();
+  if (!planned || !good || lead_->slot > start.slot || e.step < start.step) return {};
+  const StepIndex steps = StepsOf(before);
+  if (e.step < steps)
+    return fmt::format("START {} changes a layout and takes up to step {} again from {}",
+                       e.generation, steps, e.step);
+  if (steps > start.step) ++saved_first_;
+  return {};
 }
 
 // What a START says of the generation before it, and what follows from it.

@@ -64,6 +64,7 @@ class Checker {
   StepIndex StartOf(Generation generation) const { return starts_.at(generation).step; }
   // How often a job has failed at one step, by what START said.
   int64_t failures_max() const { return failures_max_; }
+  int64_t saved_first() const { return saved_first_; }
 
  private:
   struct Part {
@@ -81,6 +82,7 @@ class Checker {
   StepIndex GoodStep() const;
   Problem OnStart(const LogEntry& start);
   Problem OnStartAfter(const LogEntry& start);
+  Problem OnChange(const LogEntry& start);
   Problem OnEnd(const LogEntry& end);
 
   Scenario scenario_;
@@ -101,7 +103,7 @@ class Checker {
   std::set<std::tuple<Generation, NodeId, EvidenceKind>> failed_;
   std::map<StepIndex, Failed> failures_;           // Of the job that leads, that count.
   std::map<Generation, Generation> older_memory_;  // By generation: what it may not load.
-  int64_t failures_max_ = 0;
+  int64_t failures_max_ = 0, saved_first_ = 0;
   int64_t leads_ = 0;
 };
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "tests/sim/world.h"
 
@@ -115,12 +116,14 @@ void World::FinishLoad(Index index) {
   ranks.finished = resume.step;
   for (const auto& rank : ranks.prepare.ranks)
     Remember(agent, {{ranks.prepare.generation, resume.step, rank.rank}, ranks.value, true});
+  if (scenario_.no_snapshots != 0) SayProgress(index);
   StepMember(index, Member::RanksLoaded{ranks.prepare.generation});
 }
 
 // A rank's own state is of one step; of others' the two newest are kept. What an older generation
 // left goes when this one has stepped.
 void World::Remember(Agent& agent, const Held& held) {
+  if (scenario_.no_snapshots != 0) return;
   size_t newer = 0;
   for (const Held& m : agent.memory)
     if (m.what.generation == held.what.generation && m.what.rank == held.what.rank &&
@@ -231,6 +234,7 @@ void World::Complete(Generation generation, StepIndex step) {
   if (books.freeze_after.has_value() && step + 1 > *books.freeze_after) {
     books.freeze_step = step + 1;
     if (books.freeze_last) books.last_step = step + 1;
+    if (books.freeze_pause) books.pause_step = step + 1;
     books.freeze_after.reset();
   }
   // By themselves.
@@ -288,7 +292,7 @@ void World::Apply(Index index) {
     ranks.waits = RankGroup::Waits::kToFreeze;
   } else if (freezes) {
     Freeze(index);
-    if (Last(ranks)) ranks.waits = RankGroup::Waits::kForLast;
+    Hold(index);
   }
   // It stands at a boundary: a stop finds it there.
   if (ranks.AwaitsSettle()) ranks.contributed = false;
@@ -298,8 +302,18 @@ void World::Apply(Index index) {
 
 void World::SayProgress(Index index) {
   const RankGroup& ranks = Of(index).ranks;
-  StepMember(index, Member::Progress{ranks.prepare.generation, ranks.finished, false,
-                                     ranks.AwaitsSettle(), ranks.works});
+  StepMember(index,
+             Member::Progress{ranks.prepare.generation, ranks.finished, false, ranks.AwaitsSettle(),
+                              ranks.works, scenario_.no_snapshots != 0});
+}
+
+// With the state that they have just frozen, if they are to.
+void World::Hold(Index index) {
+  RankGroup& ranks = Of(index).ranks;
+  if (Last(ranks))
+    ranks.waits = RankGroup::Waits::kForLast;
+  else if (ranks.finished == generations_[ranks.prepare.generation].pause_step)
+    ranks.waits = RankGroup::Waits::kPaused;
 }
 
 // What they have finished is the last step, of the run or because the job ends.
@@ -348,18 +362,15 @@ void World::SettleState(Index index, const msg::Settle& settle) {
   if (ranks.frozen != settle.step) return;
   ranks.frozen = -1;
   if (!ranks.AwaitsSettle()) return;
-  const bool last = ranks.waits == RankGroup::Waits::kForLast;
-  ranks.waits = RankGroup::Waits::kNo;
+  const RankGroup::Waits waited = std::exchange(ranks.waits, RankGroup::Waits::kNo);
   if (ranks.state != Ranks::kRunning || ranks.failed_local_rank >= 0) return;
-  if (!last) {
+  if (waited == RankGroup::Waits::kPaused) {
+    StartStep(index);
+  } else if (waited == RankGroup::Waits::kToFreeze) {
     Freeze(index);
-    // It was the last step for which they waited.
-    if (Last(ranks)) {
-      ranks.waits = RankGroup::Waits::kForLast;
-      SayProgress(index);
-    } else {
-      StartStep(index);
-    }
+    // It may be one that they wait with, too.
+    Hold(index);
+    ranks.AwaitsSettle() ? SayProgress(index) : StartStep(index);
   } else if (settle.committed) {
     FinishTraining(index);
   } else {
@@ -369,10 +380,15 @@ void World::SettleState(Index index, const msg::Settle& settle) {
 
 // ---- the end of a generation on a node
 
-void World::StopRanks(Index index, Generation generation, bool at_boundary) {
+void World::StopRanks(Index index, const Member::StopRanks& stop) {
   Agent& agent = Of(index);
   RankGroup& ranks = agent.ranks;
-  if (at_boundary && ranks.state == Ranks::kRunning && ranks.contributed) {
+  // Who hangs is seen and killed.
+  if (stop.stalled && ranks.deaf) {
+    KillRanks(index, stop.generation);
+    return;
+  }
+  if (stop.at_boundary && ranks.state == Ranks::kRunning && ranks.contributed) {
     ranks.stop_at_boundary = true;
     return;
   }
@@ -380,7 +396,7 @@ void World::StopRanks(Index index, Generation generation, bool at_boundary) {
   At(now_ + work_.Between(kMs / 2, 30 * kMs), {.what = What::kRanksStopped,
                                                .agent = index,
                                                .version = ranks.version,
-                                               .a = Signed(generation),
+                                               .a = Signed(stop.generation),
                                                .b = 0});
 }
 

@@ -215,6 +215,8 @@ Scenario DrawScenario(uint64_t seed) {
   DrawShell(shell, s);
   Prng slow(seed, 4);
   DrawSlow(slow, s);
+  Prng memory(seed, 5);
+  s.no_snapshots = memory.PerMille(150) ? 1 : 0;
   Prng odd(seed, 2);
   DrawOdd(odd, s);
   return s;
@@ -292,6 +294,7 @@ void EachNumber(Scenario& s, const Visit& visit) {
   number("keep_back", s.keep_back);
   number("freeze_every", s.freeze_every);
   number("steps_max", s.steps_max);
+  number("no_snapshots", s.no_snapshots);
   number("bad_checkpoints", s.bad_checkpoints);
   number("store_silent", s.store_silent);
   number("bad_snapshots", s.bad_snapshots);

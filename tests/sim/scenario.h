@@ -72,6 +72,7 @@ struct Scenario {
   int32_t keep_back = 0;       // Nodes of the job that only come at half time.
   int32_t freeze_every = 0;    // Ranks freeze their state by themselves every so many steps.
   int32_t steps_max = 0;       // The run is complete then; 0: never.
+  int32_t no_snapshots = 0;    // 1: ranks keep none.
   // Per mille: a checkpoint is bad, as the store or only who loads it finds out; the store does not
   // answer; a state in memory is bad; the shell wants notes in the log; one cannot be made.
   int32_t bad_checkpoints = 0, store_silent = 0, bad_snapshots = 0, notes = 0, note_fails = 0;

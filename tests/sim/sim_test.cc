@@ -49,6 +49,7 @@ TEST_P(Seeds, HoldAndGoOn) {
     all.crashes += outcome.crashes;
     all.slow_named += outcome.slow_named;
     all.slow_left += outcome.slow_left;
+    all.saved_first += outcome.saved_first;
     all.failures_max = std::max(all.failures_max, outcome.failures_max);
   }
   // The faults took place, and what they are to disturb did too.
@@ -63,6 +64,7 @@ TEST_P(Seeds, HoldAndGoOn) {
   EXPECT_EQ(all.failures_max, 2);
   EXPECT_GT(all.slow_named, 20);
   EXPECT_GT(all.slow_left, 20);
+  EXPECT_GT(all.saved_first, 20);
 }
 INSTANTIATE_TEST_SUITE_P(Shards, Seeds, testing::Range(uint64_t{0}, kShards));
 

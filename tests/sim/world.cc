@@ -123,6 +123,7 @@ Outcome World::Run() {
   outcome_.leads = checker_.leads();
   outcome_.complete = complete_ ? 1 : 0;
   outcome_.failures_max = checker_.failures_max();
+  outcome_.saved_first = checker_.saved_first();
   return outcome_;
 }
 
@@ -384,7 +385,9 @@ void World::Boot(Index index) {
   agent.member.emplace(scenario_.control, identity, adopted, Local(agent, now_));
   agent.tick_at = -1;
   StepMember(index, Member::Tick{});
-  if (agent.alive && agent.ranks.AwaitsSettle()) SayProgress(index);
+  if (agent.alive && adopted.generation != 0 &&
+      (agent.ranks.AwaitsSettle() || scenario_.no_snapshots != 0))
+    SayProgress(index);
 }
 
 void World::ScheduleTick(Index index) {
@@ -476,7 +479,7 @@ void World::Perform(Index index, Member::Effects& effects) {
                                                 .b = absl::ToUnixNanos(renew->until)});
       Renew(index, renew->generation, renew->until);
     } else if (auto* stop = std::get_if<Member::StopRanks>(&effect)) {
-      StopRanks(index, stop->generation, stop->at_boundary);
+      StopRanks(index, *stop);
     } else if (auto* kill = std::get_if<Member::KillRanks>(&effect)) {
       KillRanks(index, kill->generation);
     } else if (auto* freeze = std::get_if<Member::FreezeState>(&effect)) {
@@ -485,8 +488,10 @@ void World::Perform(Index index, Member::Effects& effects) {
       books.freeze_last |= freeze->save.last;
       // One that they hold, or are about to, is what is asked for.
       if (agent.ranks.state == Ranks::kRunning && agent.ranks.frozen <= after &&
-          books.freeze_step <= std::max(after, agent.ranks.finished))
+          books.freeze_step <= std::max(after, agent.ranks.finished)) {
         books.freeze_after = after;
+        books.freeze_pause = freeze->save.pause;
+      }
     } else if (auto* write = std::get_if<Member::WriteState>(&effect)) {
       WriteState(index, write->write);
     } else if (auto* verify = std::get_if<Member::VerifyFile>(&effect)) {

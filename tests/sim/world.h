@@ -48,6 +48,8 @@ struct Outcome {
   // Checkpoints that were found bad, runs that were complete, notes in the log, generations that
   // were told to be good, failures that the program caused by itself, the most of them at one step.
   int64_t bad = 0, complete = 0, noted = 0, good = 0, crashes = 0, failures_max = 0;
+  // Layouts that were changed behind a checkpoint because memory keeps nothing.
+  int64_t saved_first = 0;
   // Nodes that were named as slow, and left out for it.
   int64_t slow_named = 0, slow_left = 0;
 };
@@ -132,10 +134,11 @@ class World {
     int32_t failed_local_rank = -1;
     bool contributed = false;
     bool stop_at_boundary = false;
-    // kToFreeze: until another state is settled; kForLast: until the last one is.
-    enum class Waits : uint8_t { kNo, kToContribute, kToApply, kToFreeze, kForLast };
+    // kToFreeze: until another state is settled; kForLast: until the last one is; kPaused: until
+    // the one is that they were asked to wait with.
+    enum class Waits : uint8_t { kNo, kToContribute, kToApply, kToFreeze, kForLast, kPaused };
     Waits waits = Waits::kNo;
-    bool AwaitsSettle() const { return waits == Waits::kToFreeze || waits == Waits::kForLast; }
+    bool AwaitsSettle() const { return waits >= Waits::kToFreeze; }
     StepIndex frozen = -1;
     uint64_t frozen_value = 0;
     int32_t attempt = 0;       // At writing it: the last that was begun,
@@ -190,7 +193,8 @@ class World {
     std::optional<StepIndex> freeze_after;
     bool freeze_last = false;  // Of what is asked for,
     StepIndex last_step = -1;  // and when it is known which that is.
-    StepIndex freeze_step = -1;
+    bool freeze_pause = false;
+    StepIndex freeze_step = -1, pause_step = -1;
   };
 
   struct Checkpoint {  // Of the run, by COMMIT.
@@ -254,9 +258,10 @@ class World {
   bool AnyCut(const std::vector<std::pair<Index, uint64_t>>& agents) const;
   void Apply(Index index);
   void Freeze(Index index);
+  void Hold(Index index);
   bool Last(const RankGroup& ranks);
   void SettleState(Index index, const msg::Settle& settle);
-  void StopRanks(Index index, Generation generation, bool at_boundary);
+  void StopRanks(Index index, const Member::StopRanks& stop);
   void KillRanks(Index index, Generation generation);
   void FinishStop(Index index, Generation generation, bool killed);
   void Renew(Index index, Generation generation, absl::Time until);

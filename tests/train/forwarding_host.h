@@ -26,6 +26,7 @@ class ForwardingHost : public RankHost {
   void Progress(int64_t step, const WorkDone& work) override { host_->Progress(step, work); }
   void Doing(const Activity& activity) override { host_->Doing(activity); }
   void OlderMayGo() override { host_->OlderMayGo(); }
+  void NoSnapshots() override { host_->NoSnapshots(); }
   void Waiting(int64_t step) override { host_->Waiting(step); }
   absl::StatusOr<SaveOrder> Frozen(int64_t step, const std::string& file, uint32_t nonce) override {
     return host_->Frozen(step, file, nonce);
