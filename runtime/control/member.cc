@@ -248,7 +248,8 @@ void Member::Report(Effects& effects) {
                                                  .failure_number = failure_number_,
                                                  .frozen = frozen_,
                                                  .waits = waits_,
-                                                 .works = works_}});
+                                                 .works = works_,
+                                                 .bad = bad_}});
 }
 
 // The lease runs from the sending of the report that is answered.
@@ -319,6 +320,7 @@ void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
   generation_ = m.generation;
   finished_ = m.resume.step;
   works_.clear();
+  bad_ = {};
   prepare_ = m;
   addresses_.clear();
   parts_.clear();
@@ -392,6 +394,12 @@ void Member::On(const RankFailed& event, Effects&) {
   }
   table_due_ = absl::InfiniteFuture();
   Enter(NodeStage::kBroken);
+}
+
+void Member::On(const RanksFoundBad& event, Effects&) {
+  if (event.generation != generation_) return;
+  bad_ = event.bad;
+  changed_ = true;
 }
 
 void Member::On(const Leave&, Effects&) {
