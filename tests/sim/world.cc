@@ -123,6 +123,7 @@ Outcome World::Run() {
   outcome_.leads = checker_.leads();
   outcome_.complete = complete_ ? 1 : 0;
   outcome_.failures_max = checker_.failures_max();
+  outcome_.rollbacks = checker_.rollbacks();
   return outcome_;
 }
 
@@ -385,6 +386,8 @@ void World::Boot(Index index) {
   agent.tick_at = -1;
   StepMember(index, Member::Tick{});
   if (agent.alive && agent.ranks.AwaitsSettle()) SayProgress(index);
+  if (agent.alive && agent.ranks.bad != BadStep{})
+    StepMember(index, Member::RanksFoundBad{agent.ranks.prepare.generation, agent.ranks.bad});
 }
 
 void World::ScheduleTick(Index index) {
@@ -493,7 +496,7 @@ void World::Perform(Index index, Member::Effects& effects) {
       VerifyFile(index, verify->verify);
     } else if (auto* settle = std::get_if<Member::SettleState>(&effect)) {
       if (settle->settle.committed !=
-          checker_.Committed(settle->settle.generation, settle->settle.step))
+          checker_.HasCommit(settle->settle.generation, settle->settle.step))
         Violate(fmt::format("node {} is told that step {} is {}committed", agent.node,
                             settle->settle.step, settle->settle.committed ? "" : "not "));
       SettleState(index, settle->settle);
