@@ -173,13 +173,14 @@ Resume Coordinator::NewestInMemory() const {
 }
 
 // A job that is to end well: whether it is worth one more generation, because memory holds what no
-// checkpoint does. What could not be written will not be now, training that failed fails again, and
-// nothing is tried for ever.
+// checkpoint does. What could not be written will not be now, training that failed fails again, as a
+// bad step is bad again, and nothing is tried for ever.
 bool Coordinator::WorthSaving(const Resume& resume) const {
-  const bool in_vain = cause_.has_value() && (cause_->kind == EvidenceKind::kStorageError ||
-                                              cause_->kind == EvidenceKind::kTrainingFailed);
+  const bool failed = cause_.has_value() && (cause_->kind == EvidenceKind::kStorageError ||
+                                             cause_->kind == EvidenceKind::kTrainingFailed);
+  const bool in_vain = failed || bad_.gap.bad_step != 0;
   return EndsWell() && !in_vain && last_generations_ < kFailuresMax && !resume.from_checkpoint &&
-         resume.step > view_.commit_step && bad_.gap.bad_step == 0;
+         resume.step > view_.commit_step;
 }
 
 // The state: from memory if it serves, otherwise from a checkpoint, which the store knows.
