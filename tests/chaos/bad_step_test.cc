@@ -16,15 +16,15 @@ namespace {
 
 constexpr int64_t kSteps = 20;
 
-class BadStep : public testing::Test {
+class BadStepTest : public testing::Test {
  protected:
-  BadStep() : folder_(FreshFolder("bad_step")) { WriteNanoData(folder_); }
-  ~BadStep() override { std::filesystem::remove_all(folder_); }
+  BadStepTest() : folder_(FreshFolder("bad_step")) { WriteNanoData(folder_); }
+  ~BadStepTest() override { std::filesystem::remove_all(folder_); }
 
   // A bound that some step in the middle of the run is the first to exceed, and that the run gets
   // beyond by going back: `whole_` is that run. No code plants the step; the bound is chosen.
   void SetUp() override {
-    const ChaosEnd plain = Run({});
+    const ChaosEnd plain = Alone({});
     ASSERT_EQ(plain.exit_code, 75);
     std::vector<double> norms;
     for (const std::string& norm : LossColumn(folder_ + "/undisturbed", "grad_norm"))
@@ -35,7 +35,7 @@ class BadStep : public testing::Test {
       if (norms[b] < 1.001 * before) continue;
       arguments_ = {"--set", "integrity.bad_step=rollback", "--set", "integrity.rollback_steps=2",
                     "--set", fmt::format("integrity.grad_norm_max={:.9g}", (norms[b] + before) / 2)};
-      whole_ = Run({"--set", "checkpoint.every_steps=1"});
+      whole_ = Alone({"--set", "checkpoint.every_steps=1"});
       if (whole_.exit_code != 75) continue;
       bad_ = static_cast<int64_t>(b) + 1;
       rolled_back_ = Rollbacks(folder_ + "/undisturbed");
@@ -52,7 +52,7 @@ class BadStep : public testing::Test {
   }
 
   // On one rank, in FOLDER/undisturbed.
-  ChaosEnd Run(std::vector<std::string> more) {
+  ChaosEnd Alone(std::vector<std::string> more) {
     std::filesystem::remove_all(folder_ + "/undisturbed");
     more.insert(more.begin(), arguments_.begin(), arguments_.end());
     return Undisturbed(folder_, more, kSteps);
@@ -81,9 +81,9 @@ class BadStep : public testing::Test {
   std::vector<std::vector<int64_t>> rolled_back_;
 };
 
-TEST_F(BadStep, IsLeftAloneWhateverCheckpointsThereAre) {
+TEST_F(BadStepTest, IsLeftAloneWhateverCheckpointsThereAre) {
   for (const char* every : {"checkpoint.every_steps=3", "checkpoint.every_steps=0"}) {
-    const ChaosEnd end = Run({"--set", every});
+    const ChaosEnd end = Alone({"--set", every});
     EXPECT_EQ(end.exit_code, 75) << every;
     EXPECT_EQ(end.loss_bits, whole_.loss_bits) << every;
     EXPECT_EQ(end.certificate, whole_.certificate) << every;
@@ -100,14 +100,14 @@ TEST_F(BadStep, IsLeftAloneWhateverCheckpointsThereAre) {
   EXPECT_EQ(second.certificate, whole_.certificate);
 }
 
-TEST_F(BadStep, IsLeftAloneByManyRanks) {
+TEST_F(BadStepTest, IsLeftAloneByManyRanks) {
   ChaosJob job(folder_, With({"--nodes", "4", "--set", "checkpoint.every_steps=4"}), 2, kSteps);
   const ChaosEnd end = job.Wait();
   ExpectTheSame(job, end);
   EXPECT_EQ(Rollbacks(job.run()), rolled_back_);
 }
 
-TEST_F(BadStep, LongANodeDiesMeanwhile) {
+TEST_F(BadStepTest, LongANodeDiesMeanwhile) {
   ChaosJob job(folder_, With({"--nodes", "4", "--set", "checkpoint.every_steps=4"}), 2, kSteps);
   ASSERT_TRUE(job.AwaitEvent("remark", fmt::format("step {} is bad", bad_), absl::Minutes(2)))
       << job.Errors();
@@ -115,7 +115,7 @@ TEST_F(BadStep, LongANodeDiesMeanwhile) {
   ExpectTheSame(job, job.Wait());
 }
 
-TEST_F(BadStep, LongTheCoordinatorDiesMeanwhile) {
+TEST_F(BadStepTest, LongTheCoordinatorDiesMeanwhile) {
   ChaosJob job(folder_, With({"--nodes", "4", "--set", "checkpoint.every_steps=4"}), 2, kSteps);
   ASSERT_TRUE(job.AwaitEvent("remark", fmt::format("step {} is bad", bad_), absl::Minutes(2)))
       << job.Errors();
@@ -124,7 +124,7 @@ TEST_F(BadStep, LongTheCoordinatorDiesMeanwhile) {
 }
 
 // It is asked to end as soon as it has found the step; the next job begins where that leaves it.
-TEST_F(BadStep, LongTheJobEndsMeanwhile) {
+TEST_F(BadStepTest, LongTheJobEndsMeanwhile) {
   {
     ChaosJob job(folder_, With({"--nodes", "2", "--set", "checkpoint.every_steps=4"}), 2, kSteps);
     ASSERT_TRUE(job.AwaitEvent("remark", fmt::format("step {} is bad", bad_), absl::Minutes(2)))

@@ -15,7 +15,9 @@ namespace {
 
 class AgentRecordTest : public testing::Test {
  protected:
-  AgentRecordTest() : run_(FreshFolder("agent_record")) { config_.phases = {{.name = "one"}}; }
+  AgentRecordTest() : run_(FreshFolder("agent_record")) { 
+    config_.phases = {{.name = "one", .samples = 10, .context = 1, .batch = {.final = 1}}};
+  }
   ~AgentRecordTest() override { std::filesystem::remove_all(run_); }
 
   std::unique_ptr<AgentRecord> Agent() { return *AgentRecord::Open(run_, config_, true); }

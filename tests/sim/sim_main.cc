@@ -35,6 +35,7 @@ int RunRange(uint64_t from, uint64_t count, uint64_t stride, bool stop) {
   const auto begin = std::chrono::steady_clock::now();
   uint64_t failed = 0, events = 0;
   int64_t commits = 0, generations = 0, steps = 0, leads = 0, slow_named = 0, slow_left = 0;
+  int64_t rollbacks = 0;
   uint64_t memory = 0;
   uint32_t hit = 0;
   uint64_t done = 0;
@@ -49,6 +50,7 @@ int RunRange(uint64_t from, uint64_t count, uint64_t stride, bool stop) {
     hit |= outcome.faults_hit;
     slow_named += outcome.slow_named;
     slow_left += outcome.slow_left;
+    rollbacks += outcome.rollbacks;
     if (outcome.violation.empty()) continue;
     ++failed;
     std::printf("seed %lu: VIOLATION at %.4f s: %s\n", seed,
@@ -61,11 +63,12 @@ int RunRange(uint64_t from, uint64_t count, uint64_t stride, bool stop) {
   std::printf(
       "%lu schedules, %lu failed, %.1f s, %.0f schedules/s, %.2f M events/s, %lu events each; "
       "leads %ld, generations %ld, "
-      "commits %ld, steps %ld, from memory in %lu; slow named %ld, left out %ld; fault kinds hit "
+      "commits %ld, steps %ld, from memory in %lu; slow named %ld, left out %ld; went back %ld "
+      "times; fault kinds hit "
       "%x\n",
       done, failed, seconds, static_cast<double>(done) / seconds,
       static_cast<double>(events) / seconds / 1e6, events / std::max<uint64_t>(done, 1), leads,
-      generations, commits, steps, memory, slow_named, slow_left, hit);
+      generations, commits, steps, memory, slow_named, slow_left, rollbacks, hit);
   return failed == 0 ? 0 : 1;
 }
 
