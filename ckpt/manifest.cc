@@ -111,7 +111,7 @@ absl::Status CompleteManifest(const AtomTable& table, Manifest& manifest) {
   for (const PartReport& part : manifest.parts)
     for (size_t i = 0; i < part.atoms.size(); ++i)
       digests[static_cast<size_t>(part.atoms[i])] = part.atom_digests[i];
-  manifest.certificate = 
+  manifest.certificate =
       Certificate(table, digests, manifest.step, manifest.samples, manifest.gaps);
   return absl::OkStatus();
 }

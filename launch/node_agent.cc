@@ -315,10 +315,11 @@ void NodeAgent::OnWentBack(const Coordinator::WentBack& went) {
                                  {"samples", gap.samples},
                                  {"number", gap.number},
                                  {"reason", went.bad.why}});
-  record_->Say(fmt::format(
-      "step {} is bad ({}): steps from {} on are taken again, on the samples behind it; {} are left "
-      "out",
-      gap.bad_step, went.bad.why, gap.first_step, gap.samples));
+  record_->Say(
+      fmt::format("step {} is bad ({}): steps from {} on are taken again, on the samples behind "
+                  "it; {} are left "
+                  "out",
+                  gap.bad_step, went.bad.why, gap.first_step, gap.samples));
 }
 
 void NodeAgent::OnFailure(const RankFailure& failure) {

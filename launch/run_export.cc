@@ -44,8 +44,7 @@ std::vector<CheckpointEntry> MissingExports(const RunLog& log, const std::string
   std::vector<CheckpointEntry> missing;
   std::error_code ignored;  // What cannot be seen is not there; exporting will tell.
   for (const CheckpointEntry& entry : ListCheckpoints(log, run_directory))
-    if (!entry.retired && !entry.quarantined && !entry.left &&
-        config.exports(entry.commit.step) &&
+    if (!entry.retired && !entry.quarantined && !entry.left && config.exports(entry.commit.step) &&
         !fs::exists(fs::path(run_directory) / "export" / ExportName(entry), ignored))
       missing.push_back(entry);
   std::reverse(missing.begin(), missing.end());

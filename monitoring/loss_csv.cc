@@ -157,8 +157,7 @@ absl::StatusOr<std::optional<LossRow>> LastLossRow(const std::string& path) {
   return ParseRow(path, std::string_view(window.rows).substr(begin, end - begin));
 }
 
-absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path,
-                                                            int64_t from) {
+absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path, int64_t from) {
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.open()) return ErrnoStatus(errno, "open " + path);
   ASSIGN_OR_RETURN(const Window window, ReadEnd(fd.get(), path, from));

@@ -48,8 +48,8 @@ class LossCsv {
   std::string path_;
 };
 
-// The loss_bits of all whole rows of steps `from` and later, by step. NotFound: no file. DataLoss: it
-// is not ours.
+// The loss_bits of all whole rows of steps `from` and later, by step. NotFound: no file. DataLoss:
+// it is not ours.
 absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path,
                                                             int64_t from = 0);
 

@@ -121,8 +121,7 @@ std::vector<std::string> ChooseRetired(std::span<const CheckpointEntry> entries,
     }
     const bool keep =
         seen++ < std::max(keep_last, kNewestKept) || verified_kept < kVerifiedKept || is_pinned ||
-        &entry == reaches ||
-        (keep_every_steps > 0 && step % keep_every_steps == 0) ||
+        &entry == reaches || (keep_every_steps > 0 && step % keep_every_steps == 0) ||
         std::find(phase_end_steps.begin(), phase_end_steps.end(), step) != phase_end_steps.end();
     if (!keep)
       retired.push_back(entry.commit.checkpoint);

@@ -155,9 +155,9 @@ RunCheckpoints::Choice RunCheckpoints::ChooseNow(const Coordinator::ChooseCheckp
     }
     if (!choice.status.ok()) return choice;
   }
-  absl::StatusOr<std::optional<StartCheckpoint>> start = ChooseStart(
-      **log, options_.run_directory,
-      {.retry = options_.retry, .job = options_.job, .gaps = order.gaps}, tell);
+  absl::StatusOr<std::optional<StartCheckpoint>> start =
+      ChooseStart(**log, options_.run_directory,
+                  {.retry = options_.retry, .job = options_.job, .gaps = order.gaps}, tell);
   choice.status = start.status();
   if (start.ok()) choice.start = *std::move(start);
   return choice;

@@ -32,10 +32,11 @@ struct LoadRule {
 };
 
 // None where no checkpoint was committed, or the run goes back behind all of them. Only those count
-// whose state a run with these gaps comes to. One whose manifest or files' lengths are wrong goes to
-// quarantine/ and the one before it is tried, one that was loaded twice without a good step behind
-// it is passed over; `tell` hears a line about each. DataLoss: there are checkpoints, and none may
-// be loaded. Other errors are the file system's: not to answer is no reason to take an older one.
+// whose state a run with these gaps comes to. One whose manifest or files' lengths are wrong goes
+// to quarantine/ and the one before it is tried, one that was loaded twice without a good step
+// behind it is passed over; `tell` hears a line about each. DataLoss: there are checkpoints, and
+// none may be loaded. Other errors are the file system's: not to answer is no reason to take an
+// older one.
 absl::StatusOr<std::optional<StartCheckpoint>> ChooseStart(
     const RunLog& log, const std::string& run_directory, const LoadRule& rule,
     const std::function<void(const std::string& line)>& tell);

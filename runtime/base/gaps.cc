@@ -15,7 +15,8 @@ constexpr int64_t kSamplesMax = std::numeric_limits<int64_t>::max() / 4;
 }  // namespace
 
 absl::Status CheckGaps(std::span<const Gap> gaps) {
-  if (gaps.size() > kGapsMax) return DataLoss("{} gaps; a run has {} at most", gaps.size(), kGapsMax);
+  if (gaps.size() > kGapsMax)
+    return DataLoss("{} gaps; a run has {} at most", gaps.size(), kGapsMax);
   int64_t samples = 0, first = 1;
   for (size_t i = 0; i < gaps.size(); ++i) {
     const Gap& gap = gaps[i];

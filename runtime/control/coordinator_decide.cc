@@ -173,8 +173,8 @@ Resume Coordinator::NewestInMemory() const {
 }
 
 // A job that is to end well: whether it is worth one more generation, because memory holds what no
-// checkpoint does. What could not be written will not be now, training that failed fails again, as a
-// bad step is bad again, and nothing is tried for ever.
+// checkpoint does. What could not be written will not be now, training that failed fails again, as
+// a bad step is bad again, and nothing is tried for ever.
 bool Coordinator::WorthSaving(const Resume& resume) const {
   const bool failed = cause_.has_value() && (cause_->kind == EvidenceKind::kStorageError ||
                                              cause_->kind == EvidenceKind::kTrainingFailed);
@@ -204,8 +204,7 @@ void Coordinator::Choose(Effects& effects) {
 
 void Coordinator::AskWhichCheckpoint(Effects& effects) {
   choose_due_ = now_ + kChooseResends * options_.resend;
-  effects.emplace_back(ChooseCheckpoint{
-      .term = term_,
+  effects.emplace_back(ChooseCheckpoint{.term = term_,
                                         .question = question_,
                                         .last_is_bad = last_is_bad_,
                                         .last = last_checkpoint_,

@@ -284,8 +284,7 @@ void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects
     case NodeStage::kRunning:
       if (phase_ != Phase::kRunning) return;
       if (bad_.gap.bad_step != 0) {
-        BeginStop(false,
-                  fmt::format("step {} is bad: {}", bad_.gap.bad_step, bad_.why), effects);
+        BeginStop(false, fmt::format("step {} is bad: {}", bad_.gap.bad_step, bad_.why), effects);
         return;
       }
       Detect(FailureDetector::StepProgress{r.generation, node, r.finished, 0}, effects);

@@ -113,7 +113,7 @@ struct LogView {
   // behind it are bad: they do not count any more. (One that was bad may have been mended since.)
   // Nor do those of steps that the run has left, by the gaps of a START.
   std::vector<StepIndex> checkpoints;
-  StepIndex commit_step = -1;  // Of the newest of them; -1: none.
+  StepIndex commit_step = -1;      // Of the newest of them; -1: none.
   std::vector<StepIndex> commits;  // Of checkpoints of the newest generation, in order.
   // Newest last. A COMMIT proves that its generation ran, hence that all before it had stopped; an
   // END that nobody runs.

@@ -108,9 +108,9 @@ class Member {
     bool ok = false;
   };
   struct Leave {};  // The node is to be given back.
-  using Event = std::variant<Tick, Received, Closed, LogRead, LeadLost, RanksMade, RanksLoaded,
-                             Progress, RankFailed, RanksFoundBad, RanksStopped, Frozen, Written,
-                             Verified, Leave>;
+  using Event =
+      std::variant<Tick, Received, Closed, LogRead, LeadLost, RanksMade, RanksLoaded, Progress,
+                   RankFailed, RanksFoundBad, RanksStopped, Frozen, Written, Verified, Leave>;
 
   // ---- effects, to be done in order
 
@@ -284,7 +284,7 @@ class Member {
   StepIndex frozen_ = -1;
   bool waits_ = false;
   std::vector<WorkDone> works_;
-  BadStep bad_;  // Of generation_; stays when they have stopped.
+  BadStep bad_;                      // Of generation_; stays when they have stopped.
   std::optional<msg::Wrote> wrote_;  // The newest attempt at writing what is frozen.
   std::vector<msg::Voted> votes_;    // On files of what is frozen.
   bool exited_ = false;

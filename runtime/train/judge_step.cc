@@ -66,7 +66,8 @@ absl::StatusOr<Gap> GapFor(const IntegrityConfig& config, const StepSchedule& sc
     gap.number = gaps.back().number + 1;
   if (gap.number > config.rollbacks_max || gaps.size() == kGapsMax)
     return DataLoss(
-        "the run has {} gaps and has gone back {} times in a row, the last time from step {} to step "
+        "the run has {} gaps and has gone back {} times in a row, the last time from step {} to "
+        "step "
         "{}: other samples do not help",
         gaps.size(), gap.number - 1, gaps.empty() ? 0 : gaps.back().bad_step,
         gaps.empty() ? 0 : gaps.back().first_step);

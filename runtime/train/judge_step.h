@@ -32,8 +32,8 @@ std::string WhyBad(const IntegrityConfig& config, const StepNumbers& step);
 
 // The gap that a run of `schedule` has from then on, behind those that it has already, when it goes
 // back for the step `bad`: by rollback_steps steps, but not into another phase, whose samples are
-// others, nor behind step `begins`, where it began. All samples from those of the first step that is
-// taken again to those of the bad one are left out. DataLoss: it has gone back so often without
+// others, nor behind step `begins`, where it began. All samples from those of the first step that
+// is taken again to those of the bad one are left out. DataLoss: it has gone back so often without
 // getting on by more than rollback_steps, or has so many gaps, that a person must look.
 absl::StatusOr<Gap> GapFor(const IntegrityConfig& config, const StepSchedule& schedule,
                            const StepInfo& bad, int64_t begins);

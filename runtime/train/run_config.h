@@ -3,8 +3,8 @@
 //
 // [run], [model], [data], [[phase]], [optimizer] and [numerics] fix the bits and are frozen when
 // the run begins (phases that have not begun may still change); [layout], [job], [checkpoint],
-// [snapshot], [integrity] (but for grad_norm_max and rollback_steps, which are frozen), [monitoring]
-// may change at every start.
+// [snapshot], [integrity] (but for grad_norm_max and rollback_steps, which are frozen),
+// [monitoring] may change at every start.
 #pragma once
 
 #include <algorithm>

@@ -172,8 +172,7 @@ StepInfo StepSchedule::At(int64_t step) const {
           .phase = segment.phase,
           .phase_step = step - plan.first_step,
           .first_sample = plan.first_sample + phase_sample,
-          .phase_sample =
-              phase_sample + SamplesLeftOut(gaps_, plan.first_step + 1, step + 1),
+          .phase_sample = phase_sample + SamplesLeftOut(gaps_, plan.first_step + 1, step + 1),
           .batch = segment.batch,
           .context = phase.context,
           .rate = RateAt(phase.rate, phase_sample + segment.batch, phase.samples),
@@ -185,8 +184,7 @@ Consumed StepSchedule::After(int64_t steps) const {
   const StepInfo last = At(steps - 1);
   const int64_t samples = last.first_sample + last.batch;
   const int64_t of_phase = samples - plans_[static_cast<size_t>(last.phase)].first_sample;
-  Consumed consumed{
-      .samples = samples, .tokens = of_phase * last.context, .phase = last.phase};
+  Consumed consumed{.samples = samples, .tokens = of_phase * last.context, .phase = last.phase};
   for (int p = 0; p < last.phase; ++p) consumed.tokens += plans_[static_cast<size_t>(p)].tokens;
   return consumed;
 }

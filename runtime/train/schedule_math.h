@@ -63,8 +63,8 @@ struct Consumed {
   friend bool operator==(const Consumed&, const Consumed&) = default;
 };
 
-// The steps of a run. Gaps change which samples a step sees, and nothing else: batch and rate follow
-// from what was trained on. Immutable; any thread.
+// The steps of a run. Gaps change which samples a step sees, and nothing else: batch and rate
+// follow from what was trained on. Immutable; any thread.
 class StepSchedule {
  public:
   explicit StepSchedule(const RunConfig& config, Gaps gaps = {});

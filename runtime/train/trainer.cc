@@ -203,9 +203,9 @@ std::string Trainer::Impl::DeviceTransport() const {
 }
 
 absl::Status Trainer::Impl::Prepare() {
-  if (start.manifest.has_value() &&
-      start.manifest->gaps != GapsBehind(options.gaps, start.step))
-    return DataLoss("{} is of a line of steps that the run has left, or does not know", start.checkpoint);
+  if (start.manifest.has_value() && start.manifest->gaps != GapsBehind(options.gaps, start.step))
+    return DataLoss("{} is of a line of steps that the run has left, or does not know",
+                    start.checkpoint);
   step_now = start.step + 1;
   Doing(Activity::Phase::kLoading);
   RETURN_IF_ERROR(MakeGroups());

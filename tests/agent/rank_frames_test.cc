@@ -75,10 +75,9 @@ std::vector<from_rank::Frame> FramesFromRank() {
       from_rank::Progress{
           .generation = 1, .step = 2, .work = {.steps = 3, .leaves = 4, .nanoseconds = 5}},
       from_rank::Step{.generation = 1, .report = report},
-      from_rank::FoundBad{
-          .generation = 1,
-          .gap = {.first_step = 5, .samples = 24, .bad_step = 7, .number = 1},
-          .why = "nan"},
+      from_rank::FoundBad{.generation = 1,
+                          .gap = {.first_step = 5, .samples = 24, .bad_step = 7, .number = 1},
+                          .why = "nan"},
       from_rank::Waiting{.generation = 1, .step = 2},
       from_rank::Frozen{.generation = 1, .step = 2, .file = "part-00000.h5"},
       from_rank::Written{.generation = 1,

@@ -71,8 +71,8 @@ TEST(ChooseRetired, KeepsMultiplesAndPhaseEnds) {
   EXPECT_THAT(ChooseRetired(entries, 2, 20, ends), ElementsAre("30"));
 }
 
-// Bad is at the earliest the step behind the newest: one from which the steps before it can be taken
-// again.
+// Bad is at the earliest the step behind the newest: one from which the steps before it can be
+// taken again.
 TEST(ChooseRetired, KeepsWhatARollbackBeginsWith) {
   const auto entries =
       Entries({{60, true}, {50, true}, {40, true}, {30, true}, {20, true}, {10, true}});

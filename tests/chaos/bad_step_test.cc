@@ -1,6 +1,6 @@
 // Jobs of real processes that come to a bad step and go back for it: whatever else is done to them,
-// and whatever checkpoints there are to go back to, they end in the bits of the run on one rank that
-// nothing disturbs.
+// and whatever checkpoints there are to go back to, they end in the bits of the run on one rank
+// that nothing disturbs.
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -33,8 +33,10 @@ class BadStepTest : public testing::Test {
     for (size_t b = 5; b < norms.size(); ++b) {
       const double before = *std::max_element(norms.begin(), norms.begin() + static_cast<long>(b));
       if (norms[b] < 1.001 * before) continue;
-      arguments_ = {"--set", "integrity.bad_step=rollback", "--set", "integrity.rollback_steps=2",
-                    "--set", fmt::format("integrity.grad_norm_max={:.9g}", (norms[b] + before) / 2)};
+      arguments_ = {
+          "--set", "integrity.bad_step=rollback",
+          "--set", "integrity.rollback_steps=2",
+          "--set", fmt::format("integrity.grad_norm_max={:.9g}", (norms[b] + before) / 2)};
       whole_ = Alone({"--set", "checkpoint.every_steps=1"});
       if (whole_.exit_code != 75) continue;
       bad_ = static_cast<int64_t>(b) + 1;
@@ -89,7 +91,8 @@ TEST_F(BadStepTest, IsLeftAloneWhateverCheckpointsThereAre) {
     EXPECT_EQ(end.certificate, whole_.certificate) << every;
     EXPECT_EQ(Rollbacks(folder_ + "/undisturbed"), rolled_back_) << every;
   }
-  // One job up to the step before the bad one, which leaves a checkpoint that the run has no use for.
+  // One job up to the step before the bad one, which leaves a checkpoint that the run has no use
+  // for.
   std::filesystem::remove_all(folder_ + "/undisturbed");
   const ChaosEnd first = Undisturbed(folder_, arguments_, bad_ - 1);
   EXPECT_EQ(first.exit_code, 75);

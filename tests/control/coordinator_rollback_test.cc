@@ -232,7 +232,8 @@ TEST(CoordinatorGoesBackLater, UnderTheNextCoordinator) {
 // ---- what the log says
 
 TEST(LogViewOfGaps, KnowsWhichCheckpointsCount) {
-  LogView view = View({Lead(0, 1), Start(1, 1, {0, 1}), Commit(2, 20), Commit(3, 24), Commit(4, 26)});
+  LogView view =
+      View({Lead(0, 1), Start(1, 1, {0, 1}), Commit(2, 20), Commit(3, 24), Commit(4, 26)});
   EXPECT_EQ(view.NewestCheckpoint({}), 26);
   EXPECT_EQ(view.NewestCheckpoint({kGap}), 24);
   LogEntry start = Start(5, 2, {0, 1});

@@ -15,13 +15,14 @@ namespace {
 
 class AgentRecordTest : public testing::Test {
  protected:
-  AgentRecordTest() : run_(FreshFolder("agent_record")) { 
+  AgentRecordTest() : run_(FreshFolder("agent_record")) {
     config_.phases = {{.name = "one", .samples = 10, .context = 1, .batch = {.final = 1}}};
   }
   ~AgentRecordTest() override { std::filesystem::remove_all(run_); }
 
   std::unique_ptr<AgentRecord> Agent() { return *AgentRecord::Open(run_, config_, true); }
-  // Step `step` of the generation came to this loss; `again`: that is told by who resumed behind it.
+  // Step `step` of the generation came to this loss; `again`: that is told by who resumed behind
+  // it.
   static void Tell(AgentRecord& agent, uint64_t generation, int64_t step, double loss,
                    bool again = false) {
     agent.Step(generation, 2, {.step = step, .loss = loss, .seconds = again ? 0.0 : 1.0});
@@ -38,8 +39,8 @@ TEST_F(AgentRecordTest, StepsThatAreTakenAgainReplaceWhatTheRunHasLeft) {
   // The run goes back to step 3, from the state after step 1.
   Tell(*agent, 2, 2, 5);
   Tell(*agent, 2, 3, 6);
-  EXPECT_EQ(Rows(), (std::map<int64_t, std::string>{
-                        {1, LossBits(5)}, {2, LossBits(5)}, {3, LossBits(6)}}));
+  EXPECT_EQ(Rows(),
+            (std::map<int64_t, std::string>{{1, LossBits(5)}, {2, LossBits(5)}, {3, LossBits(6)}}));
 }
 
 // Who took them again died before it had written them; the next generation resumes from memory.

@@ -157,9 +157,13 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
                   .export_format = "dcp",
                   .refresh = "access"};
   c.snapshot = {.every = 17, .directory = "/run/user/7", .peers = false};
-  c.integrity = {
-      .check = false, .audit_every = 9, .bad_step = "rollback", .rollback_steps = 18,
-      .rollbacks_max = 19, .grad_norm_max = 0.75, .spike = 3};
+  c.integrity = {.check = false,
+                 .audit_every = 9,
+                 .bad_step = "rollback",
+                 .rollback_steps = 18,
+                 .rollbacks_max = 19,
+                 .grad_norm_max = 0.75,
+                 .spike = 3};
   c.monitoring = {.port = 1234, .tensorboard = false};
   const std::string printed = PrintConfig(c);
   const auto again = ParseConfig(printed, "printed", {});

@@ -153,9 +153,10 @@ TEST(JournalStory, StepsThatWereToldAndComeAgainAreRedone) {
 }
 
 TEST(JournalStory, StepsOfOtherSamplesAreNotCompared) {
-  JournalStory story = Story({Step(46, 1, kBits), Step(47, 1, kBits),
-                              Line("rolled_back", 5, 2, R"(,"step":48,"first_step":47,"samples":20)"),
-                              Step(47, 1, kBits), Step(46, 2, kBits), Step(47, 2, kOther)});
+  JournalStory story =
+      Story({Step(46, 1, kBits), Step(47, 1, kBits),
+             Line("rolled_back", 5, 2, R"(,"step":48,"first_step":47,"samples":20)"),
+             Step(47, 1, kBits), Step(46, 2, kBits), Step(47, 2, kOther)});
   EXPECT_EQ(story.told_twice(), 1);
   EXPECT_TRUE(story.disagreements().empty());
   // What comes of the new line is.

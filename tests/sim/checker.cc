@@ -59,8 +59,7 @@ uint64_t Checker::Leaves(const LayoutShape& shape, int32_t rank, int64_t first) 
   const int32_t p = rank / shape.tensor / shape.data;
   uint64_t sum = 0;
   for (int32_t leaf = d; leaf < scenario_.rule.leaves; leaf += shape.data)
-    sum += Mix(static_cast<uint64_t>(first + leaf),
-               static_cast<uint64_t>(p * 64 + t));
+    sum += Mix(static_cast<uint64_t>(first + leaf), static_cast<uint64_t>(p * 64 + t));
   return sum;
 }
 

@@ -22,7 +22,8 @@ class Checker {
 
   using Problem = std::optional<std::string>;
 
-  // The state after `step` steps of an undisturbed run, on the line of steps that `generation` takes.
+  // The state after `step` steps of an undisturbed run, on the line of steps that `generation`
+  // takes.
   uint64_t Expected(Generation generation, StepIndex step);
   // What the leaves of a rank's replica come to there, in a step that sees samples from `first` on.
   uint64_t Leaves(const LayoutShape& shape, int32_t rank, int64_t first) const;
@@ -109,7 +110,7 @@ class Checker {
   Problem OnEnd(const LogEntry& end);
 
   Scenario scenario_;
-  std::vector<Line> lines_;                  // The last is the run's.
+  std::vector<Line> lines_;  // The last is the run's.
   std::map<Generation, size_t> line_of_;
   std::set<std::pair<Generation, StepIndex>> found_bad_;
   bool tolerates_ = false;

@@ -197,9 +197,8 @@ void World::Contribute(Index index) {
   GenerationBooks& books = generations_[ranks.prepare.generation];
   StepBooks& step = books.steps[ranks.finished];
   for (const auto& rank : ranks.prepare.ranks)
-    step.leaves +=
-        checker_.Leaves(ranks.prepare.shape, rank.rank,
-                        checker_.FirstSample(ranks.prepare.gaps, ranks.finished + 1));
+    step.leaves += checker_.Leaves(ranks.prepare.shape, rank.rank,
+                                   checker_.FirstSample(ranks.prepare.gaps, ranks.finished + 1));
   step.ranks += static_cast<int32_t>(ranks.prepare.ranks.size());
   step.agents.emplace_back(index, ranks.version);
   if (step.ranks > books.layout.shape.ranks()) {

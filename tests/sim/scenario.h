@@ -78,8 +78,8 @@ struct Scenario {
   // Rank 0 fails behind this step, whoever it is, in this way, until a person has looked; 0: never.
   int32_t crash_step = 0;
   EvidenceKind crash_kind = EvidenceKind::kRankCrashed;
-  // Per mille of all steps, by the samples that they see: bad; the run goes back so far for one, and
-  // so often in a row.
+  // Per mille of all steps, by the samples that they see: bad; the run goes back so far for one,
+  // and so often in a row.
   int32_t bad_steps = 0, rollback_steps = 1, rollbacks_max = 1;
   Nanos heal_at = 20 * kSecond;
   std::vector<Fault> faults;  // By time.

@@ -90,12 +90,11 @@ void World::AnswerChosen(Index index, uint64_t question) {
 void World::PersonLooks() {
   looked_ = true;
   if (outcome_.exhausted > 0) checker_.OnTolerates();
-  const auto newest = std::find_if(store_.rbegin(), store_.rend(), [&](const Checkpoint& c) {
-    return MayLoad(c, none_for_);
-  });
-  if (newest == store_.rend() || std::any_of(store_.begin(), store_.end(), [&](const Checkpoint& c) {
-        return MayLoad(c, none_for_) && !c.known;
-      }))
+  const auto newest = std::find_if(store_.rbegin(), store_.rend(),
+                                   [&](const Checkpoint& c) { return MayLoad(c, none_for_); });
+  if (newest == store_.rend() ||
+      std::any_of(store_.begin(), store_.end(),
+                  [&](const Checkpoint& c) { return MayLoad(c, none_for_) && !c.known; }))
     return;
   newest->known = false;
   newest->bad = Checkpoint::Bad::kNo;

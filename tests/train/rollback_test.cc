@@ -21,8 +21,8 @@ namespace fs = std::filesystem;
 struct Course {
   absl::Status status;
   Gaps gaps;
-  std::map<int64_t, uint64_t> losses;       // By step; what was taken again last.
-  std::map<int64_t, Digest> certificates;   // Of checkpoints.
+  std::map<int64_t, uint64_t> losses;      // By step; what was taken again last.
+  std::map<int64_t, Digest> certificates;  // Of checkpoints.
   std::map<int64_t, Digest> chains;
   int generations = 0;
 };
@@ -37,8 +37,8 @@ class RollbackTest : public testing::Test {
 
   std::string Fresh() { return directory_ + fmt::format("/run{}", ++runs_); }
 
-  // A seed of which one step in the middle of the first phase has a larger norm than all others, and
-  // a bound that only this step exceeds; the run gets on by going back for it.
+  // A seed of which one step in the middle of the first phase has a larger norm than all others,
+  // and a bound that only this step exceeds; the run gets on by going back for it.
   RunConfig WithABadStep() {
     RunConfig config = TinyConfig();
     for (config.seed = 1; config.seed < 100; ++config.seed) {
