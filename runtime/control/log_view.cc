@@ -20,11 +20,9 @@ void LogView::AddCheckpoint(StepIndex step) {
   if (at == checkpoints.end() || *at != step) checkpoints.insert(at, step);
 }
 
-// What was of steps that are not taken any more is forgotten: their checkpoints, and what failed
-// behind the state that they began with.
+// What failed behind a state of steps that are not taken any more says nothing of those in their
+// place.
 void LogView::TakeLine(const Gaps& next) {
-  if (next == gaps) return;
-  std::erase_if(checkpoints, [&](StepIndex step) { return !SameLine(gaps, next, step); });
   std::erase_if(failures, [&](const FailedGeneration& f) {
     return !SameLine(gaps, next, f.failure.step + 1);
   });
@@ -59,6 +57,7 @@ void LogView::Absorb(const LogEntry& entry) {
                       .layout = entry.layout,
                       .gaps = entry.gaps});
       TakeLine(entry.gaps);
+      // Behind where it resumes they are bad, or of steps that the run leaves.
       std::erase_if(checkpoints, [&](StepIndex step) { return step > entry.step; });
       if (entry.from_checkpoint) AddCheckpoint(entry.step);
       commit_step = checkpoints.empty() ? -1 : checkpoints.back();
