@@ -160,6 +160,31 @@ TEST_F(CoordinatorGoesBack, WhenARankFailsMeanwhile) {
   EXPECT_THAT(story_.lead().view().failures, IsEmpty()) << "it failed in a step that is left";
 }
 
+// It has failed twice behind the last step before the bad one, and fails a third time; but the run
+// leaves those steps.
+TEST_F(CoordinatorGoesBack, AlsoWhereItWouldNotBeTriedAgain) {
+  const auto fails = [this] {
+    story_.Report(1, NodeStage::kBroken, generation(), [](msg::Report& r) {
+      r.failed_local_rank = 0;
+      r.failure = EvidenceKind::kRankCrashed;
+      r.finished = 26;
+    });
+  };
+  for (int time = 0; time < 2; ++time) {
+    fails();
+    StopAll({});
+    Answer(24);
+    EXPECT_THAT(story_.Win().gaps, IsEmpty());
+    story_.RunOn();
+  }
+  Finds(0, kBad);
+  fails();
+  StopAll({});
+  Answer(24);
+  ASSERT_TRUE(story_.Appends(EntryKind::kStart));
+  EXPECT_THAT(story_.append()->gaps, ElementsAre(kGap));
+}
+
 TEST_F(CoordinatorGoesBack, WhenOnlyWhoIsLateHasFoundIt) {
   // Another failure ends the generation; a report that comes while it stops says what was found.
   story_.Report(1, NodeStage::kBroken, generation(), [](msg::Report& r) {
