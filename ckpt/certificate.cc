@@ -33,7 +33,7 @@ std::vector<Digest> TensorDigests(const AtomTable& table, std::span<const Digest
 }
 
 Digest Certificate(const AtomTable& table, std::span<const Digest> atom_digests, int64_t step,
-                   int64_t samples) {
+                   int64_t samples, std::span<const Gap> gaps) {
   const std::vector<Digest> digests = TensorDigests(table, atom_digests);
   DigestStream stream;
   stream.UpdateU64(static_cast<uint64_t>(step));
@@ -47,6 +47,7 @@ Digest Certificate(const AtomTable& table, std::span<const Digest> atom_digests,
     stream.UpdateU64(static_cast<uint64_t>(tensor.cols));
     stream.Update(digests[t]);
   }
+  for (const int64_t number : NumbersOf(gaps)) stream.UpdateU64(static_cast<uint64_t>(number));
   return stream.Finish();
 }
 

@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/base/atoms.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/gaps.h"
 
 namespace perdure {
 
@@ -39,10 +40,10 @@ struct AtomState {
 Digest AtomDigest(const AtomState& state, int64_t count);
 
 // The layout-free number of a training state: over (step, samples, and per tensor in order: name,
-// shape, digest), where a tensor's digest is over its atoms' digests in order. REQUIRES: one digest
-// per atom of the table.
+// shape, digest), where a tensor's digest is over its atoms' digests in order, and the gaps behind
+// it where there are any. REQUIRES: one digest per atom of the table.
 Digest Certificate(const AtomTable& table, std::span<const Digest> atom_digests, int64_t step,
-                   int64_t samples);
+                   int64_t samples, std::span<const Gap> gaps = {});
 std::vector<Digest> TensorDigests(const AtomTable& table, std::span<const Digest> atom_digests);
 
 // One file of a checkpoint.
@@ -61,7 +62,7 @@ absl::StatusOr<PartReport> ParsePart(std::string_view serialized);
 // Everything a checkpoint says about itself.
 struct Manifest {
   int64_t step = 0;
-  int64_t samples = 0;  // Consumed.
+  int64_t samples = 0;  // Trained on; those of gaps do not count.
   int64_t tokens = 0;
   int64_t phase = 0;
   std::string phase_name;
@@ -69,6 +70,7 @@ struct Manifest {
   std::string run_id;
   std::string config;   // The frozen run.toml.
   Digest sample_chain;  // Hash chain over all samples consumed so far.
+  Gaps gaps;            // Behind it.
   std::string layout;   // In words, of the writers: "tensor 2 x pipeline 2 x data 2, zero 1".
   std::string created;  // RFC 3339, UTC.
   int64_t atom_elements = 0;

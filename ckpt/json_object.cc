@@ -34,6 +34,8 @@ void JsonObject::Fail(const char* key, std::string_view what) {
                      what.starts_with('[') ? "" : " ", what);
 }
 
+bool JsonObject::Has(const char* key) const { return object_.contains(key); }
+
 const Json* JsonObject::Take(const char* key) {
   if (!status_.ok()) return nullptr;
   const auto found = object_.find(key);

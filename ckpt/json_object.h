@@ -31,6 +31,8 @@ class JsonObject {
   // `where` prefixes field names in messages. `object` outlives this.
   JsonObject(const Json& object, std::string where);
 
+  // Whether the key is there: of one that may be left out.
+  bool Has(const char* key) const;
   void Int(const char* key, int64_t* out, int64_t least = 0,
            int64_t most = std::numeric_limits<int64_t>::max());
   void Unsigned(const char* key, uint64_t* out);

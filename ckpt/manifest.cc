@@ -111,7 +111,8 @@ absl::Status CompleteManifest(const AtomTable& table, Manifest& manifest) {
   for (const PartReport& part : manifest.parts)
     for (size_t i = 0; i < part.atoms.size(); ++i)
       digests[static_cast<size_t>(part.atoms[i])] = part.atom_digests[i];
-  manifest.certificate = Certificate(table, digests, manifest.step, manifest.samples);
+  manifest.certificate =
+      Certificate(table, digests, manifest.step, manifest.samples, manifest.gaps);
   return absl::OkStatus();
 }
 
@@ -182,6 +183,10 @@ absl::Status ValidateExtents(const PartReport& part, const AtomTable& table,
 absl::Status ValidateManifest(const Manifest& manifest) {
   for (const int64_t value : {manifest.step, manifest.samples, manifest.tokens, manifest.phase})
     if (value < 0) return DataLoss("field step, samples, tokens or phase is {}", value);
+  if (const absl::Status status = CheckGaps(manifest.gaps); !status.ok())
+    return DataLoss("field gaps: {}", Message(status));
+  if (GapsBehind(manifest.gaps, manifest.step) != manifest.gaps)
+    return DataLoss("field gaps has one that is not behind step {}", manifest.step);
   int64_t atoms = 0;
   RETURN_IF_ERROR(ValidateTensors(manifest, &atoms));
   std::set<std::string_view> files;

@@ -36,23 +36,26 @@ OrderedJson TensorJson(const TensorSpec& tensor) {
 }
 
 OrderedJson HeadJson(const Manifest& manifest) {
-  return {{"format", kFormatName},
-          {"version", kFormatVersion},
-          {"run_id", manifest.run_id},
-          {"generation", manifest.generation},
-          {"step", manifest.step},
-          {"samples", manifest.samples},
-          {"tokens", manifest.tokens},
-          {"phase", manifest.phase},
-          {"phase_name", manifest.phase_name},
-          {"layout", manifest.layout},
-          {"created", manifest.created},
-          {"certificate", manifest.certificate.Hex()},
-          {"sample_chain", manifest.sample_chain.Hex()},
-          {"config", manifest.config},
-          {"block_bytes", kBlockBytes},
-          {"state_parts", kStateParts},
-          {"atom_elements", manifest.atom_elements}};
+  OrderedJson head = {{"format", kFormatName},
+                      {"version", kFormatVersion},
+                      {"run_id", manifest.run_id},
+                      {"generation", manifest.generation},
+                      {"step", manifest.step},
+                      {"samples", manifest.samples},
+                      {"tokens", manifest.tokens},
+                      {"phase", manifest.phase},
+                      {"phase_name", manifest.phase_name},
+                      {"layout", manifest.layout},
+                      {"created", manifest.created},
+                      {"certificate", manifest.certificate.Hex()},
+                      {"sample_chain", manifest.sample_chain.Hex()}};
+  // A version that does not know them must not take the state for another one.
+  if (!manifest.gaps.empty()) head["gaps"] = NumbersOf(manifest.gaps);
+  head["config"] = manifest.config;
+  head["block_bytes"] = kBlockBytes;
+  head["state_parts"] = kStateParts;
+  head["atom_elements"] = manifest.atom_elements;
+  return head;
 }
 
 // Throws what nlohmann throws on strings that are not UTF-8.
@@ -153,6 +156,8 @@ absl::StatusOr<Manifest> ManifestFromJson(const Json& json) {
   object.String("created", &manifest.created);
   object.Hex("certificate", &manifest.certificate);
   object.Hex("sample_chain", &manifest.sample_chain);
+  std::vector<int64_t> gaps;
+  if (object.Has("gaps")) object.Ints("gaps", &gaps);
   object.String("config", &manifest.config);
   object.Constant("block_bytes", kBlockBytes);
   object.Constant("state_parts", kStateParts);
@@ -160,6 +165,7 @@ absl::StatusOr<Manifest> ManifestFromJson(const Json& json) {
   RETURN_IF_ERROR(ListsFromJson(object, manifest));
   object.Hex("digest", &self);  // Compared by the caller, over the text.
   RETURN_IF_ERROR(object.Done());
+  ASSIGN_OR_RETURN(manifest.gaps, GapsOf(gaps));
   return manifest;
 }
 

@@ -135,7 +135,8 @@ absl::Status VerifyCheckpoint(const std::string& directory, const Manifest& mani
   RETURN_IF_ERROR(ForEachInParallel(manifest.parts.size(), [&](size_t p) {
     return VerifyPart(directory, manifest.parts[p], table, stamp, count);
   }));
-  const Digest certificate = Certificate(table, atom_digests, manifest.step, manifest.samples);
+  const Digest certificate =
+      Certificate(table, atom_digests, manifest.step, manifest.samples, manifest.gaps);
   if (certificate != manifest.certificate)
     return DataLoss("{}: its atoms have the certificate {}; the manifest says {}", directory,
                     certificate.Hex(), manifest.certificate.Hex());

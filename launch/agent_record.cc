@@ -65,8 +65,18 @@ void AgentRecord::Step(uint64_t generation, int64_t ranks, const StepReport& r) 
   const bool again = r.seconds == 0;
   // Where the generation begins is known with its first step.
   constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
-  if (generation != generation_) OpenLosses(generation, again ? kAll : r.step - 1);
-  if (again && r.step <= last_row_) return;
+  if (generation != generation_) {
+    OpenLosses(generation, again ? kAll : r.step - 1);
+    const auto rows = ReadLossBits(run_directory_ + "/metrics/loss.csv", r.step);
+    rows_ = again && rows.ok() ? *rows : decltype(rows_)();
+  }
+  if (again && r.step <= last_row_) {
+    // What the run has left behind, when it went back, is of other samples; its rows are still
+    // there if whoever took the steps again could not write.
+    const auto row = rows_.find(r.step);
+    if (row == rows_.end() || row->second == LossBits(r.loss)) return;
+    OpenLosses(generation, r.step - 1);
+  }
   if (!again && r.step != last_row_ + 1) OpenLosses(generation, r.step - 1);
   last_row_ = r.step;
   const std::string& phase = config_.phases[static_cast<size_t>(r.phase)].name;

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -62,6 +63,8 @@ class AgentRecord {
   std::unique_ptr<LossCsv> loss_csv_;  // While rank 0 is of this node.
   uint64_t generation_ = 0;            // Of its rows,
   int64_t last_row_ = 0;               // and the step of the last one.
+  // The loss_bits that were there when it began to tell steps again, from the first of these on.
+  std::map<int64_t, std::string> rows_;
   nlohmann::json job_, node_;          // As written.
 };
 

@@ -56,6 +56,7 @@ Json EntryJson(const CheckpointEntry& entry, bool pinned) {
           {"retired", entry.retired},
           {"quarantined", entry.quarantined},
           {"gone", entry.gone},
+          {"left", entry.left},
           {"failed_attempts", entry.failed_attempts},
           {"pinned", pinned},
           {"generation", entry.generation},
@@ -70,6 +71,7 @@ std::string StateOf(const CheckpointEntry& entry, bool pinned) {
   std::string state = entry.retired       ? "retired"
                       : entry.quarantined ? "quarantined"
                       : entry.gone        ? "gone"
+                      : entry.left        ? "left"
                       : entry.verified    ? "yes"
                                           : "not yet";
   if (entry.failed_attempts > 0) state += fmt::format(", failed {}x", entry.failed_attempts);
@@ -167,6 +169,7 @@ Json HeadJson(const Inspection& inspection) {
           {"created", manifest.created},
           {"certificate", manifest.certificate.Hex()},
           {"sample_chain", manifest.sample_chain.Hex()},
+          {"gaps", NumbersOf(manifest.gaps)},
           {"parameters", inspection.table.parameters()},
           {"atom_elements", manifest.atom_elements},
           {"atoms", inspection.table.atoms().size()},

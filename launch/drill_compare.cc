@@ -20,7 +20,7 @@ absl::StatusOr<ByStep> CertificatesOf(const std::string& run) {
   ByStep certificates;
   // Newest first: what a later job did again counts.
   for (const CheckpointEntry& entry : ListCheckpoints(log, run))
-    certificates.emplace(entry.commit.step, entry.commit.certificate.Hex());
+    if (!entry.left) certificates.emplace(entry.commit.step, entry.commit.certificate.Hex());
   return certificates;
 }
 

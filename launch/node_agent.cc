@@ -70,6 +70,7 @@ class NodeAgent {
   void OnFailure(const RankFailure& failure);
   void OnDrillFlip();
   void OnEvidence(const Coordinator::Evidence& evidence);
+  void OnWentBack(const Coordinator::WentBack& went);
   void OnStep(Generation generation, const StepReport& report);
   void OnWaiting(StepIndex step, StepIndex unsettled,
                  const std::vector<SaveWatch::Stall>& under_way);
@@ -274,6 +275,7 @@ absl::Status NodeAgent::Begin() {
                },
            .formed = [this](const Coordinator::AllPresent& said) { OnFormed(said); },
            .evidence = [this](const Coordinator::Evidence& evidence) { OnEvidence(evidence); },
+           .went_back = [this](const Coordinator::WentBack& went) { OnWentBack(went); },
            .phase = [this](std::string_view event,
                            const Json& fields) { record_->Event(event, fields); },
            .ended = [this](int exit_code) { End(exit_code); }}));
@@ -303,6 +305,21 @@ void NodeAgent::OnEvidence(const Coordinator::Evidence& evidence) {
     fields["clock"] = absl::ToDoubleSeconds(MonotonicNow() - absl::UnixEpoch());
   }
   record_->Event("evidence", fields);
+}
+
+void NodeAgent::OnWentBack(const Coordinator::WentBack& went) {
+  const Gap& gap = went.bad.gap;
+  record_->Event("rolled_back", {{"generation", went.generation},
+                                 {"step", gap.bad_step},
+                                 {"first_step", gap.first_step},
+                                 {"samples", gap.samples},
+                                 {"number", gap.number},
+                                 {"reason", went.bad.why}});
+  record_->Say(
+      fmt::format("step {} is bad ({}): steps from {} on are taken again, on the samples behind "
+                  "it; {} are left "
+                  "out",
+                  gap.bad_step, went.bad.why, gap.first_step, gap.samples));
 }
 
 void NodeAgent::OnFailure(const RankFailure& failure) {

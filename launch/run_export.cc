@@ -32,15 +32,20 @@ absl::Status DeleteHalfMade(const fs::path& folder, const std::string& name) {
 
 }  // namespace
 
-std::string ExportName(int64_t step) { return fmt::format("step{:07}", step); }
+// Of the lines of steps that a run has taken no two have left out as many samples by one step.
+std::string ExportName(const CheckpointEntry& entry) {
+  const int64_t step = entry.commit.step, left_out = SamplesLeftOut(entry.gaps, 1, step);
+  return left_out == 0 ? fmt::format("step{:07}", step)
+                       : fmt::format("step{:07}-without{}", step, left_out);
+}
 
 std::vector<CheckpointEntry> MissingExports(const RunLog& log, const std::string& run_directory,
                                             const CheckpointConfig& config) {
   std::vector<CheckpointEntry> missing;
   std::error_code ignored;  // What cannot be seen is not there; exporting will tell.
   for (const CheckpointEntry& entry : ListCheckpoints(log, run_directory))
-    if (!entry.retired && !entry.quarantined && config.exports(entry.commit.step) &&
-        !fs::exists(fs::path(run_directory) / "export" / ExportName(entry.commit.step), ignored))
+    if (!entry.retired && !entry.quarantined && !entry.left && config.exports(entry.commit.step) &&
+        !fs::exists(fs::path(run_directory) / "export" / ExportName(entry), ignored))
       missing.push_back(entry);
   std::reverse(missing.begin(), missing.end());
   return missing;
@@ -49,7 +54,7 @@ std::vector<CheckpointEntry> MissingExports(const RunLog& log, const std::string
 absl::Status ExportFromRun(const std::string& run_directory, const CheckpointEntry& entry,
                            const RunConfig& config) {
   const fs::path folder = fs::path(run_directory) / "export";
-  const std::string name = ExportName(entry.commit.step);
+  const std::string name = ExportName(entry);
   RETURN_IF_ERROR(MakeDirectories(folder.string()));
   RETURN_IF_ERROR(DeleteHalfMade(folder, name));
   // A name of its own, so that no two write into one.

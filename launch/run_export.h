@@ -1,4 +1,5 @@
 // Exports that a run writes by itself: RUN/export/step0005000 and so on, of committed checkpoints.
+// Where the run has gone back for bad steps the name says how many samples it has left out.
 #pragma once
 
 #include <string>
@@ -11,8 +12,8 @@
 
 namespace perdure {
 
-// "step0005000".
-std::string ExportName(int64_t step);
+// "step0005000", "step0005000-without24".
+std::string ExportName(const CheckpointEntry& entry);
 
 // Checkpoints that are still there, whose steps `config` wants exported and which are not yet;
 // oldest first.

@@ -157,15 +157,15 @@ absl::StatusOr<std::optional<LossRow>> LastLossRow(const std::string& path) {
   return ParseRow(path, std::string_view(window.rows).substr(begin, end - begin));
 }
 
-absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path) {
+absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path, int64_t from) {
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.open()) return ErrnoStatus(errno, "open " + path);
-  ASSIGN_OR_RETURN(const Window window, ReadEnd(fd.get(), path, 0));
+  ASSIGN_OR_RETURN(const Window window, ReadEnd(fd.get(), path, from));
   std::map<int64_t, std::string> bits;
   std::string_view rest = window.rows;
   for (size_t end = rest.find('\n'); end != std::string_view::npos; end = rest.find('\n')) {
     ASSIGN_OR_RETURN(const LossRow row, ParseRow(path, rest.substr(0, end)));
-    bits[row.step] = LossBits(row.loss);
+    if (row.step >= from) bits[row.step] = LossBits(row.loss);
     rest.remove_prefix(end + 1);
   }
   return bits;

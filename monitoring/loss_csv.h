@@ -48,8 +48,10 @@ class LossCsv {
   std::string path_;
 };
 
-// The loss_bits of all whole rows, by step. NotFound: no file. DataLoss: it is not ours.
-absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path);
+// The loss_bits of all whole rows of steps `from` and later, by step. NotFound: no file. DataLoss:
+// it is not ours.
+absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path,
+                                                            int64_t from = 0);
 
 // The last whole row; none where there is none yet. NotFound: no file. DataLoss: it is not ours.
 absl::StatusOr<std::optional<LossRow>> LastLossRow(const std::string& path);

@@ -62,6 +62,7 @@ void JournalStory::Forget() {
   recoveries_.clear();
   disagreements_.clear();
   slow_.clear();
+  left_from_ = left_before_ = 0;
   told_twice_ = 0;
   taken_over_ = ended_ = false;
 }
@@ -86,6 +87,8 @@ bool JournalStory::Read(std::string_view text) {
     if (event == "step") step_ = *step;
     told_generation_ = generation;
     told_step_ = *step;
+    // Of steps that the run has left: they are taken again on other samples.
+    if (generation < left_before_ && *step >= left_from_) return true;
     const auto [told, fresh] = losses_.try_emplace(*step, Loss{generation, bits});
     if (losses_.size() > kLossesMax) losses_.erase(losses_.begin());
     if (fresh) return true;
@@ -96,6 +99,14 @@ bool JournalStory::Read(std::string_view text) {
                                 .other_generation = generation,
                                 .loss_bits = told->second.loss_bits,
                                 .other_loss_bits = bits});
+    return true;
+  }
+  if (event == "rolled_back") {
+    const std::optional<int64_t> first = Number(line, "first_step");
+    if (!first.has_value()) return false;
+    losses_.erase(losses_.lower_bound(*first), losses_.end());
+    left_from_ = *first;
+    left_before_ = generation;
     return true;
   }
   const std::optional<JournalTime> time = TimeOf(line);

@@ -93,6 +93,9 @@ class JournalStory {
   std::vector<LossDisagreement> disagreements_;
   std::vector<SlowRank> slow_;
   std::map<int64_t, Loss> losses_;
+  // Steps from the one on, of generations before the other, the run has left when it went back.
+  int64_t left_from_ = 0;
+  uint64_t left_before_ = 0;
   int64_t told_twice_ = 0, step_ = 0, told_step_ = 0;  // The last of told_generation_,
   uint64_t told_generation_ = 0;                       // which told one last.
   uint64_t generation_ = 0;

@@ -263,7 +263,8 @@ ControlLog::Body Agent::BodyOf(const Coordinator::Append& append) const {
                                .layout = LayoutText(entry.layout->shape),
                                .step = entry.step,
                                .from_checkpoint = entry.from_checkpoint,
-                               .failure = entry.failure});
+                               .failure = entry.failure,
+                               .gaps = entry.gaps});
       };
     }
     case EntryKind::kCommit:
@@ -372,6 +373,10 @@ void Agent::DoLead(const Coordinator::AllPresent& effect) {
 
 void Agent::DoLead(const Coordinator::Evidence& effect) {
   if (hooks_.evidence) hooks_.evidence(effect);
+}
+
+void Agent::DoLead(const Coordinator::WentBack& effect) {
+  if (hooks_.went_back) hooks_.went_back(effect);
 }
 
 void Agent::DoLead(const Coordinator::Resign& effect) {

@@ -47,6 +47,8 @@ struct AgentHooks {
   std::function<void(const Coordinator::AllPresent& said)> formed;
   // Against a node, for the book. Only the coordinator's agent tells.
   std::function<void(const Coordinator::Evidence& evidence)> evidence;
+  // The run has gone back for a bad step. Only the coordinator's agent tells; may be empty.
+  std::function<void(const Coordinator::WentBack& went)> went_back = {};
   // A phase of a start or of a recovery, for the journal. Only the coordinator's agent tells.
   PhaseWatch::Tell phase = {};
   // The job is over for this node; called once, no other callback follows.
@@ -125,6 +127,7 @@ class Agent {
   void DoLead(const Coordinator::SaveOver& effect) { checkpoints_->Do(effect); }
   void DoLead(const Coordinator::Noted& effect) { checkpoints_->Do(effect); }
   void DoLead(const Coordinator::GoodSteps& effect) { checkpoints_->Do(effect); }
+  void DoLead(const Coordinator::WentBack& effect);
   void DoLead(const Coordinator::Evidence& effect);
   void DoLead(const Coordinator::Remark& effect) { Remark(effect.text); }
   void DoLead(const Coordinator::Resign& effect);

@@ -62,6 +62,7 @@ LogEntry EntryOf(const Record& record) {
                                 .seats = std::move(start.seats),
                                 .domains = std::move(start.domains)};
     entry.failure = start.failure;
+    entry.gaps = std::move(start.gaps);
   } else if (record.type == RecordType::kCommit) {
     entry.step = ParseCommit(record.body)->step;
   } else if (record.type == RecordType::kEnd) {

@@ -231,7 +231,7 @@ void ProcessRanks::Do(const Member::MakeRanks& order) {
   prepare_ = order.prepare;
   generation_ = prepare_.generation;
   const uint64_t preparing = ++preparing_;
-  stopping_ = waits_ = made_ = loaded_ = false;
+  stopping_ = waits_ = made_ = loaded_ = found_bad_ = false;
   finished_ = prepare_.resume.step;
   frozen_ = told_waiting_ = -1;
   write_.reset();
@@ -340,7 +340,9 @@ to_rank::Prepare ProcessRanks::PrepareOf(int32_t local_rank, const Slot& slot) c
                          .snapshot_directory = shelf_ == nullptr ? "" : shelf_->path(),
                          .snapshot_peers = {peers_.begin(), peers_.end()},
                          .checkpoint = checkpoint_,
-                         .held = {}};
+                         .held = {},
+                         .gaps = prepare_.gaps,
+                         .begins = prepare_.begins};
   if (held_.has_value())
     frame.held = to_rank::Prepare::Held{.generation = held_->generation,
                                         .step = prepare_.resume.step,

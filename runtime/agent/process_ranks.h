@@ -192,6 +192,7 @@ class ProcessRanks final : public NodeRanks {
   void On(Slots::value_type& slot, const from_rank::Loaded& frame);
   void On(Slots::value_type& slot, const from_rank::Progress& frame);
   void On(Slots::value_type& slot, const from_rank::Step& frame);
+  void On(Slots::value_type& slot, const from_rank::FoundBad& frame);
   void On(Slots::value_type& slot, const from_rank::Waiting& frame);
   void On(Slots::value_type& slot, const from_rank::Frozen& frame);
   void On(Slots::value_type& slot, const from_rank::Written& frame);
@@ -229,6 +230,7 @@ class ProcessRanks final : public NodeRanks {
   EventLoop::TimerId hung_timer_;
   bool waits_ = false;
   bool made_ = false, loaded_ = false;
+  bool found_bad_ = false;  // A step, and the member was told.
   int64_t finished_ = 0;
   int64_t frozen_ = -1;
   StepIndex told_waiting_ = -1;  // With whose state training waits, as people know.

@@ -108,6 +108,14 @@ void ProcessRanks::On(Slots::value_type& slot, const from_rank::Progress& frame)
   TellProgress();
 }
 
+// All ranks say the same.
+void ProcessRanks::On(Slots::value_type& slot, const from_rank::FoundBad& frame) {
+  if (!Current(slot.second, frame.generation) || std::exchange(found_bad_, true)) return;
+  Tell(Member::RanksFoundBad{
+      .generation = generation_,
+      .bad = {.gap = frame.gap, .why = frame.why.substr(0, kBadStepWordsMax)}});
+}
+
 void ProcessRanks::On(Slots::value_type& slot, const from_rank::Waiting& frame) {
   if (!Current(slot.second, frame.generation) || std::exchange(waits_, true)) return;
   TellProgress();

@@ -49,8 +49,8 @@ absl::StatusOr<RetirementPlan> PlanRetirement(const std::string& run_directory,
   ASSIGN_OR_RETURN(std::vector<std::string> pinned, PinnedCheckpoints(run_directory));
   pinned.insert(pinned.end(), rule.in_use.begin(), rule.in_use.end());
   RetirementPlan plan;
-  plan.names =
-      ChooseRetired(entries, rule.keep_last, rule.keep_every_steps, rule.phase_end_steps, pinned);
+  plan.names = ChooseRetired(entries, rule.keep_last, rule.keep_every_steps, rule.phase_end_steps,
+                             pinned, rule.rollback_steps);
   for (const CheckpointEntry& entry : entries)
     if (entry.retired) plan.left.push_back(entry.commit.checkpoint);
   return plan;

@@ -27,6 +27,7 @@ struct KeepRule {
   int64_t keep_last = 3;
   int64_t keep_every_steps = 0;
   std::vector<int64_t> phase_end_steps;
+  int64_t rollback_steps = 0;
   std::vector<std::string> in_use;  // Names that somebody reads or will read.
 };
 

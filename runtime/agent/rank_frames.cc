@@ -67,6 +67,7 @@ class Writer {
   }
   void Texts(const char* key, const std::vector<std::string>& value) { json_[key] = value; }
   void Ints(const char* key, const std::vector<int64_t>& value) { json_[key] = value; }
+  void GapList(const char* key, const Gaps& value) { json_[key] = NumbersOf(value); }
   void Hex(const char* key, const Digest& value) { json_[key] = value.Hex(); }
   void Kind(const char* key, const EvidenceKind& value) { json_[key] = NameOf(value); }
   void Place(const char* key, const FlipPlace& value) { json_[key] = NameOf(value); }
@@ -121,6 +122,14 @@ class Reader {
   }
   void Texts(const char* key, std::vector<std::string>& value) { object_.Strings(key, &value); }
   void Ints(const char* key, std::vector<int64_t>& value) { object_.Ints(key, &value); }
+  void GapList(const char* key, Gaps& value) {
+    std::vector<int64_t> numbers;
+    object_.Ints(key, &numbers);
+    if (absl::StatusOr<Gaps> gaps = GapsOf(numbers); gaps.ok())
+      value = *std::move(gaps);
+    else
+      object_.Fail(key, Message(gaps.status()));
+  }
   void Hex(const char* key, Digest& value) { object_.Hex(key, &value); }
   void Kind(const char* key, EvidenceKind& value) {
     std::string name;
@@ -209,6 +218,8 @@ void Fields(auto& io, Is<to_rank::Prepare> auto& f) {
   io.Ints("snapshot_peers", f.snapshot_peers);
   io.MaybeFields("checkpoint", f.checkpoint);
   io.MaybeFields("held", f.held);
+  io.GapList("gaps", f.gaps);
+  io.Int("begins", f.begins);
 }
 
 void Fields(auto& io, Is<to_rank::Table> auto& f) {
@@ -304,6 +315,17 @@ void Fields(auto& io, Is<StepReport> auto& r) {
 void Fields(auto& io, Is<from_rank::Step> auto& f) {
   io.Unsigned("generation", f.generation);
   Fields(io, f.report);
+}
+void Fields(auto& io, Is<Gap> auto& g) {
+  io.Int("first_step", g.first_step, 1);
+  io.Int("samples", g.samples, 1);
+  io.Int("bad_step", g.bad_step, 1);
+  io.Int("number", g.number, 1);
+}
+void Fields(auto& io, Is<from_rank::FoundBad> auto& f) {
+  io.Unsigned("generation", f.generation);
+  Fields(io, f.gap);
+  io.People("why", f.why);
 }
 void Fields(auto& io, Is<from_rank::Waiting> auto& f) {
   io.Unsigned("generation", f.generation);
@@ -446,6 +468,7 @@ PERDURE_FRAME_TYPE(from_rank::Certificate, "certificate")
 PERDURE_FRAME_TYPE(from_rank::Loaded, "loaded")
 PERDURE_FRAME_TYPE(from_rank::Progress, "progress")
 PERDURE_FRAME_TYPE(from_rank::Step, "step")
+PERDURE_FRAME_TYPE(from_rank::FoundBad, "found_bad")
 PERDURE_FRAME_TYPE(from_rank::Waiting, "waiting")
 PERDURE_FRAME_TYPE(from_rank::Frozen, "frozen")
 PERDURE_FRAME_TYPE(from_rank::Written, "written")

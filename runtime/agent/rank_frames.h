@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "ckpt/json_object.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/gaps.h"
 #include "runtime/control/evidence.h"
 #include "runtime/control/ids.h"
 #include "runtime/train/rank_host.h"
@@ -53,6 +54,8 @@ struct Prepare {
   };
   std::optional<Checkpoint> checkpoint;
   std::optional<Held> held;
+  Gaps gaps;           // Of the run.
+  int64_t begins = 0;  // Where the run did.
   friend bool operator==(const Prepare&, const Prepare&) = default;
 };
 // The addresses of some ranks from `first` on.
@@ -171,6 +174,14 @@ struct Step {
   Generation generation = 0;
   StepReport report;
 };
+// All have come to a bad step, for which the run goes back: the gap that it has from then on. The
+// rank lets go of the generation and waits for Stop.
+struct FoundBad {
+  Generation generation = 0;
+  Gap gap;
+  std::string why;
+  friend bool operator==(const FoundBad&, const FoundBad&) = default;
+};
 // Training waits with the state of `step` until the one that was frozen before is settled.
 struct Waiting {
   Generation generation = 0;
@@ -253,9 +264,9 @@ struct Done {
   friend bool operator==(const Done&, const Done&) = default;
 };
 
-using Frame = std::variant<Health, Present, Connected, Certificate, Loaded, Progress, Step, Waiting,
-                           Frozen, Written, Voted, Need, OlderMayGo, NoSnapshots, Remark, Evidence,
-                           Error, BrokenOff, Stopped, Done>;
+using Frame = std::variant<Health, Present, Connected, Certificate, Loaded, Progress, Step,
+                           FoundBad, Waiting, Frozen, Written, Voted, Need, OlderMayGo, NoSnapshots,
+                           Remark, Evidence, Error, BrokenOff, Stopped, Done>;
 
 }  // namespace from_rank
 

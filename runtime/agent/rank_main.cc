@@ -46,7 +46,7 @@ class LineHost final : public RankHost {
         page_(page),
         generation_(prepare.generation),
         first_(prepare.rank == 0),
-        schedule_(config) {
+        schedule_(config, prepare.gaps) {
     if (first_) chains_[start.step] = start.sample_chain;
   }
 
@@ -111,6 +111,9 @@ class LineHost final : public RankHost {
   void Doing(const Activity& activity) override { page_->Doing(activity); }
   void OlderMayGo() override { (void)line_->Send(from_rank::OlderMayGo{generation_}); }
   void NoSnapshots() override { (void)line_->Send(from_rank::NoSnapshots{generation_}); }
+  void FoundBad(const Gap& gap, const std::string& why) override {
+    (void)line_->Send(from_rank::FoundBad{.generation = generation_, .gap = gap, .why = why});
+  }
   void Waiting(int64_t step) override {
     (void)line_->Send(from_rank::Waiting{.generation = generation_, .step = step});
     line_->WaitsAtBoundary(true);
@@ -250,6 +253,8 @@ TrainerOptions OptionsOf(const to_rank::Prepare& prepare, RunConfig config) {
   options.host_threads = static_cast<int>(prepare.host_threads);
   options.run_id = prepare.run_id;
   options.until_step = prepare.until_step;
+  options.gaps = prepare.gaps;
+  options.begins = prepare.begins;
   options.snapshot_directory = prepare.snapshot_directory;
   for (const int64_t peer : prepare.snapshot_peers)
     options.snapshot_peers.push_back(static_cast<int32_t>(peer));
@@ -320,7 +325,8 @@ absl::StatusOr<Outcome> RankMain::Train(const to_rank::Prepare& prepare,
   const absl::StatusOr<Outcome> outcome = (*trainer)->Run();
   line_.OnStop(nullptr);
   // The saver may wait for an order that will not come.
-  if (!outcome.ok() || *outcome == Outcome::kLeft) line_.DropOrders();
+  if (!outcome.ok() || *outcome == Outcome::kLeft || *outcome == Outcome::kFoundBad)
+    line_.DropOrders();
   return outcome;
 }
 
@@ -397,7 +403,7 @@ bool RankMain::Ended(const to_rank::Prepare& prepare, const absl::StatusOr<Outco
   }
   // Before anything is said: the answer may be the next generation.
   const bool stopped = line_.End();
-  if (outcome.ok() && *outcome != Outcome::kLeft)
+  if (outcome.ok() && (*outcome == Outcome::kComplete || *outcome == Outcome::kStopped))
     (void)line_.Send(from_rank::Done{.generation = prepare.generation,
                                      .complete = *outcome == Outcome::kComplete});
   if (stopped)

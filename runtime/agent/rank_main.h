@@ -4,7 +4,8 @@
 //   agent -> rank                                    rank -> agent
 //   prepare {generation, rank, layout, state, ...}   health (once), present {address}
 //   table {addresses of some ranks} ..., load        need -> fetched, certificate (rank 0), loaded
-//   go                                               progress, step (rank 0), older_may_go
+//   go                                               progress, step (rank 0), older_may_go,
+//                                                    found_bad
 //   freeze (rank 0)                                  frozen; waiting
 //   corrupt (a drill flips a bit)
 //   write, verify, settle                            written, voted
@@ -13,8 +14,8 @@
 //
 // (rank_frames.h has the fields.) How a generation ends for a rank:
 //  - done: nothing is left to do. It waits for stop or leave.
-//  - it leaves at a boundary, with all others: rank 0 was told, and their last step says so. It
-//    answers its own stop whenever that comes.
+//  - it leaves at a boundary, with all others: rank 0 was told, and their last step says so; or all
+//    have come to a step that is bad: found_bad. It answers its own stop whenever that comes.
 //  - stop at once, or at a boundary at which it waits already: whatever is under way is cancelled.
 //  - a peer is lost: broken_off; stop is answered at once.
 //  - its memory or its arithmetic has gone wrong: error, as below; the others end like those that

@@ -118,18 +118,20 @@ absl::StatusOr<LeadRecord> ParseLead(std::string_view body) {
 
 std::string SerializeStart(const StartRecord& record) {
   const Failure& failure = record.failure;
-  return Dump({{"tensor", record.shape.tensor},
-               {"pipeline", record.shape.pipeline},
-               {"data", record.shape.data},
-               {"seats", SeatRuns(record.seats)},
-               {"domains", DomainRuns(record.domains)},
-               {"layout", record.layout},
-               {"step", record.step},
-               {"from_checkpoint", record.from_checkpoint},
-               {"failure", failure.kind.has_value() ? NameOf(*failure.kind) : ""},
-               {"failure_number", failure.number},
-               {"failure_step", failure.step},
-               {"failure_node", failure.node.has_value() ? int64_t{*failure.node} : -1}});
+  OrderedJson json = {{"tensor", record.shape.tensor},
+                      {"pipeline", record.shape.pipeline},
+                      {"data", record.shape.data},
+                      {"seats", SeatRuns(record.seats)},
+                      {"domains", DomainRuns(record.domains)},
+                      {"layout", record.layout},
+                      {"step", record.step},
+                      {"from_checkpoint", record.from_checkpoint},
+                      {"failure", failure.kind.has_value() ? NameOf(*failure.kind) : ""},
+                      {"failure_number", failure.number},
+                      {"failure_step", failure.step},
+                      {"failure_node", failure.node.has_value() ? int64_t{*failure.node} : -1}};
+  if (!record.gaps.empty()) json["gaps"] = NumbersOf(record.gaps);
+  return Dump(json);
 }
 
 namespace {
@@ -157,13 +159,17 @@ absl::StatusOr<StartRecord> ParseStart(std::string_view body) {
   object.Int("tensor", &tensor, 1, kAxisMax);
   object.Int("pipeline", &pipeline, 1, kAxisMax);
   object.Int("data", &data, 0, kAxisMax);
-  std::vector<int64_t> runs, domains;
+  std::vector<int64_t> runs, domains, gaps;
   object.Ints("seats", &runs);
   object.Ints("domains", &domains);
   object.String("layout", &record.layout);
   object.Int("step", &record.step);
   object.Bool("from_checkpoint", &record.from_checkpoint);
   ReadFailure(object, &record.failure);
+  if (object.Has("gaps")) {
+    object.Ints("gaps", &gaps);
+    if (gaps.empty()) object.Fail("gaps", "is there without any");
+  }
   if (tensor * pipeline * data > kRanksMax)
     object.Fail("data",
                 fmt::format("makes {} ranks; {} are allowed", tensor * pipeline * data, kRanksMax));
@@ -173,6 +179,7 @@ absl::StatusOr<StartRecord> ParseStart(std::string_view body) {
                   .data = static_cast<int32_t>(data)};
   ASSIGN_OR_RETURN(record.seats, SeatsOf(runs, record.shape.ranks()));
   ASSIGN_OR_RETURN(record.domains, DomainsOf(domains, record.seats));
+  ASSIGN_OR_RETURN(record.gaps, GapsOf(gaps));
   return record;
 }
 
@@ -336,14 +343,26 @@ Sayings Gather(const RunLog& log) {
 
 }  // namespace
 
+Gaps GapsOfRun(const RunLog& log) {
+  for (auto record = log.records().rbegin(); record != log.records().rend(); ++record)
+    if (record->type == RecordType::kStart) return Body(ParseStart(record->body)).gaps;
+  return {};
+}
+
 std::vector<CheckpointEntry> ListCheckpoints(const RunLog& log, const std::string& run_directory) {
   const Sayings said = Gather(log);
+  const Gaps gaps_now = GapsOfRun(log);
+  Gaps gaps;
   const std::filesystem::path run(run_directory);
   std::vector<CheckpointEntry> entries;
   for (const Record& record : log.records()) {
+    // A COMMIT is of the generation of the START before it.
+    if (record.type == RecordType::kStart) gaps = Body(ParseStart(record.body)).gaps;
     if (record.type != RecordType::kCommit) continue;
     CheckpointEntry entry{.commit = Body(ParseCommit(record.body)),
                           .generation = record.generation};
+    entry.gaps = GapsBehind(gaps, entry.commit.step);
+    entry.left = entry.gaps != GapsBehind(gaps_now, entry.commit.step);
     const std::string& name = entry.commit.checkpoint;
     entry.verified = said.verified.contains(name);
     entry.retired = said.retired.contains(name);

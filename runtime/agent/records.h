@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "runtime/agent/run_log.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/gaps.h"
 #include "runtime/control/layout.h"
 #include "runtime/control/no_progress.h"
 
@@ -36,6 +37,7 @@ struct StartRecord {
   bool from_checkpoint = false;  // Of that step, COMMITs of later ones name bad checkpoints;
                                  // otherwise from memory, or at the run's beginning.
   Failure failure = {};          // Why the generation before it ended, in the same job.
+  Gaps gaps = {};                // That the run has.
   friend bool operator==(const StartRecord&, const StartRecord&) = default;
 };
 
@@ -112,12 +114,17 @@ struct CheckpointEntry {
   bool retired = false;      // Named by a RETIRE.
   bool quarantined = false;  // Its directory is in RUN/quarantine.
   bool gone = false;         // Its directory is nowhere, and it was not retired.
+  Gaps gaps;                 // That its state has behind it.
+  bool left = false;         // The run went back behind it: its state is of no step of the run.
   // ATTEMPTs since the last VERIFIED of kind "ran" behind which no clean END (exit code 0 or 75)
   // stands: of its generation, or of its job with no other ATTEMPT in between.
   int64_t failed_attempts = 0;
   std::vector<uint64_t> failed_jobs;  // Those who made them.
   std::string path;                   // RUN/ckpt/<name>.
 };
+
+// The gaps of a run, by its newest START.
+Gaps GapsOfRun(const RunLog& log);
 
 // Newest first.
 std::vector<CheckpointEntry> ListCheckpoints(const RunLog& log, const std::string& run_directory);

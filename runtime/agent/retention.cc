@@ -82,19 +82,46 @@ absl::Status CheckRetired(const std::string& run_directory, const std::string& n
 
 }  // namespace
 
+namespace {
+
+// A bad step comes behind the newest checkpoint, and is at most the one after those that are taken
+// again: the newest from which those can be reached; else the oldest, where the run may have begun.
+const CheckpointEntry* Reaches(std::span<const CheckpointEntry> entries, int64_t rollback_steps) {
+  const CheckpointEntry *newest = nullptr, *oldest = nullptr;
+  if (rollback_steps == 0) return nullptr;
+  for (const CheckpointEntry& entry : entries) {
+    if (entry.retired || entry.quarantined || entry.left) continue;
+    if (newest == nullptr) newest = &entry;
+    oldest = &entry;
+    if (entry.commit.step <= newest->commit.step - rollback_steps && entry.verified &&
+        entry.failed_attempts < kLoadAttemptsMax)
+      return &entry;
+  }
+  return oldest;
+}
+
+}  // namespace
+
 std::vector<std::string> ChooseRetired(std::span<const CheckpointEntry> entries, int64_t keep_last,
                                        int64_t keep_every_steps,
                                        std::span<const int64_t> phase_end_steps,
-                                       std::span<const std::string> pinned) {
+                                       std::span<const std::string> pinned,
+                                       int64_t rollback_steps) {
+  const CheckpointEntry* const reaches = Reaches(entries, rollback_steps);
   std::vector<std::string> retired;
   int64_t seen = 0, verified_kept = 0;
   for (const CheckpointEntry& entry : entries) {
     if (entry.retired || entry.quarantined) continue;
     const int64_t step = entry.commit.step;
+    const bool is_pinned =
+        std::find(pinned.begin(), pinned.end(), entry.commit.checkpoint) != pinned.end();
+    if (entry.left) {
+      if (!is_pinned) retired.push_back(entry.commit.checkpoint);
+      continue;
+    }
     const bool keep =
-        seen++ < std::max(keep_last, kNewestKept) || verified_kept < kVerifiedKept ||
-        std::find(pinned.begin(), pinned.end(), entry.commit.checkpoint) != pinned.end() ||
-        (keep_every_steps > 0 && step % keep_every_steps == 0) ||
+        seen++ < std::max(keep_last, kNewestKept) || verified_kept < kVerifiedKept || is_pinned ||
+        &entry == reaches || (keep_every_steps > 0 && step % keep_every_steps == 0) ||
         std::find(phase_end_steps.begin(), phase_end_steps.end(), step) != phase_end_steps.end();
     if (!keep)
       retired.push_back(entry.commit.checkpoint);

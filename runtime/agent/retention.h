@@ -16,11 +16,14 @@ namespace perdure {
 // retired and quarantined ones are gone) it keeps: the newest keep_last, never fewer than two; each
 // that has fewer than two verified ones newer than itself among those kept, of which those do not
 // count that no start would load any more; steps divisible by keep_every_steps (0: no such rule);
-// the steps in phase_end_steps; those whose names are `pinned`.
+// the steps in phase_end_steps; those whose names are `pinned`; the one that a run begins with
+// again that goes back by rollback_steps (0: it does not). Those that the run has left behind when
+// it went back are kept only when they are pinned.
 std::vector<std::string> ChooseRetired(std::span<const CheckpointEntry> entries, int64_t keep_last,
                                        int64_t keep_every_steps,
                                        std::span<const int64_t> phase_end_steps,
-                                       std::span<const std::string> pinned = {});
+                                       std::span<const std::string> pinned = {},
+                                       int64_t rollback_steps = 0);
 
 // A pinned checkpoint is kept until it is unpinned: RUN/control/pins/<name>. NotFound: no COMMIT
 // names it, or it is not pinned. FailedPrecondition: it was retired. Names are sorted.

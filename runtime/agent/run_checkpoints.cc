@@ -19,10 +19,10 @@ namespace {
 constexpr const char* kBadReason =
     "ranks that loaded it found another state than was committed: their logs say which atoms";
 
-std::optional<LayoutShape> ShapeOf(const RunLog& log, Generation generation) {
+std::optional<StartRecord> StartOf(const RunLog& log, Generation generation) {
   for (auto record = log.records().rbegin(); record != log.records().rend(); ++record)
     if (record->type == RecordType::kStart && record->generation == generation)
-      return ParseStart(record->body)->shape;
+      return *ParseStart(record->body);
   return std::nullopt;
 }
 
@@ -155,8 +155,9 @@ RunCheckpoints::Choice RunCheckpoints::ChooseNow(const Coordinator::ChooseCheckp
     }
     if (!choice.status.ok()) return choice;
   }
-  absl::StatusOr<std::optional<StartCheckpoint>> start = ChooseStart(
-      **log, options_.run_directory, {.retry = options_.retry, .job = options_.job}, tell);
+  absl::StatusOr<std::optional<StartCheckpoint>> start =
+      ChooseStart(**log, options_.run_directory,
+                  {.retry = options_.retry, .job = options_.job, .gaps = order.gaps}, tell);
   choice.status = start.status();
   if (start.ok()) choice.start = *std::move(start);
   return choice;
@@ -217,16 +218,17 @@ absl::StatusOr<std::shared_ptr<const RunCheckpoints::Plan>> RunCheckpoints::Plan
     Generation generation) {
   if (plan_ != nullptr && plan_->generation == generation) return plan_;
   ASSIGN_OR_RETURN(const std::shared_ptr<const RunLog> log, reader_.Read());
-  const std::optional<LayoutShape> shape = ShapeOf(*log, generation);
-  if (!shape.has_value() || shape->data < 1)
+  const std::optional<StartRecord> start = StartOf(*log, generation);
+  if (!start.has_value() || start->shape.data < 1)
     return FailedPrecondition("the run log has no START of generation {} with ranks", generation);
   auto plan = std::make_shared<Plan>();
   plan->generation = generation;
   plan->run_id = log->run_id();
   plan->config = options_.config;
-  plan->config.layout.tensor = shape->tensor;
-  plan->config.layout.pipeline = shape->pipeline;
-  plan->config.layout.data = shape->data;
+  plan->gaps = start->gaps;
+  plan->config.layout.tensor = start->shape.tensor;
+  plan->config.layout.pipeline = start->shape.pipeline;
+  plan->config.layout.data = start->shape.data;
   plan->writers = PlanWriters(plan->config, table_,
                               RanksPerFile(plan->config.checkpoint, options_.ranks_per_node));
   plan->need = CheckpointNeed(table_, plan->writers.files);
@@ -266,6 +268,7 @@ Manifest RunCheckpoints::HeadOf(const Plan& plan, StepIndex step,
   manifest.run_id = plan.run_id;
   manifest.config = hooks_.print(plan.config);
   manifest.sample_chain = sample_chain;
+  manifest.gaps = GapsBehind(plan.gaps, step);
   manifest.layout = LayoutWords(plan.config.layout);
   manifest.created = TimeNow();
   return manifest;

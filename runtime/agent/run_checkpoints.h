@@ -94,6 +94,7 @@ class RunCheckpoints final : public CheckpointStore {
   struct Plan {
     Generation generation = 0;
     std::string run_id;
+    Gaps gaps;
     RunConfig config;  // With its layout.
     Writers writers;
     SpaceNeed need;

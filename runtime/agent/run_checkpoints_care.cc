@@ -117,6 +117,9 @@ absl::StatusOr<KeepRule> RunCheckpoints::RuleNow(const RunLog& log) {
   KeepRule rule{.keep_last = options_.config.checkpoint.keep_last,
                 .keep_every_steps = options_.config.checkpoint.keep_every_steps,
                 .phase_end_steps = {},
+                .rollback_steps = options_.config.integrity.bad_step == "rollback"
+                                      ? options_.config.integrity.rollback_steps
+                                      : 0,
                 .in_use = {}};
   for (const PhasePlan& phase : schedule_.phases())
     rule.phase_end_steps.push_back(phase.first_step + phase.steps);

@@ -56,10 +56,13 @@ constexpr size_t kChosenBytesMax = 1024;
 absl::StatusOr<std::optional<StartCheckpoint>> ChooseStart(
     const RunLog& log, const std::string& run_directory, const LoadRule& rule,
     const std::function<void(const std::string& line)>& tell) {
-  int bad = 0, tried = 0;
+  int bad = 0, tried = 0, retired = 0;
+  const Gaps gaps = rule.gaps.value_or(GapsOfRun(log));
   for (const CheckpointEntry& entry : ListCheckpoints(log, run_directory)) {
+    if (entry.gaps != GapsBehind(gaps, entry.commit.step)) continue;
     if (entry.retired || entry.quarantined) {
       bad += entry.quarantined ? 1 : 0;
+      retired += entry.retired ? 1 : 0;
       continue;
     }
     if (const int64_t failed = FailedBy(entry, rule); failed >= kLoadAttemptsMax) {
@@ -71,6 +74,9 @@ absl::StatusOr<std::optional<StartCheckpoint>> ChooseStart(
       continue;
     }
     absl::StatusOr<Manifest> manifest = InspectCheckpoint(entry);
+    if (manifest.ok() && manifest->gaps != entry.gaps)
+      manifest = DataLoss("{} has {} gaps behind it, the run log says {}", entry.path,
+                          manifest->gaps.size(), entry.gaps.size());
     if (manifest.ok())
       return StartCheckpoint{
           .path = entry.path, .manifest = *std::move(manifest), .digest = entry.commit.manifest};
@@ -85,6 +91,12 @@ absl::StatusOr<std::optional<StartCheckpoint>> ChooseStart(
         "restore one from a copy, load the latter once more with --retry, or begin anew in another "
         "run directory",
         run_directory, bad, tried, kLoadAttemptsMax);
+  // To begin again after months must be somebody's wish.
+  if (retired > 0)
+    return DataLoss(
+        "the {} checkpoints of {} that the run could go back to were retired: restore one from a "
+        "copy, or leave the bad step out with integrity.bad_step = \"skip\"",
+        retired, run_directory);
   return std::nullopt;
 }
 

@@ -13,6 +13,7 @@
 #include "ckpt/checkpoint.h"
 #include "runtime/agent/records.h"
 #include "runtime/agent/run_log.h"
+#include "runtime/base/gaps.h"
 
 namespace perdure {
 
@@ -26,12 +27,16 @@ struct StartCheckpoint {
 struct LoadRule {
   bool retry = false;  // Those of other jobs do not.
   uint64_t job = 0;    // This one; 0: it makes one attempt only, so that with `retry` none does.
+  // Of the run that is to go on; none: those of its newest START.
+  std::optional<Gaps> gaps = {};
 };
 
-// None where no checkpoint was committed. One whose manifest or files' lengths are wrong goes to
-// quarantine/ and the one before it is tried, one that was loaded twice without a good step behind
-// it is passed over; `tell` hears a line about each. DataLoss: there are checkpoints, and none may
-// be loaded. Other errors are the file system's: not to answer is no reason to take an older one.
+// None where no checkpoint was committed, or the run goes back behind all of them. Only those count
+// whose state a run with these gaps comes to. One whose manifest or files' lengths are wrong goes
+// to quarantine/ and the one before it is tried, one that was loaded twice without a good step
+// behind it is passed over; `tell` hears a line about each. DataLoss: there are checkpoints, and
+// none may be loaded. Other errors are the file system's: not to answer is no reason to take an
+// older one.
 absl::StatusOr<std::optional<StartCheckpoint>> ChooseStart(
     const RunLog& log, const std::string& run_directory, const LoadRule& rule,
     const std::function<void(const std::string& line)>& tell);

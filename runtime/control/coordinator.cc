@@ -181,6 +181,8 @@ void Coordinator::Won(const LogEntry& entry, uint64_t note, Effects& effects) {
       return;
     }
     case EntryKind::kStart:
+      if (entry.gaps.size() > 0 && entry.gaps.back() == bad_.gap)
+        effects.emplace_back(WentBack{entry.generation, bad_});
       Form(effects);
       return;
     case EntryKind::kCommit:

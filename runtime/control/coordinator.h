@@ -140,6 +140,7 @@ class Coordinator {
     uint64_t question = 0;
     bool last_is_bad = false;  // What was chosen before is not what was committed:
     std::string last;          // CheckpointChosen.packed of it.
+    Gaps gaps;                 // Of the run that is to go on from it.
   };
   // All ranks of the generation have addresses, hence work; they are told to meet, and to load
   // Resume.checkpoint where there is one.
@@ -163,6 +164,11 @@ class Coordinator {
   struct GoodSteps {
     Generation generation = 0;
   };
+  // The START of `generation` says that the run has gone back for a bad step.
+  struct WentBack {
+    Generation generation = 0;
+    BadStep bad;
+  };
   // Nobody steps any more, nor will: what is still done beside training is to be brought to its
   // end. What is noted until that is answered comes before END.
   struct WindUp {};
@@ -182,8 +188,8 @@ class Coordinator {
     int32_t exit_code = 0;
   };
   using Effect = std::variant<Send, Append, ReadLog, LeavePulse, MeasureRoom, JoinParts,
-                              ChooseCheckpoint, AllPresent, SaveOver, Noted, GoodSteps, WindUp,
-                              Evidence, Remark, Resign, Finished>;
+                              ChooseCheckpoint, AllPresent, SaveOver, Noted, GoodSteps, WentBack,
+                              WindUp, Evidence, Remark, Resign, Finished>;
   using Effects = std::vector<Effect>;
 
   enum class Phase : uint8_t {
@@ -318,9 +324,11 @@ class Coordinator {
 
   // coordinator_decide.cc: what is next, and with which state.
   void Learn(NodeId node, const msg::Report& before, Effects& effects);
+  void FindBad(const BadStep& bad);
   void Blame(EvidenceKind kind, int64_t number, std::optional<NodeId> node);
   bool RanBefore() const;
   Failure Ended() const;
+  Gaps NextGaps() const;
   bool GoesNowhere(Effects& effects);
   Situation Survey() const;
   void Decide(Effects& effects);
@@ -408,7 +416,8 @@ class Coordinator {
   std::optional<StepIndex> good_at_;  // and with how many steps it is a good one.
   // Of the newest generation of this job:
   StepIndex finished_ = 0;        // what members say at most,
-  std::optional<Failure> cause_;  // what failed first and is no consequence of something else.
+  std::optional<Failure> cause_;  // what failed first and is no consequence of something else,
+  BadStep bad_;                   // and the bad step that it came to.
   ProgressVerdict verdict_;       // On all that failed, when it was decided last.
   std::vector<std::vector<msg::Prepare::Assignment>> assignments_;  // By member index.
   std::vector<std::string> addresses_;                              // By rank.

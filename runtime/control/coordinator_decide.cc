@@ -22,6 +22,7 @@ void Coordinator::Learn(NodeId node, const msg::Report& before, Effects& effects
   const msg::Report& r = peers_[node].report;
   if (r.generation != view_.generation || !RanBefore()) return;
   finished_ = std::max(finished_, r.finished);
+  FindBad(r.bad);
   if (phase_ == Phase::kRunning) {
     if (before.generation == r.generation && before.waits && !r.waits)
       Detect(FailureDetector::StoodStill{r.generation}, effects);
@@ -38,6 +39,21 @@ void Coordinator::Learn(NodeId node, const msg::Report& before, Effects& effects
     last_is_bad_ = true;
     last_checkpoint_ = loads_;
   }
+}
+
+// All ranks come to the same: who says it first is believed. A decision that is under way is not
+// changed by it: the next generation comes to the same step and finds the same.
+void Coordinator::FindBad(const BadStep& bad) {
+  const bool decided = phase_ == Phase::kChoosing || phase_ == Phase::kStarting;
+  if (bad.gap.bad_step == 0 || bad_.gap.bad_step != 0 || decided ||
+      !CheckGaps(WithGap(view_.gaps, bad.gap)).ok())
+    return;
+  bad_ = bad;
+}
+
+// Of the next generation.
+Gaps Coordinator::NextGaps() const {
+  return bad_.gap.bad_step == 0 ? view_.gaps : WithGap(view_.gaps, bad_.gap);
 }
 
 // What fails on one node breaks the connections of others, who may be heard first; and who is slow
@@ -65,6 +81,10 @@ Failure Coordinator::Ended() const {
 bool Coordinator::GoesNowhere(Effects& effects) {
   std::vector<FailedGeneration> failures = view_.failures;
   AddFailure({.generation = view_.generation, .failure = Ended()}, failures);
+  // Steps that the run leaves are not tried again.
+  std::erase_if(failures, [gaps = NextGaps(), this](const FailedGeneration& f) {
+    return !SameLine(view_.gaps, gaps, f.failure.step + 1);
+  });
   ProgressVerdict verdict = JudgeProgress(failures);
   if (!verdict.words.empty() && verdict != verdict_) Say(verdict.words, effects);
   verdict_ = std::move(verdict);
@@ -148,15 +168,17 @@ Resume Coordinator::NewestInMemory() const {
   std::erase_if(trusted, [&](const LogView::Live& live) {
     return live.layout->generation <= verdict_.distrusted;
   });
-  return ChooseResume(trusted, holdings, view_.commit_step);
+  const Gaps gaps = NextGaps();
+  return ChooseResume(trusted, holdings, view_.NewestCheckpoint(gaps), gaps);
 }
 
 // A job that is to end well: whether it is worth one more generation, because memory holds what no
-// checkpoint does. What could not be written will not be now, training that failed fails again, and
-// nothing is tried for ever.
+// checkpoint does. What could not be written will not be now, training that failed fails again, as
+// a bad step is bad again, and nothing is tried for ever.
 bool Coordinator::WorthSaving(const Resume& resume) const {
-  const bool in_vain = cause_.has_value() && (cause_->kind == EvidenceKind::kStorageError ||
-                                              cause_->kind == EvidenceKind::kTrainingFailed);
+  const bool failed = cause_.has_value() && (cause_->kind == EvidenceKind::kStorageError ||
+                                             cause_->kind == EvidenceKind::kTrainingFailed);
+  const bool in_vain = failed || bad_.gap.bad_step != 0;
   return EndsWell() && !in_vain && last_generations_ < kFailuresMax && !resume.from_checkpoint &&
          resume.step > view_.commit_step;
 }
@@ -182,8 +204,11 @@ void Coordinator::Choose(Effects& effects) {
 
 void Coordinator::AskWhichCheckpoint(Effects& effects) {
   choose_due_ = now_ + kChooseResends * options_.resend;
-  effects.emplace_back(ChooseCheckpoint{
-      .term = term_, .question = question_, .last_is_bad = last_is_bad_, .last = last_checkpoint_});
+  effects.emplace_back(ChooseCheckpoint{.term = term_,
+                                        .question = question_,
+                                        .last_is_bad = last_is_bad_,
+                                        .last = last_checkpoint_,
+                                        .gaps = NextGaps()});
 }
 
 // Nodes may have come and gone meanwhile.
@@ -220,7 +245,8 @@ void Coordinator::Start(Resume resume, std::optional<StepIndex> checkpoint, Effe
                  .step = resume_.step,
                  .from_checkpoint = checkpoint.has_value(),
                  .layout = std::move(layout),
-                 .failure = Ended()};
+                 .failure = Ended(),
+                 .gaps = NextGaps()};
   Post(std::move(start), 0, effects);
 }
 

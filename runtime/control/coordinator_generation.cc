@@ -158,6 +158,7 @@ void Coordinator::Form(Effects& effects) {
   loads_ = resume_.checkpoint;
   finished_ = resume_.step;
   cause_.reset();
+  bad_ = {};
   phase_ = Phase::kForming;
   phase_due_ = now_ + options_.form_max;
   assignments_.assign(members_.size(), {});
@@ -197,7 +198,9 @@ msg::Prepare Coordinator::PrepareFor(NodeId node) const {
                        .shape = layout_.shape,
                        .ranks = assignments_[index],
                        .resume = resume_,
-                       .children = {}};
+                       .children = {},
+                       .gaps = view_.gaps,
+                       .begins = view_.begins};
   const auto fan_out = static_cast<size_t>(options_.table_fan_out);
   for (size_t child = fan_out * (index + 1); child < fan_out * (index + 2); ++child)
     if (child < members_.size()) prepare.children.push_back(members_[child]);
@@ -290,6 +293,10 @@ void Coordinator::OnMemberReport(NodeId node, const msg::Report& before, Effects
       return;
     case NodeStage::kRunning:
       if (phase_ != Phase::kRunning) return;
+      if (bad_.gap.bad_step != 0) {
+        BeginStop(false, fmt::format("step {} is bad: {}", bad_.gap.bad_step, bad_.why), effects);
+        return;
+      }
       Detect(FailureDetector::StepProgress{r.generation, node, r.finished, 0}, effects);
       if (phase_ == Phase::kRunning) OnSaving(node, r, effects);
       if (phase_ == Phase::kRunning) HearWork(node, effects);
@@ -445,6 +452,14 @@ bool Coordinator::EndsWell() const {
 // Nobody may take it for a good end that what was done last is not kept.
 void Coordinator::LeaveUnsaved(Effects& effects) {
   if (!EndsWell() || std::max(view_.commit_step, StepIndex{0}) >= finished_) return;
+  // The run was about to leave those steps: the next job comes to the bad one again.
+  if (bad_.gap.bad_step != 0) {
+    Say(fmt::format("the job ends before the run has gone back for step {}: the next one finds it "
+                    "bad again",
+                    bad_.gap.bad_step),
+        effects);
+    return;
+  }
   Say(fmt::format("the state of step {} could not be saved, the newest checkpoint is of step {}: "
                   "what lies between will be done again",
                   finished_, view_.commit_step),

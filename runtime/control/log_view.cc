@@ -15,6 +15,26 @@ std::vector<NodeId> NodesOf(const PlacedLayout& layout) {
   return nodes;
 }
 
+void LogView::AddCheckpoint(StepIndex step) {
+  const auto at = std::lower_bound(checkpoints.begin(), checkpoints.end(), step);
+  if (at == checkpoints.end() || *at != step) checkpoints.insert(at, step);
+}
+
+// What failed behind a state of steps that are not taken any more says nothing of those in their
+// place.
+void LogView::TakeLine(const Gaps& next) {
+  std::erase_if(failures, [&](const FailedGeneration& f) {
+    return !SameLine(gaps, next, f.failure.step + 1);
+  });
+  gaps = next;
+}
+
+StepIndex LogView::NewestCheckpoint(const Gaps& of) const {
+  for (auto step = checkpoints.rbegin(); step != checkpoints.rend(); ++step)
+    if (SameLine(gaps, of, *step)) return *step;
+  return -1;
+}
+
 void LogView::Absorb(const LogEntry& entry) {
   PERDURE_CHECK(entry.slot == next_slot);
   ++next_slot;
@@ -34,13 +54,21 @@ void LogView::Absorb(const LogEntry& entry) {
       live.push_back({.job = entry.author.at.job,
                       .resumed = entry.step,
                       .from_checkpoint = entry.from_checkpoint,
-                      .layout = entry.layout});
-      commit_step = entry.from_checkpoint ? entry.step : std::min(commit_step, entry.step);
+                      .layout = entry.layout,
+                      .gaps = entry.gaps});
+      TakeLine(entry.gaps);
+      // Behind where it resumes they are bad, or of steps that the run leaves.
+      std::erase_if(checkpoints, [&](StepIndex step) { return step > entry.step; });
+      if (entry.from_checkpoint) AddCheckpoint(entry.step);
+      commit_step = checkpoints.empty() ? -1 : checkpoints.back();
       commits.clear();
       return;
     case EntryKind::kCommit:
       ForgetFailuresBefore(entry.step, failures);
-      commit_step = std::max(commit_step, entry.step);
+      // Nobody has stepped in that generation: it was imported.
+      if (!live.empty() && live.back().layout->shape.data == 0) begins = entry.step;
+      AddCheckpoint(entry.step);
+      commit_step = checkpoints.back();
       commits.push_back(entry.step);
       std::erase_if(live, [&](const Live& l) { return l.layout->generation < entry.generation; });
       return;

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/base/gaps.h"
 #include "runtime/control/ids.h"
 #include "runtime/control/layout.h"
 #include "runtime/control/no_progress.h"
@@ -72,6 +73,7 @@ struct LogEntry {
   int32_t exit_code = 0;         // END.
   SharedLayout layout;           // START.
   Failure failure;               // START: why the generation before it ended, in the same job.
+  Gaps gaps = {};                // START: in the samples of its run.
   uint64_t note = 0;             // NOTE: what its author knows it by; not in the log.
   friend bool operator==(const LogEntry&, const LogEntry&) = default;
 };
@@ -92,6 +94,7 @@ struct LogView {
     StepIndex resumed = 0;
     bool from_checkpoint = false;
     SharedLayout layout;
+    Gaps gaps = {};  // Of its START: which line of steps its states are of.
     friend bool operator==(const Live&, const Live&) = default;
   };
   struct Lead {
@@ -103,9 +106,14 @@ struct LogView {
   Slot next_slot = 0;
   Generation generation = 0;  // Highest of a START.
   std::optional<Lead> lead;   // The latest; nothing once its job has ended.
-  // Of the newest checkpoint; -1: none. A START that resumes from one says that those behind it are
-  // bad: they do not count any more. (One that was bad may have been mended since.)
-  StepIndex commit_step = -1;
+  Gaps gaps;                  // Of the newest START: the run's.
+  // Where the run began: what was imported, or 0.
+  StepIndex begins = 0;
+  // Steps of the checkpoints that count, ascending. A START that resumes from one says that those
+  // behind it are bad: they do not count any more. (One that was bad may have been mended since.)
+  // Nor do those of steps that the run has left, by the gaps of a START.
+  std::vector<StepIndex> checkpoints;
+  StepIndex commit_step = -1;      // Of the newest of them; -1: none.
   std::vector<StepIndex> commits;  // Of checkpoints of the newest generation, in order.
   // Newest last. A COMMIT proves that its generation ran, hence that all before it had stopped; an
   // END that nobody runs.
@@ -116,7 +124,13 @@ struct LogView {
 
   // REQUIRES: entry.slot == next_slot.
   void Absorb(const LogEntry& entry);
+  // The step of the newest checkpoint that a run with gaps `of` may go on from; -1: none.
+  StepIndex NewestCheckpoint(const Gaps& of) const;
   friend bool operator==(const LogView&, const LogView&) = default;
+
+ private:
+  void AddCheckpoint(StepIndex step);
+  void TakeLine(const Gaps& next);
 };
 
 }  // namespace perdure

@@ -251,7 +251,8 @@ void Member::Report(Effects& effects) {
                                                  .frozen = frozen_,
                                                  .waits = waits_,
                                                  .works = works_,
-                                                 .no_snapshots = no_snapshots_}});
+                                                 .no_snapshots = no_snapshots_,
+                                                 .bad = bad_}});
 }
 
 // The lease runs from the sending of the report that is answered.
@@ -323,6 +324,7 @@ void Member::OnMessage(const msg::Prepare& m, Effects& effects) {
   finished_ = m.resume.step;
   works_.clear();
   no_snapshots_ = false;
+  bad_ = {};
   prepare_ = m;
   addresses_.clear();
   parts_.clear();
@@ -397,6 +399,12 @@ void Member::On(const RankFailed& event, Effects&) {
   }
   table_due_ = absl::InfiniteFuture();
   Enter(NodeStage::kBroken);
+}
+
+void Member::On(const RanksFoundBad& event, Effects&) {
+  if (event.generation != generation_) return;
+  bad_ = event.bad;
+  changed_ = true;
 }
 
 void Member::On(const Leave&, Effects&) {

@@ -79,6 +79,11 @@ class Member {
     int64_t number = 0;      // As in EvidenceEntry.
     bool slot_lost = false;  // Its device is.
   };
+  // They have come to a bad step and stand. Told after the Progress of the last one before it.
+  struct RanksFoundBad {
+    Generation generation = 0;
+    BadStep bad;
+  };
   struct RanksStopped {  // None of them steps again, whatever happens.
     Generation generation = 0;
     std::vector<Holding> holdings;
@@ -104,8 +109,9 @@ class Member {
     bool ok = false;
   };
   struct Leave {};  // The node is to be given back.
-  using Event = std::variant<Tick, Received, Closed, LogRead, LeadLost, RanksMade, RanksLoaded,
-                             Progress, RankFailed, RanksStopped, Frozen, Written, Verified, Leave>;
+  using Event =
+      std::variant<Tick, Received, Closed, LogRead, LeadLost, RanksMade, RanksLoaded, Progress,
+                   RankFailed, RanksFoundBad, RanksStopped, Frozen, Written, Verified, Leave>;
 
   // ---- effects, to be done in order
 
@@ -191,6 +197,7 @@ class Member {
   void On(const RanksLoaded& event, Effects& effects);
   void On(const Progress& event, Effects& effects);
   void On(const RankFailed& event, Effects& effects);
+  void On(const RanksFoundBad& event, Effects& effects);
   void On(const RanksStopped& event, Effects& effects);
   void On(const Frozen& event, Effects& effects);
   void On(const Written& event, Effects& effects);
@@ -281,6 +288,7 @@ class Member {
   bool waits_ = false;
   std::vector<WorkDone> works_;
   bool no_snapshots_ = false;
+  BadStep bad_;                      // Of generation_; stays when they have stopped.
   std::optional<msg::Wrote> wrote_;  // The newest attempt at writing what is frozen.
   std::vector<msg::Voted> votes_;    // On files of what is frozen.
   bool exited_ = false;

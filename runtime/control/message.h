@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/base/gaps.h"
 #include "runtime/base/work_done.h"
 #include "runtime/control/evidence.h"
 #include "runtime/control/ids.h"
@@ -68,6 +69,15 @@ struct Resume {
 
 inline constexpr size_t kNodeRanksMax = 64;  // Report.slots is a mask of them.
 
+// All ranks of a generation have come to a bad step, for which the run goes back: the gap that it
+// has from then on, behind those of the generation's START. They step no more.
+struct BadStep {
+  Gap gap;          // bad_step 0: there is none.
+  std::string why;  // For people.
+  friend bool operator==(const BadStep&, const BadStep&) = default;
+};
+inline constexpr size_t kBadStepWordsMax = 256;
+
 namespace msg {
 
 // ---- member to coordinator
@@ -91,6 +101,7 @@ struct Report {
   bool waits = false;          // Its ranks go on only when that is settled.
   std::vector<WorkDone> works;  // Of its ranks in `generation`, ascending; empty: not known.
   bool no_snapshots = false;    // They keep none: what no checkpoint has is lost with them.
+  BadStep bad;                  // Likewise.
   friend bool operator==(const Report&, const Report&) = default;
 };
 // What is left behind; answers Stop.
@@ -170,6 +181,8 @@ struct Prepare {
   std::vector<Assignment> ranks;
   Resume resume;
   std::vector<NodeId> children;  // In the tree that hands on the table.
+  Gaps gaps;                     // As START says.
+  StepIndex begins = 0;          // Where the run did; it goes back no further.
   friend bool operator==(const Prepare&, const Prepare&) = default;
 };
 // The addresses of `count` ranks from `first` on, of `ranks`.

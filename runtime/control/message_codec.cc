@@ -25,10 +25,12 @@ void Fields(auto& io, OneOf<Resume> auto& m) {
 }
 void Fields(auto& io, OneOf<msg::Prepare::Assignment> auto& m) { io(m.local_rank, m.rank); }
 void Fields(auto& io, OneOf<WorkDone> auto& m) { io(m.steps, m.leaves, m.nanoseconds); }
+void Fields(auto& io, OneOf<Gap> auto& m) { io(m.first_step, m.samples, m.bad_step, m.number); }
+void Fields(auto& io, OneOf<BadStep> auto& m) { io(m.gap, m.why); }
 void Fields(auto& io, OneOf<msg::Report> auto& m) {
   io(m.term, m.incarnation, m.sequence, m.echo, m.slots, m.domain, m.leaving, m.generation, m.stage,
      m.finished, m.failed_local_rank, m.failure, m.failure_number, m.frozen, m.waits, m.works,
-     m.no_snapshots);
+     m.no_snapshots, m.bad);
 }
 void Fields(auto& io, OneOf<msg::Stopped> auto& m) {
   io(m.term, m.incarnation, m.generation, m.holdings);
@@ -49,7 +51,7 @@ void Fields(auto& io, OneOf<msg::Stop> auto& m) {
   io(m.term, m.generation, m.at_boundary, m.stalled);
 }
 void Fields(auto& io, OneOf<msg::Prepare> auto& m) {
-  io(m.term, m.generation, m.shape, m.ranks, m.resume, m.children);
+  io(m.term, m.generation, m.shape, m.ranks, m.resume, m.children, m.gaps, m.begins);
 }
 void Fields(auto& io, OneOf<msg::Table> auto& m) {
   io(m.term, m.generation, m.ranks, m.first, m.count, m.packed);
@@ -189,13 +191,28 @@ bool Emplace(size_t type, ControlMessage& message) {
   return false;
 }
 
-// What no node can say.
-bool Impossible(const msg::Report& report) {
-  return report.works.size() > kNodeRanksMax ||
-         std::any_of(report.works.begin(), report.works.end(), [](const WorkDone& work) {
-           return work.steps < 0 || work.leaves < 0 || work.nanoseconds < 0;
-         });
+// What nobody can say.
+absl::Status CheckSense(const msg::Report& report) {
+  if (report.works.size() > kNodeRanksMax ||
+      std::any_of(report.works.begin(), report.works.end(), [](const WorkDone& work) {
+        return work.steps < 0 || work.leaves < 0 || work.nanoseconds < 0;
+      }))
+    return DataLoss("a report speaks of the work of {} ranks, or of less than none: a node has {}",
+                    report.works.size(), kNodeRanksMax);
+  if (report.bad == BadStep{}) return absl::OkStatus();
+  if (report.bad.why.size() > kBadStepWordsMax)
+    return DataLoss("a report has {} bytes about a bad step; {} are the most",
+                    report.bad.why.size(), kBadStepWordsMax);
+  return CheckGaps({&report.bad.gap, 1});
 }
+
+absl::Status CheckSense(const msg::Prepare& prepare) {
+  if (prepare.begins < 0)
+    return DataLoss("a run that began at step {} is to go on", prepare.begins);
+  return CheckGaps(prepare.gaps);
+}
+
+absl::Status CheckSense(const auto&) { return absl::OkStatus(); }
 
 }  // namespace
 
@@ -248,10 +265,7 @@ absl::StatusOr<ControlMessage> DecodeMessage(std::string_view bytes) {
   if (!reader.whole())
     return DataLoss("a control message of type {} and {} bytes is torn or malformed",
                     message.index(), bytes.size());
-  if (const auto* report = std::get_if<msg::Report>(&message);
-      report != nullptr && Impossible(*report))
-    return DataLoss("a report speaks of the work of {} ranks, or of less than none: a node has {}",
-                    report->works.size(), kNodeRanksMax);
+  RETURN_IF_ERROR(std::visit([](const auto& m) { return CheckSense(m); }, message));
   return message;
 }
 

@@ -43,22 +43,26 @@ Resume FromMemory(const Group& group, const LayoutShape& shape) {
 }  // namespace
 
 Resume ChooseResume(const std::vector<LogView::Live>& layouts,
-                    const std::vector<NodeHoldings>& nodes, StepIndex commit_step) {
-  const auto layout = [&](Generation generation) -> const PlacedLayout* {
+                    const std::vector<NodeHoldings>& nodes, StepIndex commit_step,
+                    const Gaps& gaps) {
+  const auto find = [&](Generation generation) -> const LogView::Live* {
     for (const LogView::Live& live : layouts)
-      if (live.layout->generation == generation) return &*live.layout;
+      if (live.layout->generation == generation) return &live;
     return nullptr;
   };
   std::vector<Share> shares;
   for (const NodeHoldings& node : nodes)
     for (const Holding& h : *node.holdings) {
-      const PlacedLayout* from = layout(h.generation);
-      if (from == nullptr || h.rank < 0 || static_cast<size_t>(h.rank) >= from->seats.size())
+      const LogView::Live* from = find(h.generation);
+      if (from == nullptr || h.rank < 0 ||
+          static_cast<size_t>(h.rank) >= from->layout->seats.size() ||
+          !SameLine(from->gaps, gaps, h.step))
         continue;
+      const Seat& seat = from->layout->seats[static_cast<size_t>(h.rank)];
       shares.push_back({.step = h.step,
                         .generation = h.generation,
                         .rank = h.rank,
-                        .at_home = from->seats[static_cast<size_t>(h.rank)].node == node.node,
+                        .at_home = seat.node == node.node,
                         .node = node.node});
     }
   const auto key = [](const Share& s) {
@@ -72,7 +76,7 @@ Resume ChooseResume(const std::vector<LogView::Live>& layouts,
     });
     if (begin->step <= commit_step) break;
     const Group group(&*begin, &*begin + (end - begin));
-    const PlacedLayout& of = *layout(begin->generation);
+    const PlacedLayout& of = *find(begin->generation)->layout;
     if (Whole(group, of.seats.size())) return FromMemory(group, of.shape);
     begin = end;
   }

@@ -17,11 +17,13 @@ struct NodeHoldings {
 };
 
 // The newest step of which every rank of one of `layouts` is held, if it is newer than the
-// checkpoint `commit_step` (-1: none; the run begins at step 0). Steps of two generations that have
-// the same number are the same bits, but a state is taken from one generation alone: its ranks say
-// which atoms they are. Of two generations with the same step the newer. Otherwise a checkpoint is
-// needed; which one is not said here. O(n log n).
+// checkpoint `commit_step` (-1: none; the run begins at step 0) and of a state that a run with
+// `gaps` comes to. Such steps of two generations that have the same number are the same bits, but a
+// state is taken from one generation alone: its ranks say which atoms they are. Of two generations
+// with the same step the newer. Otherwise a checkpoint is needed; which one is not said here.
+// O(n log n).
 Resume ChooseResume(const std::vector<LogView::Live>& layouts,
-                    const std::vector<NodeHoldings>& nodes, StepIndex commit_step);
+                    const std::vector<NodeHoldings>& nodes, StepIndex commit_step,
+                    const Gaps& gaps = {});
 
 }  // namespace perdure

@@ -6,12 +6,15 @@
 #include <span>
 #include <string>
 
+#include "absl/status/statusor.h"
+#include "runtime/base/gaps.h"
 #include "runtime/train/run_config.h"
+#include "runtime/train/schedule_math.h"
 #include "runtime/train/snapshot_file.h"
 
 namespace perdure {
 
-enum class StepDecision { kTake, kSkip, kStop };
+enum class StepDecision { kTake, kSkip, kGoBack, kStop };
 
 // From the step's own numbers alone: it must not depend on where a generation began.
 StepDecision JudgeStep(const IntegrityConfig& config, const StepNumbers& step);
@@ -26,5 +29,13 @@ inline constexpr size_t kOddStepsMin = 8;
 
 // Why a step is bad, for people. REQUIRES: it is.
 std::string WhyBad(const IntegrityConfig& config, const StepNumbers& step);
+
+// The gap that a run of `schedule` has from then on, behind those that it has already, when it goes
+// back for the step `bad`: by rollback_steps steps, but not into another phase, whose samples are
+// others, nor behind step `begins`, where it began. All samples from those of the first step that
+// is taken again to those of the bad one are left out. DataLoss: it has gone back so often without
+// getting on by more than rollback_steps, or has so many gaps, that a person must look.
+absl::StatusOr<Gap> GapFor(const IntegrityConfig& config, const StepSchedule& schedule,
+                           const StepInfo& bad, int64_t begins);
 
 }  // namespace perdure

@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "ckpt/part_plan.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/gaps.h"
 #include "runtime/train/activity.h"
 #include "runtime/train/flip.h"
 #include "runtime/train/own_work.h"
@@ -26,7 +27,7 @@ namespace perdure {
 struct StepReport {
   int64_t step = 0;  // Steps finished, this one included.
   int phase = 0;
-  int64_t samples = 0;  // Consumed by the run so far.
+  int64_t samples = 0;  // Trained on by the run so far; those of gaps do not count.
   int64_t tokens = 0;   // Likewise.
   int64_t step_tokens = 0;
   double loss = 0;       // Mean over the step's tokens.
@@ -109,6 +110,10 @@ class RankHost {
   virtual void OlderMayGo() {}
   // Every rank, once, before Loaded or later: from here on it keeps no snapshots.
   virtual void NoSnapshots() {}
+
+  // Every rank: all have come to a step that is bad, for which the run goes back. Its gap from then
+  // on, and why.
+  virtual void FoundBad(const Gap& /*gap*/, const std::string& /*why*/) {}
 
   // Training waits with the state of `step` until the save before is settled, or, behind the last
   // step and where it pauses, that of `step` itself.

@@ -79,7 +79,8 @@ absl::Status CertifyState(const RankState& rank, int64_t samples, StatisticsGath
   const StartPoint& start = *rank.start;
   ASSIGN_OR_RETURN(const std::vector<Digest> owned, DigestOwned(rank));
   ASSIGN_OR_RETURN(const std::vector<Digest> all, statistics->GatherDigests(owned));
-  const Digest certificate = Certificate(*rank.table, all, start.step, samples);
+  const Digest certificate = Certificate(*rank.table, all, start.step, samples,
+                                         GapsBehind(rank.options->gaps, start.step));
   if (start.manifest.has_value() && certificate != start.manifest->certificate)
     return DataLoss("certificate after loading {} is {}, its manifest says {}: nothing was trained",
                     start.checkpoint, certificate.Hex(), start.manifest->certificate.Hex());

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <numbers>
+#include <utility>
 
 #include "runtime/base/check.h"
 
@@ -132,8 +133,8 @@ std::vector<PhasePlan> PlanPhases(const RunConfig& config) {
   return plans;
 }
 
-StepSchedule::StepSchedule(const RunConfig& config)
-    : phases_(config.phases), plans_(PlanPhases(config)) {
+StepSchedule::StepSchedule(const RunConfig& config, Gaps gaps)
+    : phases_(config.phases), plans_(PlanPhases(config)), gaps_(std::move(gaps)) {
   for (size_t i = 0; i < phases_.size(); ++i) {
     int64_t step = plans_[i].first_step;
     ForEachSegment(phases_[i], [&](int64_t steps, int64_t first, int64_t batch) {
@@ -171,7 +172,7 @@ StepInfo StepSchedule::At(int64_t step) const {
           .phase = segment.phase,
           .phase_step = step - plan.first_step,
           .first_sample = plan.first_sample + phase_sample,
-          .phase_sample = phase_sample,
+          .phase_sample = phase_sample + SamplesLeftOut(gaps_, plan.first_step + 1, step + 1),
           .batch = segment.batch,
           .context = phase.context,
           .rate = RateAt(phase.rate, phase_sample + segment.batch, phase.samples),
@@ -181,9 +182,9 @@ StepInfo StepSchedule::At(int64_t step) const {
 Consumed StepSchedule::After(int64_t steps) const {
   if (steps == 0) return {};
   const StepInfo last = At(steps - 1);
-  Consumed consumed{.samples = last.first_sample + last.batch,
-                    .tokens = (last.phase_sample + last.batch) * last.context,
-                    .phase = last.phase};
+  const int64_t samples = last.first_sample + last.batch;
+  const int64_t of_phase = samples - plans_[static_cast<size_t>(last.phase)].first_sample;
+  Consumed consumed{.samples = samples, .tokens = of_phase * last.context, .phase = last.phase};
   for (int p = 0; p < last.phase; ++p) consumed.tokens += plans_[static_cast<size_t>(p)].tokens;
   return consumed;
 }

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "runtime/base/gaps.h"
 #include "runtime/train/run_config.h"
 
 namespace perdure {
@@ -45,15 +46,15 @@ struct StepInfo {
   int64_t step = 0;          // Of the run.
   int phase = 0;             // Index in RunConfig::phases.
   int64_t phase_step = 0;    // Within the phase.
-  int64_t first_sample = 0;  // Of the run: samples before this step.
-  int64_t phase_sample = 0;  // Within the phase: samples before this step.
+  int64_t first_sample = 0;  // Of the run: samples that it has trained on before this step.
+  int64_t phase_sample = 0;  // Within the phase: samples before this step, left out ones too.
   int64_t batch = 0;
   int64_t context = 0;
   double rate = 0;
   bool ends_phase = false;
 };
 
-// What a run has consumed.
+// What a run has trained on. What it has left out does not count.
 struct Consumed {
   int64_t samples = 0;
   int64_t tokens = 0;
@@ -62,10 +63,13 @@ struct Consumed {
   friend bool operator==(const Consumed&, const Consumed&) = default;
 };
 
-// The steps of a run. Immutable; any thread.
+// The steps of a run. Gaps change which samples a step sees, and nothing else: batch and rate
+// follow from what was trained on. Immutable; any thread.
 class StepSchedule {
  public:
-  explicit StepSchedule(const RunConfig& config);
+  explicit StepSchedule(const RunConfig& config, Gaps gaps = {});
+
+  const Gaps& gaps() const { return gaps_; }
 
   const std::vector<PhasePlan>& phases() const { return plans_; }
   int64_t steps() const;
@@ -89,6 +93,7 @@ class StepSchedule {
   std::vector<PhaseConfig> phases_;
   std::vector<PhasePlan> plans_;
   std::vector<Segment> segments_;  // Ordered by first_step.
+  Gaps gaps_;
 };
 
 }  // namespace perdure

@@ -68,7 +68,7 @@ struct Trainer::Impl {
         rank(transport->rank()),
         mesh(config.layout),
         at(mesh.At(rank)),
-        schedule(config),
+        schedule(config, options.gaps),
         table(ModelTensors(config.model, config.numerics.tensor_shards),
               config.numerics.atom_elements),
         ops(std::move(rank_ops)),
@@ -98,6 +98,7 @@ struct Trainer::Impl {
   absl::StatusOr<StepStatistics> ComputeAgain(const StepInfo& info, const StepStatistics& first);
   absl::Status AuditStep(const StepInfo& info);
   absl::StatusOr<StepReport> Step(const StepInfo& info, int* command);
+  absl::Status GoBack(const StepInfo& info, const StepNumbers& step);
   // What this rank ends with, after it has seen to what others may still read of it.
   absl::Status Fail(const absl::Status& status);
   absl::Status AwaitSnapshot();
@@ -175,6 +176,7 @@ struct Trainer::Impl {
   std::vector<StepNumbers> taken;  // The last steps of this generation, on every rank.
   OwnWork work;
   int64_t step_now = 0;  // That it works on.
+  bool goes_back = false;  // That one is bad.
   std::atomic<bool> stopping = false;
 };
 
@@ -202,6 +204,9 @@ std::string Trainer::Impl::DeviceTransport() const {
 }
 
 absl::Status Trainer::Impl::Prepare() {
+  if (start.manifest.has_value() && start.manifest->gaps != GapsBehind(options.gaps, start.step))
+    return DataLoss("{} is of a line of steps that the run has left, or does not know",
+                    start.checkpoint);
   step_now = start.step + 1;
   Doing(Activity::Phase::kLoading);
   RETURN_IF_ERROR(MakeGroups());
@@ -349,6 +354,21 @@ absl::Status Trainer::Impl::AuditStep(const StepInfo& info) {
                info);
 }
 
+// All ranks come to the same, and take no step any more.
+absl::Status Trainer::Impl::GoBack(const StepInfo& info, const StepNumbers& step) {
+  const std::string why = WhyBad(config.integrity, step);
+  const absl::StatusOr<Gap> gap = GapFor(config.integrity, schedule, info, options.begins);
+  if (!gap.ok())
+    return DataLoss(
+        "step {}: {}; {}. Look at the data around sample {} of phase {}, lower the rate, or leave "
+        "such steps out with integrity.bad_step = \"skip\"",
+        info.step + 1, why, Message(gap.status()), info.phase_sample,
+        config.phases[static_cast<size_t>(info.phase)].name);
+  goes_back = true;
+  host->FoundBad(*gap, why);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared_command) {
   const auto began = std::chrono::steady_clock::now();
   const double waited = WaitSeconds();
@@ -373,9 +393,14 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
   if (decision == StepDecision::kStop)
     return DataLoss(
         "step {}: {}; the newest checkpoint is from before. Look at the data of samples {} to {}, "
-        "lower the rate, or leave such steps out with integrity.bad_step = \"skip\"",
+        "lower the rate, leave such steps out with integrity.bad_step = \"skip\", or go back for "
+        "them with \"rollback\"",
         report.step, WhyBad(config.integrity, step), info.first_sample,
         info.first_sample + info.batch);
+  if (decision == StepDecision::kGoBack) {
+    RETURN_IF_ERROR(GoBack(info, step));
+    return report;
+  }
   if (decision == StepDecision::kSkip) {
     if (rank == 0)
       host->Remark(fmt::format("step {} is skipped: {}; its samples {} to {} change nothing",
@@ -476,6 +501,10 @@ absl::StatusOr<Outcome> Trainer::Impl::Run() {
     int shared = 0;
     const absl::StatusOr<StepReport> stepped = Step(info, &shared);
     if (!stepped.ok()) return Fail(stepped.status());
+    if (goes_back) {
+      RETURN_IF_ERROR(Leave());
+      return Outcome::kFoundBad;
+    }
     const StepReport& report = *stepped;
     done = report.step;
     const bool stop = shared == static_cast<int>(Command::kStop);

@@ -15,6 +15,7 @@
 #include "ckpt/checkpoint.h"
 #include "kernels/ops.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/gaps.h"
 #include "runtime/comm/transport.h"
 #include "runtime/data/sample_order.h"
 #include "runtime/train/held_state.h"
@@ -46,6 +47,8 @@ struct TrainerOptions {
   int host_threads = 1;        // For filling and digesting the state.
   std::string run_id;
   int64_t until_step = -1;  // Stop after that step, with a checkpoint; negative: go to the end.
+  Gaps gaps;                // Of the run.
+  int64_t begins = 0;       // The step that the run began with: it goes back no further.
   std::string snapshot_directory;  // Of this rank's node; empty: no snapshots.
   // By rank: who keeps its snapshot, on another node (PlaceSnapshots). Empty: nobody.
   std::vector<int32_t> snapshot_peers;
@@ -56,6 +59,7 @@ enum class Outcome {
   kComplete,  // The run has all its steps, and a checkpoint of the last.
   kStopped,   // Told to stop, or until_step: a checkpoint is written.
   kLeft,      // Told to leave: the snapshots of the last step are whole.
+  kFoundBad,  // A step for which the run goes back; the host knows. The snapshots likewise.
 };
 
 class Trainer {

@@ -41,6 +41,8 @@ std::vector<to_rank::Frame> FramesToRank() {
                         .snapshot_peers = {1, 0}};
   to_rank::Prepare saved = held;
   held.held = {.generation = 4, .step = 17, .tensor = 2, .pipeline = 1, .data = 5};
+  saved.gaps = {{.first_step = 5, .samples = 24, .bad_step = 7, .number = 1}};
+  saved.begins = 4;
   saved.checkpoint = {.path = "/run/ckpt/s", .manifest = Digest{{1, 2, 3}}};
   return {held,
           saved,
@@ -74,6 +76,9 @@ std::vector<from_rank::Frame> FramesFromRank() {
       from_rank::Progress{
           .generation = 1, .step = 2, .work = {.steps = 3, .leaves = 4, .nanoseconds = 5}},
       from_rank::Step{.generation = 1, .report = report},
+      from_rank::FoundBad{.generation = 1,
+                          .gap = {.first_step = 5, .samples = 24, .bad_step = 7, .number = 1},
+                          .why = "nan"},
       from_rank::Waiting{.generation = 1, .step = 2},
       from_rank::Frozen{.generation = 1, .step = 2, .file = "part-00000.h5"},
       from_rank::Written{.generation = 1,

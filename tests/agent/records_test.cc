@@ -34,6 +34,11 @@ TEST(Records, ComeBackAsTheyWere) {
       .from_checkpoint = true,
       .failure = {.kind = EvidenceKind::kRankKilled, .number = -11, .step = 18, .node = NodeId{0}}};
   EXPECT_EQ(*ParseStart(SerializeStart(again)), again);
+  StartRecord back = again;
+  back.gaps = {{.first_step = 5, .samples = 24, .bad_step = 7, .number = 1},
+               {.first_step = 9, .samples = 8, .bad_step = 9, .number = 2}};
+  EXPECT_EQ(*ParseStart(SerializeStart(back)), back);
+  EXPECT_EQ(SerializeStart(again).find("gaps"), std::string::npos) << "as before there were any";
   const StartRecord nobody{{}, {}, {}, "imported", 0};
   EXPECT_EQ(*ParseStart(SerializeStart(nobody)), nobody);
   const LeadRecord lead{"[fd00::5]:4711"};
@@ -99,6 +104,15 @@ TEST(Records, WrongBodiesNameTheField) {
   expect(start(R"("tensor":1000000,"pipeline":1000000,"data":1)", R"("seats":[],"step":1)"),
          "data makes 1000000000000 ranks");
   expect(start(two, R"("seats":[0,0],"step":1)"), "no triples");
+  const auto gaps = [&](const char* numbers) {
+    return start(two, fmt::format(R"("seats":[0,0,2],"step":1,"gaps":[{}])", numbers).c_str());
+  };
+  EXPECT_OK(gaps("5,24,7,1"));
+  expect(gaps(""), "gaps is there without any");
+  expect(gaps("5,24,7"), "3 numbers are no gaps");
+  expect(gaps("5,24,4,1"), "gap 0");
+  expect(gaps("5,24,7,1,4,8,9,1"), "gap 1");
+  expect(gaps("-5,24,7,1"), "gaps");
   const auto domains = [&](const char* runs) {
     return start(two,
                  fmt::format(R"("seats":[0,0,1,3,0,1],"domains":[{}],"step":1)", runs).c_str());
@@ -167,6 +181,41 @@ TEST(Records, ListTellsWhatTheLogSays) {
   EXPECT_FALSE(entries[1].verified);  // "ran" says nothing about the files.
   EXPECT_TRUE(entries[2].verified);
   EXPECT_TRUE(entries[2].retired);
+}
+
+TEST(Records, ListTellsWhatTheRunHasLeft) {
+  const TestDirectory directory;
+  auto log = RunLog::Open(directory.path());
+  ASSERT_OK(log.status());
+  const auto start = [&](uint64_t generation, const Gaps& gaps) {
+    StartRecord record = OneRankStart(0);
+    record.gaps = gaps;
+    ASSERT_OK(log->Append(RecordType::kStart, generation, SerializeStart(record)));
+  };
+  const auto commit = [&](int64_t step, uint64_t generation) {
+    EXPECT_OK(log->Append(
+        RecordType::kCommit, generation,
+        SerializeCommit({CheckpointName(step, generation, 7), step, step * 8, {}, {}, 1, 1})));
+  };
+  const Gap first{.first_step = 15, .samples = 24, .bad_step = 22, .number = 1};
+  const Gap second{.first_step = 24, .samples = 8, .bad_step = 31, .number = 1};
+  start(1, {});
+  commit(10, 1);
+  commit(20, 1);
+  EXPECT_FALSE(ListCheckpoints(*log, directory.path())[0].left);
+  start(2, {first});
+  commit(20, 2);
+  commit(30, 2);
+  start(3, {first, second});
+  EXPECT_EQ(GapsOfRun(*log), (Gaps{first, second}));
+  const auto entries = ListCheckpoints(*log, directory.path());
+  ASSERT_EQ(entries.size(), 4u);
+  EXPECT_TRUE(entries[0].left) << "30 of generation 2";
+  EXPECT_FALSE(entries[1].left) << "20 of generation 2";
+  EXPECT_EQ(entries[1].gaps, Gaps{first});
+  EXPECT_TRUE(entries[2].left) << "20 of generation 1";
+  EXPECT_FALSE(entries[3].left);
+  EXPECT_TRUE(entries[3].gaps.empty());
 }
 
 }  // namespace

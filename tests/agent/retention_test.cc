@@ -71,6 +71,34 @@ TEST(ChooseRetired, KeepsMultiplesAndPhaseEnds) {
   EXPECT_THAT(ChooseRetired(entries, 2, 20, ends), ElementsAre("30"));
 }
 
+// Bad is at the earliest the step behind the newest: one from which the steps before it can be
+// taken again.
+TEST(ChooseRetired, KeepsWhatARollbackBeginsWith) {
+  const auto entries =
+      Entries({{60, true}, {50, true}, {40, true}, {30, true}, {20, true}, {10, true}});
+  const auto retired = [&](int64_t rollback_steps) {
+    return ChooseRetired(entries, 2, 0, {}, {}, rollback_steps);
+  };
+  EXPECT_THAT(retired(0), ElementsAre("40", "30", "20", "10"));
+  EXPECT_THAT(retired(10), ElementsAre("40", "30", "20", "10"));
+  EXPECT_THAT(retired(11), ElementsAre("30", "20", "10"));
+  EXPECT_THAT(retired(30), ElementsAre("40", "20", "10"));
+  EXPECT_THAT(retired(1000), ElementsAre("40", "30", "20")) << "perhaps the run began there";
+  auto unread = entries;
+  unread[3].verified = false;
+  EXPECT_THAT(ChooseRetired(unread, 2, 0, {}, {}, 30), ElementsAre("40", "30", "10"));
+}
+
+TEST(ChooseRetired, WhatTheRunHasLeftGoes) {
+  auto entries = Entries({{50, true}, {40, true}, {30, true}, {20, true}, {10, true}});
+  entries[0].left = entries[1].left = true;
+  EXPECT_THAT(ChooseRetired(entries, 2, 25, {}), ElementsAre("50", "40", "10"));
+  const std::vector<std::string> pinned = {"50"};
+  EXPECT_THAT(ChooseRetired(entries, 3, 0, {}, pinned), ElementsAre("40"));
+  EXPECT_THAT(ChooseRetired(entries, 2, 0, {}, {}, 20), ElementsAre("50", "40"));
+  EXPECT_THAT(ChooseRetired(entries, 2, 0, {}, {}, 5), ElementsAre("50", "40", "10"));
+}
+
 TEST(ChooseRetired, RetiredOnesCountForNothing) {
   auto entries = Entries({{50, true}, {40, true}, {30, true}, {20, true}});
   entries[0].retired = entries[1].retired = true;

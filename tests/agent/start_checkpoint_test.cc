@@ -129,6 +129,39 @@ TEST_F(StartCheckpointTest, TwoAttemptsAreTheMost) {
   EXPECT_EQ(Choose({.retry = true, .job = 0}), 20);
 }
 
+// By what the run is to have behind it, not by what its newest START says.
+TEST_F(StartCheckpointTest, OnlyOfStepsThatTheRunTakes) {
+  const auto gap = [](int64_t first_step) {
+    return Gaps{{.first_step = first_step, .samples = 8, .bad_step = 25, .number = 1}};
+  };
+  EXPECT_EQ(Choose({.gaps = gap(21)}), 20);
+  EXPECT_EQ(Choose({.gaps = gap(20)}), 10);
+  EXPECT_EQ(Choose({.gaps = gap(11)}), 10);
+  EXPECT_EQ(Choose({.gaps = gap(10)}), -2) << "the run begins";
+  StartRecord start = OneRankStart(10);
+  start.gaps = gap(11);
+  ASSERT_OK(log_->Append(RecordType::kStart, 2, SerializeStart(start)));
+  EXPECT_EQ(Choose(), 10);
+  EXPECT_THAT(lines_, IsEmpty());
+  // To begin again because what there was has been let go is nobody's wish.
+  ASSERT_OK(log_->Append(RecordType::kRetire, 2, SerializeRetire({{ten_}})));
+  EXPECT_EQ(Choose(), -1);
+}
+
+// It would be loaded as another state than the log says.
+TEST_F(StartCheckpointTest, AManifestWithOtherGapsThanTheLogsIsBad) {
+  StartRecord start = OneRankStart(10);
+  start.gaps = {{.first_step = 11, .samples = 8, .bad_step = 12, .number = 1}};
+  ASSERT_OK(log_->Append(RecordType::kStart, 2, SerializeStart(start)));
+  CommitRecord commit{.checkpoint = CheckpointName(12, 2, 3), .step = 12};
+  TestState state(table_, 1);
+  (void)WriteCheckpoint(run_directory_.Make("ckpt/" + commit.checkpoint), table_, state, 2, 2, 12,
+                        &commit.manifest);
+  ASSERT_OK(log_->Append(RecordType::kCommit, 2, SerializeCommit(commit)));
+  EXPECT_EQ(Choose(), 10);
+  EXPECT_THAT(lines_, ElementsAre(HasSubstr("has 0 gaps behind it, the run log says 1")));
+}
+
 TEST_F(StartCheckpointTest, GoodStepsForgive) {
   Attempt(7, 2, twenty_);
   Attempt(7, 3, twenty_);

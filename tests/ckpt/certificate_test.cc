@@ -41,6 +41,15 @@ TEST(Certificate, DependsOnEverythingItCovers) {
   EXPECT_EQ(certificate(5, 40, table), base);
   EXPECT_NE(certificate(6, 40, table), base);
   EXPECT_NE(certificate(5, 41, table), base);
+  std::vector<Digest> digests;
+  for (const AtomState& atom : state.states())
+    digests.push_back(AtomDigest(atom, table.atoms()[static_cast<size_t>(atom.atom)].count));
+  Gaps gaps = {{.first_step = 3, .samples = 8, .bad_step = 4, .number = 1}};
+  const Digest behind = Certificate(table, digests, 5, 40, gaps);
+  EXPECT_NE(behind, base);
+  ++gaps[0].samples;
+  EXPECT_NE(Certificate(table, digests, 5, 40, gaps), behind);
+  EXPECT_EQ(Certificate(table, digests, 5, 40, Gaps()), base);
   auto renamed = OddTensors();
   renamed[1].name = "other";
   EXPECT_NE(certificate(5, 40, AtomTable(renamed, 10)), base);

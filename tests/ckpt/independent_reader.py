@@ -101,6 +101,7 @@ def certificate(manifest, table):
         name = tensor["name"].encode()
         message += struct.pack("<Q", len(name)) + name
         message += struct.pack("<QQ", tensor["rows"], tensor["cols"]) + xxhash.xxh3_128(own).digest()
+    message += b"".join(struct.pack("<Q", number) for number in manifest.get("gaps", []))
     return digest(message)
 
 

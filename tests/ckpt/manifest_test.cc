@@ -56,6 +56,25 @@ TEST_F(ManifestTest, ComesBackAsItWas) {
   EXPECT_EQ(*again, text_);
 }
 
+TEST_F(ManifestTest, SaysWhichGapsItsStateHasBehindIt) {
+  EXPECT_EQ(text_.find("\"gaps\""), std::string::npos) << "as before there were any";
+  Manifest manifest = *ParseManifest(text_);
+  manifest.gaps = {{.first_step = 100, .samples = 24, .bad_step = 103, .number = 1},
+                   {.first_step = 120, .samples = 8, .bad_step = 121, .number = 1}};
+  const std::string text = *SerializeManifest(manifest);
+  const auto again = ParseManifest(text);
+  ASSERT_OK(again.status());
+  EXPECT_EQ(again->gaps, manifest.gaps);
+  const auto refusal = [&](const std::string& what, const std::string& by) {
+    return Message(ParseManifest(Sealed(Replaced(text, what, by))).status());
+  };
+  EXPECT_THAT(refusal("[100,24,103,1,", "[100,24,103,"), HasSubstr("are no gaps"));
+  EXPECT_THAT(refusal("[100,24,103,1,", "[100,24,99,1,"), HasSubstr("gap 0"));
+  EXPECT_THAT(refusal("120,8,121,1]", "121,8,121,1]"), HasSubstr("not behind step 120"));
+  EXPECT_THAT(refusal("\"gaps\": [100,24,103,1,120,8,121,1]", "\"gaps\": []"),
+              HasSubstr("not as this version writes it"));
+}
+
 TEST_F(ManifestTest, AnotherManifestThanTheCommittedOneIsRefused) {
   const Digest other = DigestOf("other");
   const auto read = ReadManifest(directory_.path(), &other);

@@ -37,6 +37,25 @@ TEST(MemberReports, EveryHeartbeat) {
   EXPECT_EQ(story.newest().sequence, first + 3);
 }
 
+TEST(MemberReports, ABadStepAtOnceAndUntilTheNextGeneration) {
+  const BadStep bad{.gap = {.first_step = 40, .samples = 8, .bad_step = 42, .number = 1},
+                    .why = "nan"};
+  MemberStory story(3);
+  story.Follow(1);
+  story.Run(4);
+  story.After(Ms(10));
+  story.Do(Member::RanksFoundBad{3, bad});
+  EXPECT_THAT(story.Sent<msg::Report>(), IsEmpty()) << "of another generation";
+  story.Do(Member::RanksFoundBad{4, bad});
+  ASSERT_THAT(story.Sent<msg::Report>(), SizeIs(1));
+  EXPECT_EQ(story.newest().bad, bad);
+  EXPECT_EQ(story.newest().stage, NodeStage::kRunning);
+  story.Do(Member::RanksStopped{4, {}});
+  EXPECT_EQ(story.newest().bad, bad) << "whoever leads next must hear of it";
+  story.Spawn(5);
+  EXPECT_EQ(story.newest().bad, BadStep());
+}
+
 TEST(MemberReports, NobodyWhileItKnowsNobody) {
   MemberStory story(3);
   story.After(absl::Seconds(2));

@@ -21,6 +21,9 @@ std::vector<ControlMessage> OneOfEach() {
   prepare.resume.elsewhere = {{.rank = 3, .node = 5}};
   prepare.resume.checkpoint = "s30.g2";
   prepare.children = {10, 11};
+  prepare.gaps = {{.first_step = 5, .samples = 8, .bad_step = 6, .number = 1},
+                  {.first_step = 30, .samples = 1000, .bad_step = 31, .number = 2}};
+  prepare.begins = 4;
   return {
       msg::Report{.term = 1,
                   .incarnation = ~uint64_t{0},
@@ -37,7 +40,9 @@ std::vector<ControlMessage> OneOfEach() {
                   .failure_number = -9,
                   .frozen = 70,
                   .waits = true,
-                  .works = {{1, 2, 3}, {int64_t{1} << 40, 5, std::numeric_limits<int64_t>::max()}}},
+                  .works = {{1, 2, 3}, {int64_t{1} << 40, 5, std::numeric_limits<int64_t>::max()}},
+                  .bad = {.gap = {.first_step = 5, .samples = 300, .bad_step = 78, .number = 2},
+                          .why = "nan"}},
       msg::Stopped{
           .term = 1, .incarnation = 3, .generation = 2, .holdings = {{2, 40, 0}, {2, 41, 1}}},
       msg::Present{.term = 1, .generation = 2, .addresses = {"a:1", std::string(300, 'x')}},
@@ -68,6 +73,29 @@ std::string Encoded(const ControlMessage& message) {
   std::string bytes;
   EncodeMessage(message, bytes);
   return bytes;
+}
+
+TEST(MessageCodec, ImpossibleGapsAreRefused) {
+  const auto refusal = [](const ControlMessage& message) {
+    return std::string(DecodeMessage(Encoded(message)).status().message());
+  };
+  const Gap gap{.first_step = 5, .samples = 8, .bad_step = 6, .number = 1};
+  const auto reported = [&](Gap with, const std::string& why = "nan") {
+    return refusal(msg::Report{.bad = {.gap = with, .why = why}});
+  };
+  EXPECT_EQ(reported(gap), "");
+  EXPECT_NE(reported(gap, std::string(kBadStepWordsMax + 1, 'x')), "");
+  EXPECT_NE(reported({}, "nan"), "") << "words about nothing";
+  EXPECT_NE(reported({.first_step = 7, .samples = 8, .bad_step = 6, .number = 1}), "");
+  EXPECT_NE(reported({.first_step = -5, .samples = 8, .bad_step = 6, .number = 1}), "");
+  EXPECT_NE(reported({.first_step = 5, .samples = -8, .bad_step = 6, .number = 1}), "");
+  const auto prepared = [&](const Gaps& gaps, StepIndex begins = 0) {
+    return refusal(msg::Prepare{.gaps = gaps, .begins = begins});
+  };
+  EXPECT_EQ(prepared({gap, gap}, 4), "");
+  EXPECT_NE(prepared({gap, {.first_step = 4, .samples = 8, .bad_step = 6, .number = 1}}), "");
+  EXPECT_NE(prepared(Gaps(kGapsMax + 1, gap)), "");
+  EXPECT_NE(prepared({}, -1), "");
 }
 
 TEST(MessageCodec, ImpossibleWorkIsRefused) {

@@ -64,6 +64,23 @@ TEST(Resume, MemoryMustBeNewerThanTheCheckpoint) {
   EXPECT_TRUE(cluster.Choose(50).from_checkpoint);
 }
 
+// Of a line of steps that the run has left, or is about to.
+TEST(Resume, IgnoresStatesWithOtherGapsBehindThem) {
+  const Gaps gaps = {{.first_step = 50, .samples = 8, .bad_step = 51, .number = 1}};
+  LogView::Live before = Live(1, 1), after = Live(2, 1);
+  after.gaps = gaps;
+  const std::vector<Holding> held = {{1, 49, 0}, {1, 50, 0}, {2, 49, 0}};
+  EXPECT_EQ(ChooseResume({before, after}, {{0, &held}}, 40).step, 50);
+  const Resume resume = ChooseResume({before, after}, {{0, &held}}, 40, gaps);
+  EXPECT_EQ(resume.step, 49);
+  EXPECT_EQ(resume.generation, 2u);
+  EXPECT_EQ(ChooseResume({before}, {{0, &held}}, 40, gaps).generation, 1u) << "it has none yet";
+  const std::vector<Holding> later = {{1, 50, 0}, {2, 50, 0}};
+  EXPECT_EQ(ChooseResume({before, after}, {{0, &later}}, 40).generation, 1u);
+  EXPECT_EQ(ChooseResume({before, after}, {{0, &later}}, 40, gaps).generation, 2u);
+  EXPECT_TRUE(ChooseResume({before}, {{0, &later}}, 40, gaps).from_checkpoint);
+}
+
 TEST(Resume, IgnoresWhatItDoesNotKnow) {
   const Cluster cluster{{Live(1, 1)}, {{{9, 70, 0}, {1, 60, 5}, {1, 60, -1}, {1, 50, 0}}}};
   EXPECT_EQ(cluster.Choose(-1).step, 50);

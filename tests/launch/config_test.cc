@@ -157,8 +157,13 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
                   .export_format = "dcp",
                   .refresh = "access"};
   c.snapshot = {.every = 17, .directory = "/run/user/7", .peers = false};
-  c.integrity = {
-      .check = false, .audit_every = 9, .bad_step = "skip", .grad_norm_max = 0.75, .spike = 3};
+  c.integrity = {.check = false,
+                 .audit_every = 9,
+                 .bad_step = "rollback",
+                 .rollback_steps = 18,
+                 .rollbacks_max = 19,
+                 .grad_norm_max = 0.75,
+                 .spike = 3};
   c.monitoring = {.port = 1234, .tensorboard = false};
   const std::string printed = PrintConfig(c);
   const auto again = ParseConfig(printed, "printed", {});
@@ -319,6 +324,7 @@ TEST(CheckFrozen, EverythingThatFixesTheBitsIsFrozen) {
                               "numerics.backend=cuda",
                               "numerics.isa=avx2",
                               "integrity.grad_norm_max=3",
+                              "integrity.rollback_steps=3",
                               "phase.pretrain.samples=3000",
                               "phase.pretrain.rope_theta=1e4",
                               "phase.pretrain.batch.increment=32",
@@ -336,7 +342,8 @@ TEST(CheckFrozen, SectionsAreFrozenAsDocumented) {
     const std::string section(KeyParent(field.key));
     const bool free = section == "layout" || section == "job" || section == "checkpoint" ||
                       section == "snapshot" || section == "monitoring" ||
-                      (section == "integrity" && field.key != "integrity.grad_norm_max");
+                      (section == "integrity" && field.key != "integrity.grad_norm_max" &&
+                       field.key != "integrity.rollback_steps");
     EXPECT_EQ(field.frozen, !free) << field.key;
   }
 }

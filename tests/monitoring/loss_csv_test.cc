@@ -167,6 +167,16 @@ TEST_F(LossCsvTest, ATornLastRowIsDropped) {
   EXPECT_EQ(Steps(), (std::vector<std::string>{"step", "1", "2"}));
 }
 
+TEST_F(LossCsvTest, LossBitsFromAStepOn) {
+  Train(0, 9);
+  const auto bits = ReadLossBits(path_, 7);
+  ASSERT_TRUE(bits.ok());
+  EXPECT_EQ(bits->size(), 3u);
+  EXPECT_EQ(bits->begin()->first, 7);
+  EXPECT_EQ(bits->at(9), ReadLossBits(path_)->at(9));
+  EXPECT_TRUE(ReadLossBits(path_, 10)->empty());
+}
+
 // More rows than are read at first, and cuts on all sides of where that begins.
 TEST_F(LossCsvTest, ALongRunIsCutAnywhere) {
   constexpr int64_t kSteps = 6000;

@@ -152,6 +152,18 @@ TEST(JournalStory, StepsThatWereToldAndComeAgainAreRedone) {
   EXPECT_EQ(story.disagreements()[0].other_generation, 3U);
 }
 
+TEST(JournalStory, StepsOfOtherSamplesAreNotCompared) {
+  JournalStory story =
+      Story({Step(46, 1, kBits), Step(47, 1, kBits),
+             Line("rolled_back", 5, 2, R"(,"step":48,"first_step":47,"samples":20)"),
+             Step(47, 1, kBits), Step(46, 2, kBits), Step(47, 2, kOther)});
+  EXPECT_EQ(story.told_twice(), 1);
+  EXPECT_TRUE(story.disagreements().empty());
+  // What comes of the new line is.
+  EXPECT_TRUE(story.Read(Step(47, 3, kBits)));
+  EXPECT_EQ(story.disagreements().size(), 1U);
+}
+
 TEST(JournalStory, AGenerationThatStopsGoesOnNoMore) {
   JournalStory story = Story(AKilledRank());
   EXPECT_TRUE(story.stepped());

@@ -10,37 +10,100 @@
 namespace perdure::sim {
 
 Checker::Checker(const Scenario& scenario) : scenario_(scenario) {
-  expected_.push_back(Mix(scenario.seed, 0));
+  lines_.push_back({.gaps = {}, .expected = {Mix(scenario.seed, 0)}});
+  line_of_[0] = 0;
+}
+
+// ---- what steps see
+
+int64_t Checker::FirstSample(const Gaps& gaps, StepIndex step) const {
+  int64_t first = (step - 1) * scenario_.rule.leaves;
+  for (const Gap& gap : gaps)
+    if (gap.first_step <= step) first += gap.samples;
+  return first;
+}
+
+bool Checker::IsBad(int64_t first) const {
+  return !tolerates_ && Mix(Mix(scenario_.seed, 77), static_cast<uint64_t>(first)) % 1000 <
+                            static_cast<uint64_t>(scenario_.bad_steps);
+}
+
+Gaps Checker::Behind(const Gaps& gaps, StepIndex bad) const {
+  const StepIndex first = std::max<StepIndex>(1, bad - scenario_.rollback_steps);
+  const int64_t end = FirstSample(gaps, bad) + scenario_.rule.leaves;
+  Gaps behind;
+  for (const Gap& gap : gaps)
+    if (gap.first_step <= first) behind.push_back(gap);
+  Gap gap{.first_step = first, .samples = 0, .bad_step = bad, .number = 1};
+  gap.samples = end - FirstSample(behind, first);
+  if (!gaps.empty() && bad - gaps.back().bad_step <= scenario_.rollback_steps)
+    gap.number = 1 + gaps.back().number;
+  behind.push_back(gap);
+  return behind;
+}
+
+bool Checker::OneState(const Gaps& a, const Gaps& b, StepIndex step) {
+  size_t i = 0, j = 0;
+  for (;;) {
+    while (i < a.size() && a[i].first_step > step) ++i;
+    while (j < b.size() && b[j].first_step > step) ++j;
+    if (i == a.size() || j == b.size()) return i == a.size() && j == b.size();
+    if (a[i++] != b[j++]) return false;
+  }
 }
 
 // A leaf's work at one (p, t) of the mesh; summed, because sums of whole numbers have no order.
-uint64_t Checker::Leaves(const LayoutShape& shape, int32_t rank, StepIndex step) const {
+uint64_t Checker::Leaves(const LayoutShape& shape, int32_t rank, int64_t first) const {
   const int32_t t = rank % shape.tensor;
   const int32_t d = rank / shape.tensor % shape.data;
   const int32_t p = rank / shape.tensor / shape.data;
   uint64_t sum = 0;
   for (int32_t leaf = d; leaf < scenario_.rule.leaves; leaf += shape.data)
-    sum += Mix(static_cast<uint64_t>(step) * 1'000'003u + static_cast<uint64_t>(leaf),
-               static_cast<uint64_t>(p * 64 + t));
+    sum += Mix(static_cast<uint64_t>(first + leaf), static_cast<uint64_t>(p * 64 + t));
   return sum;
 }
 
-uint64_t Checker::Expected(StepIndex step) {
+uint64_t Checker::Expected(Generation generation, StepIndex step) {
+  const auto of = line_of_.find(generation);
+  Line& line = of == line_of_.end() ? lines_.back() : lines_[of->second];
   const LayoutShape one{
       .tensor = scenario_.rule.tensor, .pipeline = scenario_.rule.pipeline, .data = 1};
-  while (expected_.size() <= static_cast<size_t>(step)) {
-    const auto last = static_cast<StepIndex>(expected_.size()) - 1;
+  while (line.expected.size() <= static_cast<size_t>(step)) {
+    const auto next = static_cast<StepIndex>(line.expected.size());
+    const int64_t first = FirstSample(line.gaps, next);
     uint64_t sum = 0;
-    for (int32_t rank = 0; rank < one.ranks(); ++rank) sum += Leaves(one, rank, last);
-    expected_.push_back(Mix(expected_.back(), sum));
+    for (int32_t rank = 0; rank < one.ranks(); ++rank) sum += Leaves(one, rank, first);
+    line.expected.push_back(Mix(line.expected.back(), sum));
   }
-  return expected_[static_cast<size_t>(step)];
+  return line.expected[static_cast<size_t>(step)];
 }
 
 StepIndex Checker::GoodStep() const {
-  for (size_t i = commit_steps_.size(); i-- > 0;)
-    if (!commits_bad_[i]) return commit_steps_[i];
+  for (auto commit = commits_.rbegin(); commit != commits_.rend(); ++commit)
+    if (!commit->bad && OneState(lines_[commit->line].gaps, lines_.back().gaps, commit->step))
+      return commit->step;
   return -1;
+}
+
+// The run goes back only for a step that ranks have found bad, and to where the rule says.
+Checker::Problem Checker::OnGaps(const LogEntry& e) {
+  const Gaps& now = lines_.back().gaps;
+  if (e.gaps != now) {
+    if (e.gaps.empty()) return fmt::format("START {} forgets all gaps", e.generation);
+    const StepIndex bad = e.gaps.back().bad_step;
+    if (e.gaps != Behind(now, bad))
+      return fmt::format("START {}: its gaps are not those for step {}", e.generation, bad);
+    if (e.gaps.back().number > scenario_.rollbacks_max)
+      return fmt::format("START {} goes back {} times in a row", e.generation,
+                         e.gaps.back().number);
+    const bool found = std::any_of(found_bad_.begin(), found_bad_.end(), [&](const auto& f) {
+      return f.second == bad && line_of_.at(f.first) == lines_.size() - 1;
+    });
+    if (!found) return fmt::format("START {}: nobody has found step {} bad", e.generation, bad);
+    lines_.push_back({.gaps = e.gaps, .expected = {Mix(scenario_.seed, 0)}});
+  }
+  line_of_[e.generation] = lines_.size() - 1;
+  return std::nullopt;
 }
 
 StepIndex Checker::StepsOf(Generation generation) const {
@@ -56,6 +119,9 @@ Checker::Problem Checker::OnStart(const LogEntry& e) {
     return fmt::format("START {} by who does not lead", e.generation);
   if (!starts_.empty() && e.generation <= starts_.rbegin()->first)
     return fmt::format("START {} after START {}", e.generation, starts_.rbegin()->first);
+  const size_t lines = lines_.size();
+  if (Problem problem = OnGaps(e)) return problem;
+  goes_back_ = lines_.size() > lines;
   if (e.step < GoodStep())
     return fmt::format("START {} resumes at {}, the newest good checkpoint is of {}", e.generation,
                        e.step, GoodStep());
@@ -75,8 +141,8 @@ Checker::Problem Checker::OnChange(const LogEntry& e) {
   if (scenario_.no_snapshots == 0 || starts_.empty() || job_ != e.author.at.job) return {};
   const auto& [before, start] = *starts_.rbegin();
   const bool planned = !e.failure.kind.has_value() || e.failure.kind == EvidenceKind::kSlow;
-  const bool good = commits_bad_.empty() || !commits_bad_.back();
-  if (!planned || !good || lead_->slot > start.slot || e.step < start.step) return {};
+  const bool good = commits_.empty() || !commits_.back().bad;
+  if (goes_back_ || !planned || !good || lead_->slot > start.slot || e.step < start.step) return {};
   const StepIndex steps = StepsOf(before);
   if (e.step < steps)
     return fmt::format("START {} changes a layout and takes up to step {} again from {}",
@@ -96,6 +162,9 @@ Checker::Problem Checker::OnStartAfter(const LogEntry& e) {
     return fmt::format("START {} says that generation {} ended with step {}, it was {} at most",
                        e.generation, before, f.step, StepsOf(before));
   failures_.erase(failures_.begin(), failures_.lower_bound(f.step));
+  // What failed in steps that are left, says nothing of those that are taken in their place.
+  const StepIndex left_from = goes_back_ ? e.gaps.back().first_step - 1 : f.step + 1;
+  if (goes_back_) failures_.erase(failures_.lower_bound(left_from), failures_.end());
   using Kind = EvidenceKind;
   const bool ranks = f.kind == Kind::kRankKilled || f.kind == Kind::kRankCrashed ||
                      f.kind == Kind::kOutOfMemory || f.kind == Kind::kBadSnapshot;
@@ -105,7 +174,7 @@ Checker::Problem Checker::OnStartAfter(const LogEntry& e) {
                        e.generation, before, NameOf(*f.kind));
   if (f.kind == Kind::kTrainingFailed)
     return fmt::format("START {} although training failed", e.generation);
-  if (ranks || f.kind == Kind::kHung) {
+  if ((ranks || f.kind == Kind::kHung) && f.step < left_from) {
     Failed& failed = failures_[f.step];
     if (++failed.times == 2) failed.second = before;
     failures_max_ = std::max<int64_t>(failures_max_, failed.times);
@@ -171,14 +240,13 @@ Checker::Problem Checker::OnAppend(const LogEntry& e) {
         for (int32_t attempt = 1; attempt <= 2 && !good; ++attempt) {
           const auto part = parts_.find({e.generation, e.step, attempt, seat.node});
           good = part != parts_.end() && part->second.good && part->second.verified &&
-                 part->second.value == Expected(e.step);
+                 part->second.value == Expected(e.generation, e.step);
         }
         if (!good)
           return fmt::format("COMMIT of step {}: node {}'s part is not there, verified and right",
                              e.step, seat.node);
       }
-      commit_steps_.push_back(e.step);
-      commits_bad_.push_back(false);
+      commits_.push_back({.step = e.step, .line = line_of_.at(e.generation)});
       committed_.insert(e.step);
       by_generation_.emplace(e.generation, e.step);
       failures_.erase(failures_.begin(), failures_.lower_bound(e.step));
@@ -213,7 +281,9 @@ Checker::Problem Checker::OnApply(Generation generation, NodeId node, StepIndex 
   if (step != last->second + 1)
     return fmt::format("node {} took step {} after step {}", node, step, last->second);
   last->second = step;
-  if (value != Expected(step))
+  if (IsBad(FirstSample(lines_[line_of_.at(generation)].gaps, step)))
+    return fmt::format("node {} took step {}, which is bad", node, step);
+  if (value != Expected(generation, step))
     return fmt::format("node {} holds another state than the undisturbed run at step {}", node,
                        step);
   return std::nullopt;
@@ -232,7 +302,7 @@ Checker::Problem Checker::OnLoad(Generation generation, const Resume& resume, ui
   if (!resume.from_checkpoint && resume.generation <= older_memory_[generation])
     return fmt::format("generation {} begins with memory of {}, with which it failed twice",
                        generation, resume.generation);
-  if (value != Expected(step))
+  if (value != Expected(generation, step))
     return fmt::format("generation {} loads a wrong state for step {}", generation, step);
   return std::nullopt;
 }

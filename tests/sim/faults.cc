@@ -220,7 +220,8 @@ void World::Heal() {
   const absl::Duration bound =
       3 * (o.save_every + std::min(o.save_max, absl::Seconds(8))) +
       2 * (o.lease_log + o.gather + std::min(o.form_max, absl::Seconds(6)) + 4 * o.stop_max) +
-      absl::Seconds(scenario_.bad_checkpoints + scenario_.crash_step > 0 ? 60 : 30);
+      absl::Seconds(scenario_.bad_checkpoints + scenario_.crash_step > 0 ? 60 : 30) +
+      absl::Seconds(scenario_.bad_steps > 0 ? 120 : 0);
   At(now_ + absl::ToInt64Nanoseconds(bound), {.what = What::kHeal, .agent = ~Index{0}});
 }
 

@@ -60,6 +60,7 @@ void World::ExecuteLog(uint32_t index) {
         GenerationBooks& books = generations_[r.entry.generation];
         books.job = static_cast<uint32_t>(r.entry.author.at.job);
         books.layout = *r.entry.layout;
+        books.gaps = r.entry.gaps;
         books.nodes = NodesOf(*r.entry.layout);
       }
       if (trace_)

@@ -74,7 +74,7 @@ void World::FinishLoad(Index index) {
   if (!agent.alive) return;
   RankGroup& ranks = agent.ranks;
   const Resume& resume = ranks.prepare.resume;
-  ranks.value = checker_.Expected(resume.step);
+  ranks.value = checker_.Expected(ranks.prepare.generation, 0);
   if (resume.from_checkpoint) {
     if (!LoadsCheckpoint(index, resume)) return;
   } else {
@@ -200,7 +200,8 @@ void World::Contribute(Index index) {
   GenerationBooks& books = generations_[ranks.prepare.generation];
   StepBooks& step = books.steps[ranks.finished];
   for (const auto& rank : ranks.prepare.ranks)
-    step.leaves += checker_.Leaves(ranks.prepare.shape, rank.rank, ranks.finished);
+    step.leaves += checker_.Leaves(ranks.prepare.shape, rank.rank,
+                                   checker_.FirstSample(ranks.prepare.gaps, ranks.finished + 1));
   step.ranks += static_cast<int32_t>(ranks.prepare.ranks.size());
   step.agents.emplace_back(index, ranks.version);
   if (step.ranks > books.layout.shape.ranks()) {
@@ -249,6 +250,7 @@ void World::Apply(Index index) {
   Agent& agent = Of(index);
   RankGroup& ranks = agent.ranks;
   if (ranks.state != Ranks::kRunning || ranks.failed_local_rank >= 0 || !ranks.contributed) return;
+  if (FindsBad(index)) return;
   if (!ranks.guard.MayStep(Local(agent, now_))) {
     ranks.waits = RankGroup::Waits::kToApply;
     return;
@@ -298,6 +300,29 @@ void World::Apply(Index index) {
   if (ranks.AwaitsSettle()) ranks.contributed = false;
   SayProgress(index);
   if (agent.ranks.state == Ranks::kRunning && !ranks.AwaitsSettle()) StartStep(index);
+}
+
+// All come to it alike; they stand until they are stopped. Too often in a row: they fail.
+bool World::FindsBad(Index index) {
+  RankGroup& ranks = Of(index).ranks;
+  const StepIndex step = ranks.finished + 1;
+  if (!checker_.IsBad(checker_.FirstSample(ranks.prepare.gaps, step))) return false;
+  ranks.contributed = false;
+  const Gap gap = checker_.Behind(ranks.prepare.gaps, step).back();
+  const Generation generation = ranks.prepare.generation;
+  if (trace_)
+    Trace(fmt::format("job {} node {} finds step {} of generation {} bad", Of(index).job,
+                      Of(index).node, step, generation));
+  if (gap.number > scenario_.rollbacks_max) {
+    ++outcome_.exhausted;
+    FailRank(index, ranks.prepare.ranks.front().local_rank, EvidenceKind::kTrainingFailed, false);
+    return true;
+  }
+  ranks.bad = {.gap = gap, .why = "it is"};
+  checker_.OnFoundBad(generation, step);
+  StepMember(index, Member::RanksFoundBad{generation, ranks.bad});
+  if (Of(index).ranks.stop_at_boundary) FinishStop(index, generation, false);
+  return true;
 }
 
 void World::SayProgress(Index index) {

@@ -129,7 +129,7 @@ void DrawOdd(Prng& prng, Scenario& s) {
   if (prng.PerMille(30)) {
     const bool ends = prng.PerMille(500);
     s.faults.clear();
-    s.bad_checkpoints = s.bad_snapshots = s.crash_step = s.note_fails = 0;
+    s.bad_checkpoints = s.bad_snapshots = s.crash_step = s.bad_steps = s.note_fails = 0;
     if (ends) s.faults.push_back({.at = s.heal_at / 3, .kind = FaultKind::kEndJob});
     s.control.visibility = absl::ZeroDuration();
     s.log_stale_max = 0;
@@ -159,6 +159,13 @@ void DrawShell(Prng& prng, Scenario& s) {
   constexpr EvidenceKind kinds[] = {EvidenceKind::kRankCrashed, EvidenceKind::kOutOfMemory,
                                     EvidenceKind::kTrainingFailed};
   s.crash_kind = kinds[prng.Below(3)];
+}
+
+// Steps for which the run goes back, in some worlds again and again.
+void DrawBadSteps(Prng& prng, Scenario& s) {
+  s.bad_steps = static_cast<int32_t>(prng.PerMille(300) ? prng.Between(5, 120) : 0);
+  s.rollback_steps = static_cast<int32_t>(prng.Between(1, 8));
+  s.rollbacks_max = static_cast<int32_t>(prng.Between(1, 4));
 }
 
 // Nodes that are slow for long enough to be named, most of them; machines that jitter.
@@ -215,8 +222,9 @@ Scenario DrawScenario(uint64_t seed) {
   DrawShell(shell, s);
   Prng slow(seed, 4);
   DrawSlow(slow, s);
-  Prng memory(seed, 5);
+  Prng memory(seed, 5), bad(seed, 6);
   s.no_snapshots = memory.PerMille(150) ? 1 : 0;
+  DrawBadSteps(bad, s);
   Prng odd(seed, 2);
   DrawOdd(odd, s);
   return s;
@@ -302,6 +310,9 @@ void EachNumber(Scenario& s, const Visit& visit) {
   number("note_fails", s.note_fails);
   number("crash_step", s.crash_step);
   number("crash_kind", s.crash_kind);
+  number("bad_steps", s.bad_steps);
+  number("rollback_steps", s.rollback_steps);
+  number("rollbacks_max", s.rollbacks_max);
   number("heal_at", s.heal_at);
 }
 

@@ -79,6 +79,9 @@ struct Scenario {
   // Rank 0 fails behind this step, whoever it is, in this way, until a person has looked; 0: never.
   int32_t crash_step = 0;
   EvidenceKind crash_kind = EvidenceKind::kRankCrashed;
+  // Per mille of all steps, by the samples that they see: bad; the run goes back so far for one,
+  // and so often in a row.
+  int32_t bad_steps = 0, rollback_steps = 1, rollbacks_max = 1;
   Nanos heal_at = 20 * kSecond;
   std::vector<Fault> faults;  // By time.
 
@@ -88,8 +91,8 @@ struct Scenario {
     for (const Fault& fault : faults)
       if (fault.kind != FaultKind::kEndJob) return false;
     if (manifest_fails > 0 && steps_max > 0) return false;  // Perhaps the last state's.
-    return bad_checkpoints == 0 && bad_snapshots == 0 && crash_step == 0 && loss == 0 &&
-           keep_back == 0 && log_stale_max == 0 && delay_max <= 2 * kMs &&
+    return bad_checkpoints == 0 && bad_snapshots == 0 && crash_step == 0 && bad_steps == 0 &&
+           loss == 0 && keep_back == 0 && log_stale_max == 0 && delay_max <= 2 * kMs &&
            log_delay_max <= 20 * kMs;
   }
 };

@@ -35,7 +35,7 @@ int RunRange(uint64_t from, uint64_t count, uint64_t stride, bool stop) {
   const auto begin = std::chrono::steady_clock::now();
   uint64_t failed = 0, events = 0;
   int64_t commits = 0, generations = 0, steps = 0, leads = 0, slow_named = 0, slow_left = 0,
-          saved_first = 0;
+          saved_first = 0, rollbacks = 0;
   uint64_t memory = 0;
   uint32_t hit = 0;
   uint64_t done = 0;
@@ -51,6 +51,7 @@ int RunRange(uint64_t from, uint64_t count, uint64_t stride, bool stop) {
     slow_named += outcome.slow_named;
     slow_left += outcome.slow_left;
     saved_first += outcome.saved_first;
+    rollbacks += outcome.rollbacks;
     if (outcome.violation.empty()) continue;
     ++failed;
     std::printf("seed %lu: VIOLATION at %.4f s: %s\n", seed,
@@ -64,10 +65,10 @@ int RunRange(uint64_t from, uint64_t count, uint64_t stride, bool stop) {
       "%lu schedules, %lu failed, %.1f s, %.0f schedules/s, %.2f M events/s, %lu events each; "
       "leads %ld, generations %ld, "
       "commits %ld, steps %ld, from memory in %lu; slow named %ld, left out %ld; saved first %ld; "
-      "fault kinds hit %x\n",
+      "went back %ld times; fault kinds hit %x\n",
       done, failed, seconds, static_cast<double>(done) / seconds,
       static_cast<double>(events) / seconds / 1e6, events / std::max<uint64_t>(done, 1), leads,
-      generations, commits, steps, memory, slow_named, slow_left, saved_first, hit);
+      generations, commits, steps, memory, slow_named, slow_left, saved_first, rollbacks, hit);
   return failed == 0 ? 0 : 1;
 }
 

@@ -50,6 +50,8 @@ TEST_P(Seeds, HoldAndGoOn) {
     all.slow_named += outcome.slow_named;
     all.slow_left += outcome.slow_left;
     all.saved_first += outcome.saved_first;
+    all.rollbacks += outcome.rollbacks;
+    all.exhausted += outcome.exhausted > 0 ? 1 : 0;
     all.failures_max = std::max(all.failures_max, outcome.failures_max);
   }
   // The faults took place, and what they are to disturb did too.
@@ -65,6 +67,8 @@ TEST_P(Seeds, HoldAndGoOn) {
   EXPECT_GT(all.slow_named, 20);
   EXPECT_GT(all.slow_left, 20);
   EXPECT_GT(all.saved_first, 20);
+  EXPECT_GT(all.rollbacks, 200);
+  EXPECT_GT(all.exhausted, 10);
 }
 INSTANTIATE_TEST_SUITE_P(Shards, Seeds, testing::Range(uint64_t{0}, kShards));
 
@@ -149,7 +153,7 @@ Scenario Quiet(uint64_t seed) {
   scenario.delay_max = 2 * kMs;
   scenario.log_delay_max = 20 * kMs;
   scenario.bad_checkpoints = scenario.bad_snapshots = scenario.manifest_fails = 0;
-  scenario.crash_step = scenario.steps_max = 0;
+  scenario.crash_step = scenario.steps_max = scenario.bad_steps = 0;
   return scenario;
 }
 
@@ -179,6 +183,44 @@ TEST(Simulator, AJobThatCannotGetBeyondAStepEnds) {
     EXPECT_EQ(outcome.failures_max, 2) << seed;
     scenario.crash_kind = EvidenceKind::kTrainingFailed;
     EXPECT_EQ(World(scenario).Run().crashes, 1) << seed << ": whatever is tried";
+  }
+}
+
+// Where nothing else happens a run with bad steps goes back for each, and comes to its end.
+TEST(Simulator, ARunGoesBackForBadSteps) {
+  int64_t rollbacks = 0;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Scenario scenario = Quiet(seed);
+    scenario.heal_at = 120 * kSecond;
+    scenario.steps_max = 60;
+    scenario.bad_steps = 40;
+    scenario.rollback_steps = 3;
+    scenario.rollbacks_max = 20;
+    const Outcome outcome = World(scenario).Run();
+    EXPECT_EQ(outcome.violation, "") << seed;
+    EXPECT_EQ(outcome.complete, 1) << seed;
+    EXPECT_EQ(outcome.exhausted, 0) << seed;
+    rollbacks += outcome.rollbacks;
+    // As often, whatever the layout and the times: what is bad depends on the samples alone.
+    scenario.rule.data = 1;
+    scenario.control.save_every = absl::Seconds(9);
+    const Outcome other = World(scenario).Run();
+    EXPECT_EQ(other.violation, "") << seed;
+    EXPECT_EQ(other.rollbacks, outcome.rollbacks) << seed;
+  }
+  EXPECT_GT(rollbacks, 20);
+}
+
+TEST(Simulator, ARunThatGoesBackTooOftenEnds) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    Scenario scenario = Quiet(seed);
+    scenario.heal_at = 60 * kSecond;
+    scenario.bad_steps = 1000;
+    scenario.rollbacks_max = 3;
+    const Outcome outcome = World(scenario).Run();
+    EXPECT_EQ(outcome.violation, "") << seed;
+    EXPECT_EQ(outcome.rollbacks, 3) << seed;
+    EXPECT_GE(outcome.exhausted, 1) << seed;
   }
 }
 

@@ -16,7 +16,9 @@ void World::OnCommit(const LogEntry& commit) {
   Checkpoint checkpoint{
       .step = commit.step,
       .generation = commit.generation,
-      .name = fmt::format("s{}.g{}.{}", commit.step, commit.generation, store_.size())};
+      .name = fmt::format("s{}.g{}.{}", commit.step, commit.generation, store_.size()),
+      .gaps = generations_[commit.generation].gaps,
+      .value = checker_.Expected(commit.generation, commit.step)};
   if (!healed_ && scenario_.bad_checkpoints > 0 && shell_.PerMille(scenario_.bad_checkpoints))
     checkpoint.bad =
         shell_.PerMille(500) ? Checkpoint::Bad::kSeenByStore : Checkpoint::Bad::kSeenByRanks;
@@ -43,6 +45,7 @@ void World::Choose(Index index, const Coordinator::ChooseCheckpoint& order) {
     }
     FindBad(*last);
   }
+  asked_[{index, Of(index).lead_id, order.question}] = order.gaps;
   // Late, sometimes later than it is asked again, or never.
   if (scenario_.store_silent > 0 && shell_.PerMille(scenario_.store_silent)) return;
   const Nanos takes =
@@ -53,18 +56,28 @@ void World::Choose(Index index, const Coordinator::ChooseCheckpoint& order) {
                     .a = static_cast<int64_t>(order.question)});
 }
 
+// Its state is of a step that a run with these gaps takes.
+bool World::MayLoad(const Checkpoint& checkpoint, const Gaps& gaps) const {
+  return Checker::OneState(checkpoint.gaps, gaps, checkpoint.step);
+}
+
 // The newest that is not known to be bad, unless that is seen now.
 void World::AnswerChosen(Index index, uint64_t question) {
   Coordinator::CheckpointChosen chosen{.question = question, .ok = true};
+  const Gaps gaps = asked_[{index, Of(index).lead_id, question}];
+  bool any = false;
   for (size_t i = store_.size(); i-- > 0;) {
     Checkpoint& checkpoint = store_[i];
+    if (!MayLoad(checkpoint, gaps)) continue;
+    any = true;
     if (!checkpoint.known && checkpoint.bad == Checkpoint::Bad::kSeenByStore) FindBad(checkpoint);
     if (checkpoint.known) continue;
     chosen.step = checkpoint.step;
     chosen.packed = checkpoint.name;
     break;
   }
-  if (!store_.empty() && !chosen.step.has_value()) {
+  if (any && !chosen.step.has_value()) {
+    none_for_ = gaps;
     chosen.ok = false;
     chosen.words = "no checkpoint can be loaded";
     checker_.OnStoreHasNone();
@@ -72,23 +85,28 @@ void World::AnswerChosen(Index index, uint64_t question) {
   StepLead(index, chosen);
 }
 
-// After 93: what makes ranks fail, and the newest checkpoint where none can be loaded.
+// After 93: what makes ranks fail, whether bad steps are to be taken after all, and the newest
+// checkpoint where none can be loaded.
 void World::PersonLooks() {
   looked_ = true;
-  if (store_.empty() ||
-      !std::all_of(store_.begin(), store_.end(), [](const Checkpoint& c) { return c.known; }))
+  if (outcome_.exhausted > 0) checker_.OnTolerates();
+  const auto newest = std::find_if(store_.rbegin(), store_.rend(),
+                                   [&](const Checkpoint& c) { return MayLoad(c, none_for_); });
+  if (newest == store_.rend() ||
+      std::any_of(store_.begin(), store_.end(),
+                  [&](const Checkpoint& c) { return MayLoad(c, none_for_) && !c.known; }))
     return;
-  store_.back().known = false;
-  store_.back().bad = Checkpoint::Bad::kNo;
-  checker_.OnStoreSays(store_.size() - 1, false);
+  newest->known = false;
+  newest->bad = Checkpoint::Bad::kNo;
+  checker_.OnStoreSays(static_cast<size_t>(&*newest - store_.data()), false);
 }
 
 // False: they fail, or something is wrong.
 bool World::LoadsCheckpoint(Index index, const Resume& resume) {
-  const RankGroup& ranks = Of(index).ranks;
+  RankGroup& ranks = Of(index).ranks;
   if (resume.checkpoint.empty()) {
     const bool any = std::any_of(store_.begin(), store_.end(), [&](const Checkpoint& c) {
-      return c.generation < ranks.prepare.generation;
+      return c.generation < ranks.prepare.generation && MayLoad(c, ranks.prepare.gaps);
     });
     if (resume.step != 0 || any) {
       Violate(fmt::format("the run begins again at step {}", resume.step));
@@ -103,6 +121,7 @@ bool World::LoadsCheckpoint(Index index, const Resume& resume) {
     Violate(fmt::format("\"{}\" is no checkpoint of step {}", resume.checkpoint, resume.step));
     return false;
   }
+  ranks.value = checkpoint->value;
   if (checkpoint->bad == Checkpoint::Bad::kNo) return true;
   FailRank(index, ranks.prepare.ranks.front().local_rank, EvidenceKind::kBadCheckpoint, false);
   return false;

@@ -124,6 +124,7 @@ Outcome World::Run() {
   outcome_.complete = complete_ ? 1 : 0;
   outcome_.failures_max = checker_.failures_max();
   outcome_.saved_first = checker_.saved_first();
+  outcome_.rollbacks = checker_.rollbacks();
   return outcome_;
 }
 
@@ -388,6 +389,8 @@ void World::Boot(Index index) {
   if (agent.alive && adopted.generation != 0 &&
       (agent.ranks.AwaitsSettle() || scenario_.no_snapshots != 0))
     SayProgress(index);
+  if (agent.alive && agent.ranks.bad != BadStep{})
+    StepMember(index, Member::RanksFoundBad{agent.ranks.prepare.generation, agent.ranks.bad});
 }
 
 void World::ScheduleTick(Index index) {
@@ -498,7 +501,7 @@ void World::Perform(Index index, Member::Effects& effects) {
       VerifyFile(index, verify->verify);
     } else if (auto* settle = std::get_if<Member::SettleState>(&effect)) {
       if (settle->settle.committed !=
-          checker_.Committed(settle->settle.generation, settle->settle.step))
+          checker_.HasCommit(settle->settle.generation, settle->settle.step))
         Violate(fmt::format("node {} is told that step {} is {}committed", agent.node,
                             settle->settle.step, settle->settle.committed ? "" : "not "));
       SettleState(index, settle->settle);

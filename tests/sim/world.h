@@ -52,6 +52,8 @@ struct Outcome {
   int64_t saved_first = 0;
   // Nodes that were named as slow, and left out for it.
   int64_t slow_named = 0, slow_left = 0;
+  // Times that the run went back for a bad step, and that it had done so too often.
+  int64_t rollbacks = 0, exhausted = 0;
 };
 
 class World {
@@ -145,6 +147,7 @@ class World {
     bool written = false;      // and done,
     bool written_told = true;  // with success, as they believe.
     int32_t connected = 0;
+    BadStep bad;          // They have come to one, and stand.
     bool hung = false;    // They do not step any more, and do not know it.
     bool deaf = false;    // They end only by being killed.
     bool leased = false;  // A lease of their own generation has come.
@@ -188,6 +191,7 @@ class World {
   struct GenerationBooks {
     uint32_t job = 0;
     PlacedLayout layout;
+    Gaps gaps;
     std::vector<NodeId> nodes;
     std::map<StepIndex, StepBooks> steps;
     std::optional<StepIndex> freeze_after;
@@ -201,6 +205,8 @@ class World {
     StepIndex step = 0;
     Generation generation = 0;
     std::string name;
+    Gaps gaps = {};
+    uint64_t value = 0;
     enum class Bad : uint8_t { kNo, kSeenByStore, kSeenByRanks } bad = Bad::kNo;
     bool known = false;  // That it is bad.
   };
@@ -257,6 +263,7 @@ class World {
   void Complete(Generation generation, StepIndex step);
   bool AnyCut(const std::vector<std::pair<Index, uint64_t>>& agents) const;
   void Apply(Index index);
+  bool FindsBad(Index index);
   void Freeze(Index index);
   void Hold(Index index);
   bool Last(const RankGroup& ranks);
@@ -287,6 +294,7 @@ class World {
   void AnswerChosen(Index index, uint64_t question);
   void FindBad(Checkpoint& checkpoint);
   bool LoadsCheckpoint(Index index, const Resume& resume);
+  bool MayLoad(const Checkpoint& checkpoint, const Gaps& gaps) const;
   void PersonLooks();
   void Join(Index index, const Coordinator::JoinParts& order);
   void WantNotes(Index index);
@@ -332,6 +340,8 @@ class World {
   std::vector<bool> job_ending_;
   uint64_t incarnations_ = 0;
   std::vector<Checkpoint> store_;
+  std::map<std::tuple<Index, uint64_t, uint64_t>, Gaps> asked_;  // By agent, lead_id, question.
+  Gaps none_for_;  // For which no checkpoint could be loaded last.
   std::vector<NoteBooks> notes_;
   std::set<std::tuple<Index, uint64_t, Generation>> told_good_;
   struct SlowSpan {

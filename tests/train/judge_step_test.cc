@@ -38,6 +38,98 @@ TEST(JudgeStep, BadStepsAreWhatIsNotFiniteOrTooLarge) {
             "gradient norm 2.5 is above integrity.grad_norm_max = 2");
 }
 
+TEST(JudgeStep, TheRunGoesBackForBadSteps) {
+  EXPECT_EQ(JudgeStep(Config("rollback", 2), {1, 2.0001}), StepDecision::kGoBack);
+  EXPECT_EQ(JudgeStep(Config("rollback", 2), {kNaN, 1}), StepDecision::kGoBack);
+  EXPECT_EQ(JudgeStep(Config("rollback", 2), {1, 2}), StepDecision::kTake);
+}
+
+// Nine steps of 4, 4, 4, 4, 10, ... samples, and then three of 6 in a phase of their own.
+RunConfig TwoPhases() {
+  RunConfig config;
+  PhaseConfig phase;
+  phase.samples = 66;
+  phase.context = 16;
+  phase.batch = {.initial = 4, .increment = 6, .ramp_samples = 16, .final = 10};
+  config.phases.push_back(phase);
+  phase.samples = 18;
+  phase.batch = {.final = 6};
+  config.phases.push_back(phase);
+  config.integrity.bad_step = "rollback";
+  config.integrity.rollback_steps = 2;
+  return config;
+}
+
+// For step `step`, counted from 1, where the run has `gaps` already.
+absl::StatusOr<Gap> GapOf(const RunConfig& config, int64_t step, const Gaps& gaps = {},
+                          int64_t begins = 0) {
+  const StepSchedule schedule(config, gaps);
+  return GapFor(config.integrity, schedule, schedule.At(step - 1), begins);
+}
+
+TEST(GapFor, LeavesOutWhatWasSeenFromTheFirstStepThatIsTakenAgain) {
+  const RunConfig config = TwoPhases();
+  const Gap gap{.first_step = 4, .samples = 24, .bad_step = 6, .number = 1};
+  EXPECT_EQ(*GapOf(config, 6), gap);
+  const StepSchedule before(config), after(config, {gap});
+  EXPECT_EQ(after.At(3).phase_sample, before.At(5).phase_sample + before.At(5).batch);
+  for (int64_t step = 0; step < before.steps(); ++step) {
+    const StepInfo a = before.At(step), b = after.At(step);
+    EXPECT_EQ(b.phase_sample, a.phase_sample + (step >= 3 && a.phase == 0 ? 24 : 0)) << step;
+    EXPECT_EQ(b.batch, a.batch) << step;
+    EXPECT_EQ(b.rate, a.rate) << step;
+    EXPECT_EQ(b.first_sample, a.first_sample) << step;
+    EXPECT_EQ(b.ends_phase, a.ends_phase) << step;
+    EXPECT_EQ(before.After(step), after.After(step)) << step;
+  }
+}
+
+TEST(GapFor, GoesNotBeyondAPhaseNorTheBeginning) {
+  RunConfig config = TwoPhases();
+  config.integrity.rollback_steps = 5;
+  EXPECT_EQ(GapOf(config, 3)->first_step, 1);
+  EXPECT_EQ(GapOf(config, 3)->samples, 12);
+  EXPECT_EQ(GapOf(config, 1)->first_step, 1);
+  EXPECT_EQ(GapOf(config, 1)->samples, 4);
+  EXPECT_EQ(GapOf(config, 11)->first_step, 10) << "the first of its phase";
+  EXPECT_EQ(GapOf(config, 11)->samples, 12);
+  EXPECT_EQ(GapOf(config, 6, {}, 5)->first_step, 6) << "what was imported";
+  EXPECT_EQ(GapOf(config, 6, {}, 5)->samples, 10);
+}
+
+TEST(GapFor, OneBehindAnotherSeesWhatFollows) {
+  const RunConfig config = TwoPhases();
+  const Gap first = *GapOf(config, 6);
+  // Before the steps that were taken again: both are one from then on.
+  const absl::StatusOr<Gap> second = GapOf(config, 5, {first});
+  EXPECT_EQ(*second, (Gap{.first_step = 3, .samples = 42, .bad_step = 5, .number = 2}));
+  const StepSchedule schedule(config, WithGap(Gaps{first}, *second));
+  EXPECT_EQ(schedule.gaps(), Gaps{*second});
+  EXPECT_EQ(schedule.At(2).phase_sample, 16 + 24 + 10);
+  // Behind them.
+  const absl::StatusOr<Gap> third = GapOf(config, 9, {first});
+  EXPECT_EQ(*third, (Gap{.first_step = 7, .samples = 30, .bad_step = 9, .number = 1}));
+  const StepSchedule both(config, WithGap(Gaps{first}, *third));
+  EXPECT_EQ(both.gaps().size(), 2u);
+  EXPECT_EQ(both.At(6).phase_sample, 36 + 24 + 30);
+}
+
+TEST(GapFor, EndsWhereTheRunDoesNotGetOn) {
+  RunConfig config = TwoPhases();
+  config.integrity.rollbacks_max = 2;
+  Gaps gaps = {*GapOf(config, 6)};
+  gaps = WithGap(gaps, *GapOf(config, 8, gaps));
+  EXPECT_EQ(gaps.back().number, 2) << "not further than it goes back";
+  const absl::Status status = GapOf(config, 7, gaps).status();
+  EXPECT_TRUE(absl::IsDataLoss(status));
+  EXPECT_NE(status.message().find("2 times in a row, the last time from step 8 to step 6"),
+            std::string::npos)
+      << status;
+  EXPECT_EQ(GapOf(config, 11, gaps)->number, 1) << "it got on";
+  const Gaps many(kGapsMax, {.first_step = 1, .samples = 1, .bad_step = 1, .number = 1});
+  EXPECT_TRUE(absl::IsDataLoss(GapOf(config, 9, many).status()));
+}
+
 TEST(JudgeStep, OddIsWhatStandsOutOrIsBad) {
   const std::vector<StepNumbers> few(kOddStepsMin - 1, {5, 1});
   std::vector<StepNumbers> before;

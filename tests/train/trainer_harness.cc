@@ -40,6 +40,12 @@ class MemoryHost final : public RankHost {
     return job_.command ? job_.command(report.step) : Command::kNone;
   }
 
+  void FoundBad(const Gap& gap, const std::string&) override {
+    const std::lock_guard lock(mutex_);
+    PERDURE_CHECK(!result_->found_bad.has_value() || result_->found_bad == gap);
+    result_->found_bad = gap;
+  }
+
   // A rank is lost: nothing will be settled any more.
   void GiveUp() {
     const std::lock_guard lock(mutex_);
@@ -83,6 +89,7 @@ class MemoryHost final : public RankHost {
     manifest.generation = job_.generation;
     manifest.sample_chain = (*job_.chains)[step];
     manifest.samples = SamplesAt(step);
+    manifest.gaps = GapsBehind(job_.gaps, step);
     for (const auto& [_, runs] : runs_) {
       ASSIGN_OR_RETURN(PartReport part, JoinRuns(runs));
       manifest.parts.push_back(std::move(part));
@@ -186,6 +193,7 @@ absl::StatusOr<Outcome> RunRank(const TrainingJob& job, int rank,
                          .ranks_per_file = 2,
                          .run_id = "tiny",
                          .until_step = job.until_step,
+                         .gaps = job.gaps,
                          .snapshot_peers = job.snapshot_peers};
   if (!job.snapshot_directories.empty())
     options.snapshot_directory = job.snapshot_directories[static_cast<size_t>(rank)];
@@ -194,7 +202,8 @@ absl::StatusOr<Outcome> RunRank(const TrainingJob& job, int rank,
   if (job.made) job.made(rank, trainer.get());
   absl::StatusOr<Outcome> outcome = trainer->Run();
   if (job.made) job.made(rank, nullptr);
-  if (!outcome.ok()) memory_host->GiveUp();  // Before the trainer ends: it waits for its saver.
+  if (!outcome.ok() || *outcome == Outcome::kFoundBad)
+    memory_host->GiveUp();  // Before the trainer ends: it waits for its saver.
   return outcome;
 }
 

@@ -35,6 +35,7 @@ struct TrainingResult {
   std::map<int64_t, Digest> certificates;        // By step, of checkpoints.
   std::optional<Digest> loaded;                  // Certificate of what it started from.
   int64_t finished = -1;                         // The last step that rank 0 has finished.
+  std::optional<Gap> found_bad;                  // For a step that all ranks came to.
 };
 
 // Makes the Ops of a rank, in its thread.
@@ -52,6 +53,7 @@ struct TrainingJob {
   std::vector<std::string> snapshot_directories;  // By rank; empty: no snapshots.
   std::vector<int32_t> snapshot_peers;
   std::map<int64_t, Digest>* chains = nullptr;  // By step, shared by the generations of a run.
+  Gaps gaps;                                    // Of the run.
   // Asked by rank 0 after each step, where there is one.
   std::function<Command(int64_t step)> command;
   // What stands between a rank and its transport and host, where there is something. In the rank's
