@@ -146,9 +146,10 @@ absl::StatusOr<Json> Drill::AwaitWhole(const DrillKind& kind) {
       if (nodes < kind.nodes_min && (late || TooSmallFor(kind))) return TooFewNodes(kind, nodes);
     }
     if (late)
-      return absl::DeadlineExceededError(
-          fmt::format("the job is {} and has made no step in {}; --wait longer, or look at it",
-                      state, absl::FormatDuration(options_.wait)));
+      return absl::DeadlineExceededError(fmt::format(
+          "the job is {} and has made {} in {}; --wait longer, or look at it", state,
+          settled_ > 0 ? fmt::format("no {} steps since the last injury", kSettle) : "no step",
+          absl::FormatDuration(options_.wait)));
     absl::SleepFor(kLook);
   }
 }
@@ -208,7 +209,7 @@ absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
   RETURN_IF_ERROR(journal_->Append("drill", told_before));
   RETURN_IF_ERROR(Strike(target, injury));
   Follow(target, injury);
-  settled_ = story_.step() + kSettle;
+  if (injury.recovered) settled_ = story_.step() + kSettle;
   if (slow) {
     injury.pace->before = pace;
     injury.pace->after = Watch(pace_time, nullptr, {});

@@ -102,14 +102,17 @@ class FakeJob : public testing::Test {
     words.insert(words.end(), more.begin(), more.end());
     return Perdure(words);
   }
-  // Starts a drill of a rank, and calls `then` when it has struck.
-  Json DrillAndThen(const std::string& kind, const std::function<void()>& then, int* exit_code) {
-    const size_t before = JournalEvents(run_, "drill").size();
-    std::thread story([&] {
+  // Calls `then` when a drill has struck.
+  std::thread WhenStruck(const std::function<void()>& then) {
+    return std::thread([this, then, before = JournalEvents(run_, "drill").size()] {
       for (int i = 0; i < 2000 && JournalEvents(run_, "drill").size() == before; ++i)
         std::this_thread::sleep_for(std::chrono::milliseconds(5));
       then();
     });
+  }
+  // Starts a drill of a rank, and calls `then` when it has struck.
+  Json DrillAndThen(const std::string& kind, const std::function<void()>& then, int* exit_code) {
+    std::thread story = WhenStruck(then);
     const CommandResult drilled =
         Perdure({"drill", run_, "--kind", kind, "--seed", "1", "--wait", "20", "--json"});
     story.join();
@@ -296,6 +299,20 @@ TEST_F(FakeJob, ARecoveryIsCertifiedByTheJournal) {
   EXPECT_EQ(injury["re_form"], 2);
   EXPECT_EQ(injury["restore"], 1);
   EXPECT_EQ(injury["first_step"], 1);
+}
+
+// A job that is hurt again before it gets on ends itself, as it should.
+TEST_F(FakeJob, TheNextInjuryComesAFewStepsLater) {
+  const Bystander agent, rank;
+  Node(0, agent, rank);
+  Say("step", {{"generation", 1}, {"step", 5}, {"loss_bits", "4015a228d66b3d53"}});
+  std::thread story = WhenStruck([this] { Recover("4015a228d66b3d53"); });
+  const CommandResult twice =
+      Perdure({"drill", run_, "--kind", "rank", "--count", "2", "--seed", "1", "--wait", "1"});
+  story.join();
+  EXPECT_EQ(twice.exit_code, 1);
+  EXPECT_THAT(twice.errors, HasSubstr("has made no 3 steps since the last injury in 1s"));
+  EXPECT_EQ(JournalEvents(run_, "drill").size(), 1U);
 }
 
 // That the job went on is not enough: whose memory it was must be known.
