@@ -115,7 +115,7 @@ TEST_F(BadStepTest, LongANodeDiesMeanwhile) {
   ChaosJob job(folder_, With({"--nodes", "4", "--set", "checkpoint.every_steps=4"}), 2, kSteps);
   ASSERT_TRUE(job.AwaitEvent("remark", fmt::format("step {} is bad", bad_), absl::Minutes(2)))
       << job.Errors();
-  job.SignalNode((job.Coordinator() + 1) % 4, SIGKILL);
+  job.SignalNode(job.Behind(1), SIGKILL);
   ExpectTheSame(job, job.Wait());
 }
 
@@ -123,7 +123,7 @@ TEST_F(BadStepTest, LongTheCoordinatorDiesMeanwhile) {
   ChaosJob job(folder_, With({"--nodes", "4", "--set", "checkpoint.every_steps=4"}), 2, kSteps);
   ASSERT_TRUE(job.AwaitEvent("remark", fmt::format("step {} is bad", bad_), absl::Minutes(2)))
       << job.Errors();
-  job.SignalNode(job.Coordinator(), SIGKILL);
+  job.SignalNode(job.Behind(0), SIGKILL);
   ExpectTheSame(job, job.Wait());
 }
 

@@ -1,12 +1,15 @@
 #include "tests/chaos/chaos_job.h"
 
+#include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/wait.h>
 
 #include <filesystem>
+#include <set>
 #include <thread>
 
 #include "runtime/base/files.h"
+#include "runtime/base/status.h"
 #include "tests/launch/perdure_command.h"
 
 namespace perdure {
@@ -103,10 +106,9 @@ bool ChaosJob::AwaitOpenCheckpoint() const {
 nlohmann::json ChaosJob::Status() const { return StatusOf(run_); }
 
 nlohmann::json ChaosJob::Member(int64_t node) const {
-  const nlohmann::json status = Status();
-  for (const nlohmann::json& member : status.value("members", nlohmann::json::array()))
-    if (member["node"] == node) return member;
-  return {};
+  const absl::StatusOr<std::string> text =
+      ReadFile(fmt::format("{}/jobs/{}/node-{:05}.json", run_, Status().value("job", 0UL), node));
+  return text.ok() ? nlohmann::json::parse(*text, nullptr, false) : nlohmann::json();
 }
 
 int ChaosJob::Agent(int64_t node) const {
@@ -124,11 +126,28 @@ std::vector<int> ChaosJob::Ranks(int64_t node) const {
 
 int64_t ChaosJob::Coordinator() const { return Status().value("coordinator", int64_t{-1}); }
 
+int64_t ChaosJob::Behind(int64_t places) const {
+  const nlohmann::json status = Status();
+  const int64_t coordinator = status.value("coordinator", int64_t{-1});
+  std::set<int64_t> nodes{coordinator};  // On a spare node it is no member.
+  for (const nlohmann::json& member : status.value("members", nlohmann::json::array()))
+    nodes.insert(member.value("node", int64_t{-1}));
+  auto at = nodes.find(coordinator);
+  for (; places > 0; --places)
+    if (++at == nodes.end()) at = nodes.begin();
+  return *at;
+}
+
+void ChaosJob::SignalAgent(int64_t node, int signal) const {
+  const int agent = Agent(node);
+  // 0 would be everybody in this process's group.
+  ASSERT_GT(agent, 1) << "node " << node << " has no agent in the status: " << Status();
+  ::kill(agent, signal);
+}
+
 void ChaosJob::SignalNode(int64_t node, int signal) const {
-  const nlohmann::json member = Member(node);
-  if (!member.is_object()) return;
-  for (const nlohmann::json& rank : member["ranks"]) ::kill(rank["pid"], signal);
-  ::kill(member["agent_pid"], signal);
+  for (const int rank : Ranks(node)) ::kill(rank, signal);
+  SignalAgent(node, signal);
 }
 
 void ChaosJob::Stop() const { ::kill(pid_, SIGTERM); }

@@ -53,11 +53,14 @@ class ChaosJob {
   bool AwaitOpenCheckpoint() const;
   nlohmann::json Status() const;
 
-  // Of the newest status; 0: it has none.
+  // As the node says it; 0: it has none, or has not said it.
   int Agent(int64_t node) const;
   std::vector<int> Ranks(int64_t node) const;
   int64_t Coordinator() const;
-  // All processes of a node.
+  // The node `places` behind the coordinator's among those that do something, in a circle.
+  int64_t Behind(int64_t places) const;
+  // That agent; all processes of that node. The test fails where there is none.
+  void SignalAgent(int64_t node, int signal) const;
   void SignalNode(int64_t node, int signal) const;
 
   // Asks it to end: with a checkpoint, and exit code 75.

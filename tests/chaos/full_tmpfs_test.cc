@@ -71,7 +71,7 @@ TEST_F(FullTmpfs, WhenANodeIsLost) {
   ASSERT_TRUE(job.AwaitStep(6)) << job.Errors();
   EXPECT_EQ(job.Errors().find("goes on without snapshots"), std::string::npos) << job.Errors();
   Fill();
-  job.SignalNode((job.Coordinator() + 1) % 4, SIGKILL);
+  job.SignalNode(job.Behind(1), SIGKILL);
   const ChaosEnd end = job.Wait();
   ExpectTheSame(job, end);
 }
