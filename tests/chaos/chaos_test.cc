@@ -47,7 +47,9 @@ const Moment kInACheckpoint{
     }};
 const Moment kAtAPhaseEnd{"AtAPhaseEnd",
                           {"--set", "phase.pretrain.batch=16", "--set", "phase.pretrain.rate=1e-3",
-                           "--set", fmt::format("phase.pretrain.samples={}", 16 * kPhaseEnd)},
+                           "--set", fmt::format("phase.pretrain.samples={}", 16 * kPhaseEnd),
+                           // Not through at the last step.
+                           "--set", "phase.extension.samples=480"},
                           [](ChaosJob& job) { return job.AwaitStep(kPhaseEnd); }};
 
 Fault KillRank(int64_t node, size_t rank) {
