@@ -125,6 +125,17 @@ class PeersTest : public testing::Test {
     side.peers->LearnLeader({{job, node}, incarnation == 0 ? node + 1 : incarnation},
                             {.address = WireAddressText(other.peers->address())});
   }
+  // `a`, node 1, knows from `lead`, node 0, where `b`, node 2, listens; false: not in time.
+  bool LearnsOf(Side& a, Side& b, Side& lead) {
+    for (Side* side : {&a, &b}) {
+      Knows(*side, 0, lead);
+      side->peers->Send({1, 0}, msg::Go{});
+    }
+    if (!Until([&] { return lead.got.size() == 2; })) return false;
+    lead.peers->SendDirectory(1, {2});
+    lead.peers->Send({1, 1}, msg::Go{});
+    return Until([&] { return a.got.size() == 1; });
+  }
   const std::unique_ptr<EventLoop> loop_;
 };
 
@@ -209,14 +220,7 @@ TEST_F(PeersTest, AnAddressThatNobodyAnswersAtIsForgotten) {
     options->connect_time = absl::Milliseconds(50);
   });
   auto old = std::make_unique<Side>(loop_.get(), 2, 1, 77);
-  for (Side* side : {&a, old.get()}) {
-    Knows(*side, 0, lead);
-    side->peers->Send({1, 0}, msg::Go{});
-  }
-  ASSERT_TRUE(Until([&] { return lead.got.size() == 2; }));
-  lead.peers->SendDirectory(1, {2});
-  lead.peers->Send({1, 1}, msg::Go{});
-  ASSERT_TRUE(Until([&] { return a.got.size() == 1; }));
+  ASSERT_TRUE(LearnsOf(a, *old, lead));
   old.reset();
   const Fetch fetch{.number = 5, .bytes = 1};
   ASSERT_OK(a.peers->SendSnapshot(2, fetch));
@@ -238,14 +242,7 @@ TEST_F(PeersTest, ANewAddressServesWhatWaitsForTheOldOne) {
   const auto patient = [](PeersOptions* options) { options->connect_time = absl::Hours(1); };
   Side lead(loop_.get(), 0), a(loop_.get(), 1, 1, 0, patient);
   auto old = std::make_unique<Side>(loop_.get(), 2, 1, 77);
-  for (Side* side : {&a, old.get()}) {
-    Knows(*side, 0, lead);
-    side->peers->Send({1, 0}, msg::Go{});
-  }
-  ASSERT_TRUE(Until([&] { return lead.got.size() == 2; }));
-  lead.peers->SendDirectory(1, {2});
-  lead.peers->Send({1, 1}, msg::Go{});
-  ASSERT_TRUE(Until([&] { return a.got.size() == 1; }));
+  ASSERT_TRUE(LearnsOf(a, *old, lead));
   old.reset();
   Side young(loop_.get(), 2, 1, 78);
   Knows(young, 0, lead);
