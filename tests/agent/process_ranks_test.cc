@@ -52,6 +52,20 @@ class ProcessRanksTest : public testing::Test {
     }();
     return *alone;
   }
+  // Node 1 comes to node 0, whose rank is held back until `seen`: alone it would be done before.
+  // False: that is not seen in time.
+  bool ComesBefore(const std::function<bool()>& seen) {
+    stage_->options.nodes = 2;
+    stage_->options.control.gather = absl::Milliseconds(300);
+    stage_->Start(0);
+    pid_t held = 0;
+    At(5, [&] { ::kill(held = stage_->PidOf(0), SIGSTOP); });
+    if (!stage_->Until([&] { return held != 0; })) return false;
+    stage_->Start(1);
+    const bool in_time = stage_->Until(seen);
+    ::kill(held, SIGCONT);
+    return in_time;
+  }
   // Every step was taken, some more than once, always with the same loss; the end is the same.
   void ExpectTheSame() {
     const Undisturbed& alone = Alone();
@@ -247,17 +261,8 @@ TEST_F(ProcessRanksTest, StateComesFromOtherNodes) {
 
 // All leave at a boundary: not a step is done again.
 TEST_F(ProcessRanksTest, ANodeThatComesIsTakenInAtABoundary) {
-  stage_->options.nodes = 2;
-  stage_->options.control.gather = absl::Milliseconds(300);
-  stage_->Start(0);
-  // Held back until it is told to leave: alone it would be done before the other comes.
-  pid_t held = 0;
-  At(5, [&] { ::kill(held = stage_->PidOf(0), SIGSTOP); });
-  ASSERT_TRUE(stage_->Until([&] { return held != 0; }));
-  stage_->Start(1);
-  ASSERT_TRUE(stage_->Until(
+  ASSERT_TRUE(ComesBefore(
       [&] { return stage_->at(0).agent->lead()->phase() == Coordinator::Phase::kStopping; }));
-  ::kill(held, SIGCONT);
   ASSERT_EQ(stage_->Completed(), 0);
   const std::vector<StartRecord> starts = stage_->Starts();
   ASSERT_EQ(starts.size(), 2u);
@@ -272,17 +277,8 @@ TEST_F(ProcessRanksTest, ANodeThatComesIsTakenInAtABoundary) {
 // Where memory keeps nothing they leave behind a checkpoint that all have waited with.
 TEST_F(ProcessRanksTest, ANodeThatComesIsTakenInBehindACheckpoint) {
   stage_->ranks.config += " forgets";
-  stage_->options.nodes = 2;
-  stage_->options.control.gather = absl::Milliseconds(300);
-  stage_->Start(0);
-  // Held back until it is asked for: alone it would be done before the other comes.
-  pid_t held = 0;
-  At(5, [&] { ::kill(held = stage_->PidOf(0), SIGSTOP); });
-  ASSERT_TRUE(stage_->Until([&] { return held != 0; }));
-  stage_->Start(1);
-  ASSERT_TRUE(stage_->Until(
-      [&] { return stage_->Story().find("a checkpoint first") != std::string::npos; }));
-  ::kill(held, SIGCONT);
+  ASSERT_TRUE(
+      ComesBefore([&] { return stage_->Story().find("a checkpoint first") != std::string::npos; }));
   ASSERT_EQ(stage_->Completed(), 0);
   const std::vector<StartRecord> starts = stage_->Starts();
   ASSERT_EQ(starts.size(), 2u);

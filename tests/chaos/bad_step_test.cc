@@ -35,7 +35,8 @@ class BadStepTest : public testing::Test {
       if (norms[b] < 1.001 * before) continue;
       arguments_ = {
           "--set", "integrity.bad_step=rollback",
-          "--set", "integrity.rollback_steps=2", "--set", "integrity.rollbacks_max=20",
+          "--set", "integrity.rollback_steps=2",
+          "--set", "integrity.rollbacks_max=20",
           "--set", fmt::format("integrity.grad_norm_max={:.9g}", (norms[b] + before) / 2)};
       whole_ = Alone({"--set", "checkpoint.every_steps=1"});
       if (whole_.exit_code != 75) continue;
@@ -77,6 +78,15 @@ class BadStepTest : public testing::Test {
     EXPECT_EQ(end.certificate, whole_.certificate) << job.Errors();
   }
 
+  // The node so many places behind the coordinator's, as soon as it is said that the step is bad.
+  void KillMeanwhile(int64_t places) const {
+    ChaosJob job(folder_, With({"--nodes", "4", "--set", "checkpoint.every_steps=4"}), 2, kSteps);
+    ASSERT_TRUE(job.AwaitEvent("remark", fmt::format("step {} is bad", bad_), absl::Minutes(2)))
+        << job.Errors();
+    job.SignalNode(job.Behind(places), SIGKILL);
+    ExpectTheSame(job, job.Wait());
+  }
+
   const std::string folder_;
   std::vector<std::string> arguments_;
   int64_t bad_ = 0;
@@ -111,21 +121,9 @@ TEST_F(BadStepTest, IsLeftAloneByManyRanks) {
   EXPECT_EQ(Rollbacks(job.run()), rolled_back_);
 }
 
-TEST_F(BadStepTest, LongANodeDiesMeanwhile) {
-  ChaosJob job(folder_, With({"--nodes", "4", "--set", "checkpoint.every_steps=4"}), 2, kSteps);
-  ASSERT_TRUE(job.AwaitEvent("remark", fmt::format("step {} is bad", bad_), absl::Minutes(2)))
-      << job.Errors();
-  job.SignalNode(job.Behind(1), SIGKILL);
-  ExpectTheSame(job, job.Wait());
-}
+TEST_F(BadStepTest, LongANodeDiesMeanwhile) { KillMeanwhile(1); }
 
-TEST_F(BadStepTest, LongTheCoordinatorDiesMeanwhile) {
-  ChaosJob job(folder_, With({"--nodes", "4", "--set", "checkpoint.every_steps=4"}), 2, kSteps);
-  ASSERT_TRUE(job.AwaitEvent("remark", fmt::format("step {} is bad", bad_), absl::Minutes(2)))
-      << job.Errors();
-  job.SignalNode(job.Behind(0), SIGKILL);
-  ExpectTheSame(job, job.Wait());
-}
+TEST_F(BadStepTest, LongTheCoordinatorDiesMeanwhile) { KillMeanwhile(0); }
 
 // It is asked to end as soon as it has found the step; the next job begins where that leaves it.
 TEST_F(BadStepTest, LongTheJobEndsMeanwhile) {
