@@ -29,6 +29,7 @@ namespace perdure {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::ContainsRegex;
 using testing::HasSubstr;
 
 constexpr uint64_t kMiB = 1 << 20;
@@ -425,7 +426,7 @@ struct TaskLieCase {
   LyingPlan plan;  // Of task 1.
   std::string check;
   ProbeOutcome outcome;
-  std::string words;
+  std::string words;  // A regular expression.
 };
 
 std::vector<TaskLieCase> TaskLieCases() {
@@ -460,12 +461,12 @@ std::vector<TaskLieCase> TaskLieCases() {
        {.lie = Lie::kServerClock, .part = "/clock", .seconds = -7},
        "task_clocks",
        kWarning,
-       "-7."},
+       "-(7|6)[.]"},  // Less than 7 by how long the write waited, on a busy machine.
       {"WorseOnOneNode",
        {.lie = Lie::kModesIgnored, .part = "/owner"},
        "owner",
        kRefused,
-       "task 1 (host"},
+       "task 1 .host"},
   };
 }
 
@@ -483,7 +484,7 @@ TEST_P(LyingNode, IsCaught) {
   EXPECT_EQ(codes, std::vector<int>{0});
   const ProbeCheck& check = Find(report, lie.check);
   EXPECT_EQ(check.outcome, lie.outcome) << check.seen;
-  EXPECT_THAT(check.seen, HasSubstr(lie.words));
+  EXPECT_THAT(check.seen, ContainsRegex(lie.words));
   EXPECT_NE(check.advice, "");
   EXPECT_EQ(report.may_live(), lie.outcome == ProbeOutcome::kWarning);
   ExpectNothingLeft(report);
