@@ -23,6 +23,7 @@
 #include "runtime/base/atoms.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/gaps.h"
+#include "runtime/base/trail.h"
 
 namespace perdure {
 
@@ -68,8 +69,8 @@ struct Manifest {
   std::string phase_name;
   uint64_t generation = 0;
   std::string run_id;
-  std::string config;   // The frozen run.toml.
-  Digest sample_chain;  // Hash chain over all samples consumed so far.
+  std::string config;  // The frozen run.toml.
+  Trail trail;
   Gaps gaps;            // Behind it.
   std::string layout;   // In words, of the writers: "tensor 2 x pipeline 2 x data 2, zero 1".
   std::string created;  // RFC 3339, UTC.

@@ -6,9 +6,9 @@
 #include "ckpt/checkpoint.h"
 #include "ckpt/file_io.h"
 #include "ckpt/manifest_json.h"
-#include "runtime/base/parallel.h"
 #include "ckpt/part_plan.h"
 #include "runtime/base/files.h"
+#include "runtime/base/parallel.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -187,6 +187,8 @@ absl::Status ValidateManifest(const Manifest& manifest) {
     return DataLoss("field gaps: {}", Message(status));
   if (GapsBehind(manifest.gaps, manifest.step) != manifest.gaps)
     return DataLoss("field gaps has one that is not behind step {}", manifest.step);
+  if (const absl::Status status = CheckRecent(manifest.trail.recent); !status.ok())
+    return DataLoss("field recent_steps: {}", Message(status));
   int64_t atoms = 0;
   RETURN_IF_ERROR(ValidateTensors(manifest, &atoms));
   std::set<std::string_view> files;

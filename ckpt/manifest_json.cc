@@ -48,9 +48,10 @@ OrderedJson HeadJson(const Manifest& manifest) {
                       {"layout", manifest.layout},
                       {"created", manifest.created},
                       {"certificate", manifest.certificate.Hex()},
-                      {"sample_chain", manifest.sample_chain.Hex()}};
+                      {"sample_chain", manifest.trail.sample_chain.Hex()}};
   // A version that does not know them must not take the state for another one.
   if (!manifest.gaps.empty()) head["gaps"] = NumbersOf(manifest.gaps);
+  if (!manifest.trail.recent.empty()) head["recent_steps"] = HexOf(manifest.trail.recent);
   head["config"] = manifest.config;
   head["block_bytes"] = kBlockBytes;
   head["state_parts"] = kStateParts;
@@ -155,9 +156,11 @@ absl::StatusOr<Manifest> ManifestFromJson(const Json& json) {
   object.String("layout", &manifest.layout);
   object.String("created", &manifest.created);
   object.Hex("certificate", &manifest.certificate);
-  object.Hex("sample_chain", &manifest.sample_chain);
+  object.Hex("sample_chain", &manifest.trail.sample_chain);
   std::vector<int64_t> gaps;
   if (object.Has("gaps")) object.Ints("gaps", &gaps);
+  std::vector<std::string> recent;
+  if (object.Has("recent_steps")) object.Strings("recent_steps", &recent);
   object.String("config", &manifest.config);
   object.Constant("block_bytes", kBlockBytes);
   object.Constant("state_parts", kStateParts);
@@ -166,6 +169,9 @@ absl::StatusOr<Manifest> ManifestFromJson(const Json& json) {
   object.Hex("digest", &self);  // Compared by the caller, over the text.
   RETURN_IF_ERROR(object.Done());
   ASSIGN_OR_RETURN(manifest.gaps, GapsOf(gaps));
+  absl::StatusOr<std::vector<StepNumbers>> steps = RecentOf(recent);
+  if (!steps.ok()) return DataLoss("field recent_steps: {}", Message(steps.status()));
+  manifest.trail.recent = *std::move(steps);
   return manifest;
 }
 

@@ -168,7 +168,7 @@ Json HeadJson(const Inspection& inspection) {
           {"layout", manifest.layout},
           {"created", manifest.created},
           {"certificate", manifest.certificate.Hex()},
-          {"sample_chain", manifest.sample_chain.Hex()},
+          {"sample_chain", manifest.trail.sample_chain.Hex()},
           {"gaps", NumbersOf(manifest.gaps)},
           {"parameters", inspection.table.parameters()},
           {"atom_elements", manifest.atom_elements},

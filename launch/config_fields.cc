@@ -439,18 +439,23 @@ std::vector<Field<IntegrityConfig>> IntegrityFields() {
       Make("audit_every", &I::audit_every, Integers{},
            "Steps in which each replica computes a leaf of another again, as a check; 0: none"),
       Make("bad_step", &I::bad_step, Choices{{"stop", "skip", "rollback"}},
-           "A step that is not finite, or above grad_norm_max: stop, skip its samples, or go back"),
+           "A step that is not finite, or beyond the bounds below: stop, skip its samples, or go "
+           "back"),
       Make("rollback_steps", &I::rollback_steps, Integers{1},
            "Steps before a bad one that are taken again too, on other samples"),
       Make("rollbacks_max", &I::rollbacks_max, Integers{1},
            "Times in a row that the run goes back without getting on; then it stops"),
       Make("grad_norm_max", &I::grad_norm_max, Numbers{},
            "Gradient norm above which a step is bad; 0: any finite one is good"),
+      Make("spike_max", &I::spike_max, Numbers{},
+           "A norm above so many medians of recent steps, or such a jump of the loss, is bad; 0: "
+           "any is good"),
       Make("spike", &I::spike, Numbers{},
            "Norms above so many medians are computed twice before they count; 0: bad steps only"),
   };
   for (Field<I>& field : fields)
-    field.frozen = field.key == "grad_norm_max" || field.key == "rollback_steps";
+    field.frozen =
+        field.key == "grad_norm_max" || field.key == "spike_max" || field.key == "rollback_steps";
   return fields;
 }
 

@@ -28,7 +28,7 @@ absl::Status FindStart(const std::string& run_directory, bool retry, OpenedRun& 
       }));
   if (!start.has_value()) return absl::OkStatus();
   run.start.step = start->manifest.step;
-  run.start.sample_chain = start->manifest.sample_chain;
+  run.start.trail = start->manifest.trail;
   run.start.checkpoint = start->path;
   run.start.manifest = std::move(start->manifest);
   return absl::OkStatus();

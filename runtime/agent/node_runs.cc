@@ -1,6 +1,7 @@
 #include "runtime/agent/node_runs.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -10,7 +11,7 @@
 namespace perdure {
 namespace {
 
-constexpr uint64_t kVersion = 1;
+constexpr uint64_t kVersion = 2;
 constexpr uint64_t kStepMost = static_cast<uint64_t>(std::numeric_limits<int64_t>::max());
 // Microseconds travel: 30 years fit, and anything else is no duration.
 constexpr uint64_t kMicrosMost = uint64_t{1} << 50;
@@ -22,6 +23,25 @@ void PackSeconds(double seconds, PackWriter& to) {
 
 double UnpackSeconds(PackReader& from) {
   return static_cast<double>(from.Number(kMicrosMost)) * 1e-6;
+}
+
+void PackTrail(const Trail& trail, PackWriter& to) {
+  to.One(trail.sample_chain);
+  to.Number(trail.recent.size());
+  for (const StepNumbers& step : trail.recent)
+    for (const double number : {step.loss, step.grad_norm})
+      to.Number(std::bit_cast<uint64_t>(number));
+}
+
+Trail UnpackTrail(PackReader& from) {
+  Trail trail{.sample_chain = from.One(), .recent = {}};
+  trail.recent.resize(from.Number(kRecentStepsMax));
+  for (StepNumbers& step : trail.recent)
+    for (double* number : {&step.loss, &step.grad_norm})
+      *number = std::bit_cast<double>(from.Number());
+  if (const absl::Status status = CheckRecent(trail.recent); !status.ok())
+    from.Fail(Message(status));
+  return trail;
 }
 
 // Whether `run` is what `plan` wants of it. Its digests are what they are.
@@ -63,8 +83,8 @@ std::string PackNodeRuns(const NodeRuns& runs) {
   to.Number(runs.generation);
   to.Number(static_cast<uint64_t>(runs.step));
   to.Number(runs.nonce);
-  to.Number(runs.sample_chain.has_value() ? 1 : 0);
-  if (runs.sample_chain.has_value()) to.One(*runs.sample_chain);
+  to.Number(runs.trail.has_value() ? 1 : 0);
+  if (runs.trail.has_value()) PackTrail(*runs.trail, to);
   for (const double seconds :
        {runs.seconds.freeze, runs.seconds.copy, runs.seconds.wait, runs.seconds.write})
     PackSeconds(seconds, to);
@@ -80,7 +100,7 @@ absl::StatusOr<NodeRuns> ParseNodeRuns(std::string_view packed) {
   runs.generation = from.Number();
   runs.step = static_cast<int64_t>(from.Number(kStepMost));
   runs.nonce = static_cast<uint32_t>(from.Number(std::numeric_limits<uint32_t>::max()));
-  if (from.Number(1) != 0) runs.sample_chain = from.One();
+  if (from.Number(1) != 0) runs.trail = UnpackTrail(from);
   for (double* seconds :
        {&runs.seconds.freeze, &runs.seconds.copy, &runs.seconds.wait, &runs.seconds.write})
     *seconds = UnpackSeconds(from);
@@ -103,9 +123,9 @@ absl::StatusOr<JoinedNodes> JoinNodes(const NodeRuns& name, std::span<const Part
                       CheckpointName(of.step, of.generation, of.nonce),
                       CheckpointName(name.step, name.generation, name.nonce));
     joined.seconds.Include(of.seconds);
-    if (of.sample_chain.has_value()) {
+    if (of.trail.has_value()) {
       if (std::exchange(chained, true)) return DataLoss("two members have rank 0");
-      joined.sample_chain = *of.sample_chain;
+      joined.trail = *of.trail;
     }
     for (const RunReport& run : of.runs) {
       const auto file = std::find_if(plan.begin(), plan.end(),

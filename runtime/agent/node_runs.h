@@ -27,8 +27,8 @@ struct NodeRuns {
   uint64_t generation = 0;
   int64_t step = 0;
   uint32_t nonce = 0;
-  std::optional<Digest> sample_chain;  // After that step; the node of rank 0 says it.
-  std::vector<RunReport> runs;         // Of those of its ranks that answer for atoms.
+  std::optional<Trail> trail;   // Behind that step; the node of rank 0 says it.
+  std::vector<RunReport> runs;  // Of those of its ranks that answer for atoms.
   SaveSeconds seconds;
 };
 
@@ -39,7 +39,7 @@ absl::StatusOr<NodeRuns> ParseNodeRuns(std::string_view packed);
 struct JoinedNodes {
   std::vector<PartReport> parts;  // As in the plan.
   std::vector<int> readers;       // By part: an index of a member.
-  Digest sample_chain;
+  Trail trail;
   SaveSeconds seconds;
 };
 

@@ -249,7 +249,7 @@ absl::StatusOr<std::string> ProcessRanks::PackWritten() const {
   NodeRuns node{.generation = generation_,
                 .step = write_->step,
                 .nonce = AttemptNonce(write_->term, write_->attempt),
-                .sample_chain = {},
+                .trail = {},
                 .runs = {},
                 .seconds = {}};
   for (const msg::Prepare::Assignment& seat : prepare_.ranks) {
@@ -262,9 +262,7 @@ absl::StatusOr<std::string> ProcessRanks::PackWritten() const {
     if (written.run.has_value()) {
       ASSIGN_OR_RETURN(node.runs.emplace_back(), ParseRun(*written.run));
     }
-    if (written.sample_chain.has_value()) {
-      ASSIGN_OR_RETURN(node.sample_chain, Digest::FromHex(*written.sample_chain));
-    }
+    if (written.trail.has_value()) node.trail = written.trail;
   }
   return PackNodeRuns(node);
 }

@@ -68,6 +68,9 @@ class Writer {
   void Texts(const char* key, const std::vector<std::string>& value) { json_[key] = value; }
   void Ints(const char* key, const std::vector<int64_t>& value) { json_[key] = value; }
   void GapList(const char* key, const Gaps& value) { json_[key] = NumbersOf(value); }
+  void StepList(const char* key, const std::vector<StepNumbers>& value) {
+    json_[key] = HexOf(value);
+  }
   void Hex(const char* key, const Digest& value) { json_[key] = value.Hex(); }
   void Kind(const char* key, const EvidenceKind& value) { json_[key] = NameOf(value); }
   void Place(const char* key, const FlipPlace& value) { json_[key] = NameOf(value); }
@@ -129,6 +132,14 @@ class Reader {
       value = *std::move(gaps);
     else
       object_.Fail(key, Message(gaps.status()));
+  }
+  void StepList(const char* key, std::vector<StepNumbers>& value) {
+    std::vector<std::string> hex;
+    object_.Strings(key, &hex);
+    if (absl::StatusOr<std::vector<StepNumbers>> steps = RecentOf(hex); steps.ok())
+      value = *std::move(steps);
+    else
+      object_.Fail(key, Message(steps.status()));
   }
   void Hex(const char* key, Digest& value) { object_.Hex(key, &value); }
   void Kind(const char* key, EvidenceKind& value) {
@@ -336,11 +347,15 @@ void Fields(auto& io, Is<from_rank::Frozen> auto& f) {
   io.Int("step", f.step);
   io.Text("file", f.file);
 }
+void Fields(auto& io, Is<Trail> auto& t) {
+  io.Hex("sample_chain", t.sample_chain);
+  io.StepList("recent_steps", t.recent);
+}
 void Fields(auto& io, Is<from_rank::Written> auto& f) {
   Attempt(io, f);
   io.People("error", f.error);
   io.MaybeText("run", f.run);
-  io.MaybeText("sample_chain", f.sample_chain);
+  io.MaybeFields("trail", f.trail);
   io.Double("wait_seconds", f.wait_seconds);
   io.Double("freeze_seconds", f.freeze_seconds);
   io.Double("copy_seconds", f.copy_seconds);

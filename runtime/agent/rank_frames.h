@@ -201,8 +201,8 @@ struct Written {
   int64_t attempt = 0;
   std::string error;               // Empty: it is written.
   std::optional<std::string> run;  // SerializeRun's; none where nothing was to be written.
-  // Of rank 0, after that step; others leave it out.
-  std::optional<std::string> sample_chain;
+  // Behind that step; rank 0's alone.
+  std::optional<Trail> trail;
   double wait_seconds = 0, freeze_seconds = 0, copy_seconds = 0, write_seconds = 0;
   friend bool operator==(const Written&, const Written&) = default;
 };

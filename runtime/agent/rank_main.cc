@@ -3,8 +3,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
@@ -39,16 +37,12 @@ std::string HostName() {
 
 class LineHost final : public RankHost {
  public:
-  // `start`: where the generation begins; for rank 0, who knows what was consumed.
-  LineHost(RankLine* line, RankPage* page, const to_rank::Prepare& prepare, const StartPoint& start,
-           const RunConfig& config)
+  LineHost(RankLine* line, RankPage* page, const to_rank::Prepare& prepare, const RunConfig& config)
       : line_(line),
         page_(page),
         generation_(prepare.generation),
         first_(prepare.rank == 0),
-        schedule_(config, prepare.gaps) {
-    if (first_) chains_[start.step] = start.sample_chain;
-  }
+        schedule_(config, prepare.gaps) {}
 
   bool went() const { return went_; }
 
@@ -61,7 +55,7 @@ class LineHost final : public RankHost {
       StepReport report = PlannedReport(schedule_, step);
       report.loss = numbers.loss;
       report.grad_norm = numbers.grad_norm;
-      if (i + 1 == count) report.sample_chain = stamp.history.sample_chain;
+      if (i + 1 == count) report.sample_chain = stamp.history.trail.sample_chain;
       (void)line_->Send(from_rank::Step{generation_, report});
     }
   }
@@ -78,10 +72,6 @@ class LineHost final : public RankHost {
   }
   Command StepFinished(const StepReport& report) override {
     (void)line_->Send(from_rank::Step{generation_, report});
-    {
-      const std::lock_guard lock(mutex_);
-      chains_[report.step] = report.sample_chain;
-    }
     return line_->CommandAfter(report.step);
   }
   absl::StatusOr<std::vector<std::string>> FindHeld(std::span<const HeldNeed> needs) override {
@@ -90,12 +80,10 @@ class LineHost final : public RankHost {
     ASSIGN_OR_RETURN(std::vector<std::string> paths, line_->AwaitFetched());
     if (paths.size() != needs.size())
       return Internal("the agent found {} snapshots of {}", paths.size(), needs.size());
-    // What rank 0 had consumed stands in its snapshot.
+    // What rank 0 had to say stands in its snapshot.
     for (size_t i = 0; first_ && i < needs.size(); ++i)
       if (needs[i].rank == 0) {
         ASSIGN_OR_RETURN(const SnapshotStamp stamp, ReadSnapshotStamp(paths[i]));
-        const std::lock_guard lock(mutex_);
-        chains_[stamp.step] = stamp.history.sample_chain;
         TellAgain(stamp);
       }
     return paths;
@@ -120,10 +108,6 @@ class LineHost final : public RankHost {
   }
 
   absl::StatusOr<SaveOrder> Frozen(int64_t step, const std::string& file, uint32_t) override {
-    {
-      const std::lock_guard lock(mutex_);
-      chains_.erase(chains_.begin(), chains_.lower_bound(step));  // They were settled.
-    }
     RETURN_IF_ERROR(line_->BeginSave(step, file));
     // Where nothing runs behind training, training waits here.
     if (std::this_thread::get_id() == trains_) Waiting(step);
@@ -150,15 +134,12 @@ class LineHost final : public RankHost {
                                .attempt = attempt_,
                                .error = Words(saved.status),
                                .run = {},
-                               .sample_chain = {},
+                               .trail = saved.trail,
                                .wait_seconds = saved.wait_seconds,
                                .freeze_seconds = saved.freeze_seconds,
                                .copy_seconds = saved.copy_seconds,
                                .write_seconds = saved.write_seconds};
     if (saved.run.has_value()) written.run = SerializeRun(*saved.run);
-    const std::lock_guard lock(mutex_);
-    if (const auto chain = chains_.find(saved.step); chain != chains_.end())
-      written.sample_chain = chain->second.Hex();
     return line_->Answer(written);
   }
   absl::Status Verified(int64_t step, const std::string&, const absl::Status& vote) override {
@@ -185,8 +166,6 @@ class LineHost final : public RankHost {
   const StepSchedule schedule_;
   const std::thread::id trains_ = std::this_thread::get_id();
   bool went_ = false;  // Go was said.
-  std::mutex mutex_;   // Guards chains_, of steps whose state may still be written.
-  std::map<int64_t, Digest> chains_;
   // What the saver does; its thread's alone.
   int64_t attempt_ = 0, file_ = 0;
 };
@@ -231,7 +210,7 @@ absl::StatusOr<StartPoint> StartOf(const to_rank::Prepare& prepare) {
     start.checkpoint = prepare.checkpoint->path;
     ASSIGN_OR_RETURN(start.manifest, ReadManifest(start.checkpoint, &prepare.checkpoint->manifest));
     start.step = start.manifest->step;
-    start.sample_chain = start.manifest->sample_chain;
+    start.trail = start.manifest->trail;
   } else if (prepare.held.has_value()) {
     start.step = prepare.held->step;
     start.held = HeldStart{.generation = prepare.held->generation,
@@ -316,7 +295,7 @@ absl::Status RankMain::TellHealth(bool check) {
 absl::StatusOr<Outcome> RankMain::Train(const to_rank::Prepare& prepare,
                                         const TrainerOptions& options, const StartPoint& start,
                                         Transport* transport) {
-  LineHost host(&line_, page_, prepare, start, options.config);
+  LineHost host(&line_, page_, prepare, options.config);
   absl::StatusOr<std::unique_ptr<Trainer>> trainer =
       Trainer::Create(options, start, ops_, transport, &host);
   if (host.went()) at_ = At::kSteps;

@@ -255,8 +255,7 @@ void RunCheckpoints::Do(const Coordinator::MeasureRoom& order,
   Begin();  // Behind it.
 }
 
-Manifest RunCheckpoints::HeadOf(const Plan& plan, StepIndex step,
-                                const Digest& sample_chain) const {
+Manifest RunCheckpoints::HeadOf(const Plan& plan, StepIndex step, const Trail& trail) const {
   const Consumed consumed = schedule_.After(step);
   Manifest manifest;
   manifest.step = step;
@@ -267,7 +266,7 @@ Manifest RunCheckpoints::HeadOf(const Plan& plan, StepIndex step,
   manifest.generation = plan.generation;
   manifest.run_id = plan.run_id;
   manifest.config = hooks_.print(plan.config);
-  manifest.sample_chain = sample_chain;
+  manifest.trail = trail;
   manifest.gaps = GapsBehind(plan.gaps, step);
   manifest.layout = LayoutWords(plan.config.layout);
   manifest.created = TimeNow();
@@ -298,7 +297,7 @@ absl::StatusOr<RunCheckpoints::Save> RunCheckpoints::Join(const Coordinator::Joi
             .step = order.step,
             .attempt = order.attempt,
             .name = CheckpointName(name.step, name.generation, name.nonce),
-            .manifest = HeadOf(*plan, order.step, joined.sample_chain),
+            .manifest = HeadOf(*plan, order.step, joined.trail),
             .seconds = joined.seconds,
             .published = {}};
   save.manifest.parts = std::move(joined.parts);

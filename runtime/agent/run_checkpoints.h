@@ -135,7 +135,7 @@ class RunCheckpoints final : public CheckpointStore {
   absl::StatusOr<std::shared_ptr<const Plan>> PlanOf(Generation generation);  // Worker's.
   absl::StatusOr<Save> Join(const Coordinator::JoinParts& order,
                             Coordinator::PartsJoined& answer);  // Worker's.
-  Manifest HeadOf(const Plan& plan, StepIndex step, const Digest& sample_chain) const;
+  Manifest HeadOf(const Plan& plan, StepIndex step, const Trail& trail) const;
 
   // run_checkpoints_care.cc: records, and what happens beside saving.
   void Want(Wanted wanted);

@@ -68,9 +68,9 @@ int64_t CheckpointSaver::MemoryOf(const WriteOptions& options, bool freezes, int
   return std::min(buffers, bytes + 2 * static_cast<int64_t>(kBlockBytes)) + (freezes ? bytes : 0);
 }
 
-absl::Status CheckpointSaver::Save(int64_t step) {
+absl::Status CheckpointSaver::Save(int64_t step, std::optional<Trail> trail) {
   const Clock::time_point began = Clock::now();
-  SavedRun saved{.step = step, .nonce = options_.nonce};
+  SavedRun saved{.step = step, .nonce = options_.nonce, .trail = std::move(trail)};
   if (!options_.asynchronous) {
     if (frozen_.has_value()) frozen_->Download(ops_);
     RETURN_IF_ERROR(sync_());

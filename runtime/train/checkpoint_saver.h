@@ -53,7 +53,8 @@ class CheckpointSaver {
   // Freezes the state as it is now; the rest happens behind, the copy from a device too: whoever
   // changes the state calls Ops::AwaitDownloads first. An error is the host's (it is gone): a
   // failed write is the host's business and no error here.
-  absl::Status Save(int64_t step);
+  // `trail`: rank 0's, of that step.
+  absl::Status Save(int64_t step, std::optional<Trail> trail = std::nullopt);
   // Until the latest save is settled.
   absl::Status Wait();
   // For which training has waited here since the saver was made.

@@ -16,19 +16,23 @@ namespace perdure {
 
 enum class StepDecision { kTake, kSkip, kGoBack, kStop };
 
-// From the step's own numbers alone: it must not depend on where a generation began.
-StepDecision JudgeStep(const IntegrityConfig& config, const StepNumbers& step);
+// A step is bad if its numbers are not finite, its gradient norm is above grad_norm_max, or it
+// stands out by more than spike_max from `before`: its norm is more than so many medians of theirs,
+// or its loss above all of theirs by more than so many times what they span. `before`: recent steps
+// (Trail), which go with the state, so that this does not depend on where a generation began; fewer
+// than kRecentStepsMin say nothing.
+StepDecision JudgeStep(const IntegrityConfig& config, std::span<const StepNumbers> before,
+                       const StepNumbers& step);
+inline constexpr size_t kRecentStepsMin = 8;
 
-// Whether a step should be computed twice before it is believed: it is bad, or its gradient norm is
-// more than `spike` times the median of `before`, or its loss is above all of `before` by more than
-// `spike` times what those span. `before`: steps that were taken, of this generation; below
-// kOddStepsMin they say nothing.
+// Whether a step should be computed twice before it is believed: it is bad, or stands out by more
+// than `spike`.
 bool LooksOdd(const IntegrityConfig& config, std::span<const StepNumbers> before,
               const StepNumbers& step);
-inline constexpr size_t kOddStepsMin = 8;
 
 // Why a step is bad, for people. REQUIRES: it is.
-std::string WhyBad(const IntegrityConfig& config, const StepNumbers& step);
+std::string WhyBad(const IntegrityConfig& config, std::span<const StepNumbers> before,
+                   const StepNumbers& step);
 
 // The gap that a run of `schedule` has from then on, behind those that it has already, when it goes
 // back for the step `bad`: by rollback_steps steps, but not into another phase, whose samples are

@@ -16,6 +16,7 @@
 #include "ckpt/part_plan.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/gaps.h"
+#include "runtime/base/trail.h"
 #include "runtime/train/activity.h"
 #include "runtime/train/flip.h"
 #include "runtime/train/own_work.h"
@@ -63,6 +64,7 @@ struct SavedRun {
   uint32_t nonce = 0;  // Of the checkpoint's name.
   absl::Status status;
   std::optional<RunReport> run;  // None where the rank is responsible for no atom.
+  std::optional<Trail> trail;    // Behind that step; rank 0's alone.
   double wait_seconds = 0;       // Training waited for the save before,
   double freeze_seconds = 0;     // and for the copy to begin, or to end where nothing runs behind;
   double copy_seconds = 0;       // how long that took.

@@ -53,7 +53,7 @@ std::vector<AtomState> RankState::Answered(std::vector<AtomState> atoms) const {
 
 absl::StatusOr<StepHistory> FillState(const RankState& rank) {
   const StartPoint& start = *rank.start;
-  StepHistory history{.sample_chain = start.sample_chain, .steps = {}};
+  StepHistory history{.trail = start.trail, .steps = {}};
   std::unique_ptr<HeldState> held;
   if (start.held.has_value()) {
     PERDURE_CHECK(start.checkpoint.empty() && start.held->step == start.step);

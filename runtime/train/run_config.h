@@ -3,7 +3,7 @@
 //
 // [run], [model], [data], [[phase]], [optimizer] and [numerics] fix the bits and are frozen when
 // the run begins (phases that have not begun may still change); [layout], [job], [checkpoint],
-// [snapshot], [integrity] (but for grad_norm_max and rollback_steps, which are frozen),
+// [snapshot], [integrity] (but for what makes a step bad and rollback_steps, which are frozen),
 // [monitoring] may change at every start.
 #pragma once
 
@@ -137,13 +137,14 @@ struct SnapshotConfig {
 struct IntegrityConfig {
   bool check = true;        // State, gradients and copies of parameters are guarded by sums.
   int64_t audit_every = 0;  // Steps in which a leaf is computed again by another replica; 0: none.
-  // What becomes of a step whose numbers are not finite, or that grad_norm_max excludes: "stop"
+  // What becomes of a step whose numbers are not finite, or that the bounds below exclude: "stop"
   // ends the job; "skip" consumes its samples and leaves the state as it is; "rollback" takes
   // rollback_steps steps before it again, and it, on other samples.
   std::string bad_step = "stop";
   int64_t rollback_steps = 10;
   int64_t rollbacks_max = 3;  // In a row, without getting on; then it ends like "stop".
-  double grad_norm_max = 0;  // 0: any finite one.
+  double grad_norm_max = 0;   // 0: any finite one.
+  double spike_max = 0;       // As `spike`, but such a step is bad; 0: none is for that.
   double spike =
       10;  // From when on a step is computed twice before it is believed; 0: only bad ones.
 };

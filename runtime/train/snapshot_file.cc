@@ -21,7 +21,7 @@ namespace {
 
 constexpr int64_t kPageBytes = 4096;
 constexpr std::array<char, 8> kMagic = {'P', 'E', 'R', 'D', 'U', 'R', 'E', 'S'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint32_t kEmpty = 0, kWriting = 1, kComplete = 2;
 constexpr int64_t kIndexBytes = sizeof(int64_t) + sizeof(Digest);  // Of one atom.
 
@@ -42,7 +42,9 @@ struct Header {
   Digest digest;   // Over the page, state and digest taken as zero.
   uint64_t steps;  // Of `history`.
   std::array<StepNumbers, kSnapshotStepsMax> history;
-  std::array<std::byte, 1872> rest;
+  uint64_t recent;  // Of `trail`.
+  std::array<StepNumbers, kRecentStepsMax> trail;
+  std::array<std::byte, 840> rest;
 };
 static_assert(sizeof(Header) == kPageBytes && offsetof(Header, digest) == 152);
 
@@ -69,6 +71,13 @@ Digest PageDigest(const Header& header) {
 bool IsZero(const void* data, size_t bytes) {
   const auto* begin = static_cast<const std::byte*>(data);
   return std::all_of(begin, begin + bytes, [](std::byte b) { return b == std::byte{0}; });
+}
+
+// REQUIRES: `recent` fits.
+Trail TrailOf(const Header& header) {
+  return {
+      .sample_chain = header.sample_chain,
+      .recent = {header.trail.begin(), header.trail.begin() + static_cast<int64_t>(header.recent)}};
 }
 
 // Whether the page is that of a complete snapshot. Sizes are compared with the file's by the
@@ -98,6 +107,10 @@ absl::Status CheckPage(const Header& header, const std::string& path) {
     return bad("run id", "not text");
   if (header.steps > kSnapshotStepsMax)
     return bad("steps", fmt::format("{}, at most {} fit", header.steps, kSnapshotStepsMax));
+  if (header.recent > kRecentStepsMax)
+    return bad("recent steps", fmt::format("{}, at most {} fit", header.recent, kRecentStepsMax));
+  if (const absl::Status recent = CheckRecent(TrailOf(header).recent); !recent.ok())
+    return bad("recent steps", Message(recent));
   return absl::OkStatus();
 }
 
@@ -107,7 +120,7 @@ SnapshotStamp StampOf(const Header& header) {
           .generation = header.generation,
           .step = header.step,
           .rank = header.rank,
-          .history = {.sample_chain = header.sample_chain,
+          .history = {.trail = TrailOf(header),
                       .steps = {header.history.begin(),
                                 header.history.begin() + static_cast<int64_t>(header.steps)}}};
 }
@@ -154,10 +167,9 @@ Digest TablesDigest(const std::byte* tables, int64_t atoms) {
 
 }  // namespace
 
-void StepHistory::Add(const StepNumbers& step, const Digest& chain) {
+void StepHistory::Add(const StepNumbers& step) {
   if (steps.size() == kSnapshotStepsMax) steps.erase(steps.begin());
   steps.push_back(step);
-  sample_chain = chain;
 }
 
 // ---- names, sizes
@@ -304,8 +316,13 @@ void SnapshotFile::Begin(const SnapshotStamp& stamp) {
   header.rank = stamp.rank;
   header.run_id = {};
   std::copy(stamp.run_id.begin(), stamp.run_id.end(), header.run_id.begin());
-  PERDURE_CHECK(stamp.history.steps.size() <= kSnapshotStepsMax);
-  header.sample_chain = stamp.history.sample_chain;
+  const Trail& trail = stamp.history.trail;
+  PERDURE_CHECK(stamp.history.steps.size() <= kSnapshotStepsMax &&
+                trail.recent.size() <= kRecentStepsMax);
+  header.sample_chain = trail.sample_chain;
+  header.recent = trail.recent.size();
+  header.trail = {};
+  std::copy(trail.recent.begin(), trail.recent.end(), header.trail.begin());
   header.steps = stamp.history.steps.size();
   header.history = {};
   std::copy(stamp.history.steps.begin(), stamp.history.steps.end(), header.history.begin());
@@ -363,6 +380,8 @@ absl::Status SnapshotFile::TakeHead(std::string_view head) {
   mine.sample_chain = got.sample_chain;
   mine.steps = got.steps;
   mine.history = got.history;
+  mine.recent = got.recent;
+  mine.trail = got.trail;
   std::memcpy(digests().data(), tables + atoms_.size() * sizeof(int64_t),
               atoms_.size() * sizeof(Digest));
   return absl::OkStatus();

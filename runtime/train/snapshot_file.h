@@ -24,24 +24,18 @@
 #include "ckpt/file_io.h"
 #include "runtime/base/atoms.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/trail.h"
 
 namespace perdure {
 
-// What one step came to.
-struct StepNumbers {
-  double loss = 0;
-  double grad_norm = 0;
-  friend bool operator==(const StepNumbers&, const StepNumbers&) = default;
-};
-
 // What rank 0 alone knows of the steps so far, and would take with it.
 struct StepHistory {
-  Digest sample_chain;
+  Trail trail;
   // Of the last steps, the newest last: so many that those of a node that was silent for as long as
   // its lease lasts are among them.
   std::vector<StepNumbers> steps;
   // Drops what is more than kSnapshotStepsMax.
-  void Add(const StepNumbers& step, const Digest& chain);
+  void Add(const StepNumbers& step);
   friend bool operator==(const StepHistory&, const StepHistory&) = default;
 };
 inline constexpr size_t kSnapshotStepsMax = 128;

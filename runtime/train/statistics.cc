@@ -77,6 +77,13 @@ absl::StatusOr<std::vector<Digest>> StatisticsGather::GatherDigests(std::span<co
   return by_atom;
 }
 
+absl::Status StatisticsGather::Share(void* data, size_t bytes) {
+  // Along one axis after the other: what others than those of rank 0 pass on is passed over.
+  for (Group* group : {data_, pipeline_, tensor_})
+    RETURN_IF_ERROR(group->Broadcast(data, bytes, 0));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::vector<int>> StatisticsGather::GatherNumbers(int own) {
   ASSIGN_OR_RETURN(const std::vector<int> all, GatherAll<int>(tensor_, data_, pipeline_, {own}));
   std::vector<int> by_rank;

@@ -16,9 +16,9 @@
 namespace perdure {
 
 struct StepStatistics {
-  double loss_sum = 0;    // Over leaves in order.
-  double square_sum = 0;  // Of all gradients, over atoms in order.
-  int command = 0;        // What rank 0 asked for.
+  double loss_sum = 0;        // Over leaves in order.
+  double square_sum = 0;      // Of all gradients, over atoms in order.
+  int command = 0;            // What rank 0 asked for.
   std::vector<int> verdicts;  // By rank, what each gave.
 };
 
@@ -39,6 +39,8 @@ class StatisticsGather {
   absl::StatusOr<StepStatistics> Gather(int64_t leaves, std::span<const double> losses,
                                         std::span<const double> squares, int command,
                                         int verdict = 0);
+  // Of rank 0, to all.
+  absl::Status Share(void* data, size_t bytes);
   // By rank, the number that each gave.
   absl::StatusOr<std::vector<int>> GatherNumbers(int own);
   // Resolve of the kinds that a gather gave. Where one is bad nobody leaves before all have read

@@ -41,9 +41,6 @@ enum Channel : uint32_t {
   kSnapshotChannel = 7
 };
 
-// Steps that LooksOdd is told of.
-constexpr size_t kTakenMax = 64;
-
 std::vector<int> AllRanks(int ranks) {
   std::vector<int> all(static_cast<size_t>(ranks));
   std::iota(all.begin(), all.end(), 0);
@@ -103,6 +100,7 @@ struct Trainer::Impl {
   absl::Status Fail(const absl::Status& status);
   absl::Status AwaitSnapshot();
   absl::Status Checkpoint(int64_t step);
+  absl::Status ShareRecent();
   void MakeSaver();
   absl::Status Snapshot(int64_t step);
   absl::Status GoesWithout(const absl::Status& status);
@@ -170,12 +168,11 @@ struct Trainer::Impl {
   std::unique_ptr<Pipeline> pipeline;
   int phase = -1;
   Command command = Command::kNone;  // Rank 0: what the host asked for, not yet shared.
-  StepHistory history;               // Of all ranks the chain; what it is told of, rank 0's alone.
+  StepHistory history;               // Rank 0's alone is whole: others need the recent steps.
   bool clean = false;                // Nothing is under way any more.
   bool first_gather = true;
-  std::vector<StepNumbers> taken;  // The last steps of this generation, on every rank.
   OwnWork work;
-  int64_t step_now = 0;  // That it works on.
+  int64_t step_now = 0;    // That it works on.
   bool goes_back = false;  // That one is bad.
   std::atomic<bool> stopping = false;
 };
@@ -229,6 +226,7 @@ absl::Status Trainer::Impl::Prepare() {
                                &host_tensor_group, &host_data_group, &host_pipeline_group, owned));
   const RankState rank_state = StateOfRank();
   ASSIGN_OR_RETURN(history, FillState(rank_state));
+  RETURN_IF_ERROR(ShareRecent());
   absl::StatusOr<std::unique_ptr<Snapshots>> made = MakeSnapshots(rank_state, &snapshot_group);
   if (made.ok()) {
     snapshots = *std::move(made);
@@ -241,6 +239,23 @@ absl::Status Trainer::Impl::Prepare() {
   RETURN_IF_ERROR(CertifyState(rank_state, samples_before, &*statistics));
   MakeSaver();
   return state->PublishParameters();
+}
+
+// All ranks judge steps by the same ones before.
+absl::Status Trainer::Impl::ShareRecent() {
+  struct {
+    uint64_t count = 0;
+    std::array<StepNumbers, kRecentStepsMax> steps{};
+  } shared;
+  std::vector<StepNumbers>& recent = history.trail.recent;
+  shared.count = recent.size();
+  std::copy(recent.begin(), recent.end(), shared.steps.begin());
+  RETURN_IF_ERROR(statistics->Share(&shared, sizeof shared));
+  if (shared.count > kRecentStepsMax)
+    return DataLoss("rank 0 tells of {} recent steps; at most {} expected", shared.count,
+                    kRecentStepsMax);
+  recent.assign(shared.steps.begin(), shared.steps.begin() + static_cast<int64_t>(shared.count));
+  return absl::OkStatus();
 }
 
 void Trainer::Impl::MakeSaver() {
@@ -356,7 +371,7 @@ absl::Status Trainer::Impl::AuditStep(const StepInfo& info) {
 
 // All ranks come to the same, and take no step any more.
 absl::Status Trainer::Impl::GoBack(const StepInfo& info, const StepNumbers& step) {
-  const std::string why = WhyBad(config.integrity, step);
+  const std::string why = WhyBad(config.integrity, history.trail.recent, step);
   const absl::StatusOr<Gap> gap = GapFor(config.integrity, schedule, info, options.begins);
   if (!gap.ok())
     return DataLoss(
@@ -377,11 +392,14 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
   ASSIGN_OR_RETURN(StepStatistics totals, Compute(info, {}));
   if (snapshots != nullptr && std::exchange(first_gather, false)) host->OlderMayGo();
   StepReport report = PlannedReport(schedule, info.step + 1);
+  // Steps of another phase, with other samples, are no measure.
+  std::vector<StepNumbers>& recent = history.trail.recent;
+  if (info.step == schedule.phases()[static_cast<size_t>(info.phase)].first_step) recent.clear();
   const auto numbers = [&report](const StepStatistics& of) {
     return StepNumbers{.loss = of.loss_sum / static_cast<double>(report.step_tokens),
                        .grad_norm = std::sqrt(of.square_sum)};
   };
-  if (LooksOdd(config.integrity, taken, numbers(totals))) {
+  if (LooksOdd(config.integrity, recent, numbers(totals))) {
     ASSIGN_OR_RETURN(totals, ComputeAgain(info, totals));
   }
   RETURN_IF_ERROR(AuditStep(info));
@@ -389,13 +407,13 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
   const StepNumbers step = numbers(totals);
   report.loss = step.loss;
   report.grad_norm = step.grad_norm;
-  const StepDecision decision = JudgeStep(config.integrity, step);
+  const StepDecision decision = JudgeStep(config.integrity, recent, step);
   if (decision == StepDecision::kStop)
     return DataLoss(
         "step {}: {}; the newest checkpoint is from before. Look at the data of samples {} to {}, "
         "lower the rate, leave such steps out with integrity.bad_step = \"skip\", or go back for "
         "them with \"rollback\"",
-        report.step, WhyBad(config.integrity, step), info.first_sample,
+        report.step, WhyBad(config.integrity, recent, step), info.first_sample,
         info.first_sample + info.batch);
   if (decision == StepDecision::kGoBack) {
     RETURN_IF_ERROR(GoBack(info, step));
@@ -404,18 +422,18 @@ absl::StatusOr<StepReport> Trainer::Impl::Step(const StepInfo& info, int* shared
   if (decision == StepDecision::kSkip) {
     if (rank == 0)
       host->Remark(fmt::format("step {} is skipped: {}; its samples {} to {} change nothing",
-                               report.step, WhyBad(config.integrity, step), info.first_sample,
-                               info.first_sample + info.batch));
+                               report.step, WhyBad(config.integrity, recent, step),
+                               info.first_sample, info.first_sample + info.batch));
   } else {
     Doing(Activity::Phase::kUpdate, Activity::Group::kData);
     RETURN_IF_ERROR(
         state->Update(report.step, info.rate, ClipScale(config.optimizer.clip, step.grad_norm)));
-    if (taken.size() == kTakenMax) taken.erase(taken.begin());
-    taken.push_back(step);
+    history.trail.Took(step);
   }
   report.sample_chain =
-      samples->Chain(history.sample_chain, info.phase_sample, info.phase_sample + info.batch);
-  history.Add(step, report.sample_chain);
+      samples->Chain(history.trail.sample_chain, info.phase_sample, info.phase_sample + info.batch);
+  history.trail.sample_chain = report.sample_chain;
+  history.Add(step);
   work.End(WaitSeconds(),
            LeavesOfReplica(LeavesOf(config.numerics, info.batch), at.data, mesh.data()));
   report.wait_seconds = WaitSeconds() - waited;
@@ -432,7 +450,7 @@ absl::Status Trainer::Impl::Fail(const absl::Status& status) {
 absl::Status Trainer::Impl::Checkpoint(int64_t step) {
   Doing(Activity::Phase::kCheckpoint);
   RETURN_IF_ERROR(state->Quiesce());
-  return saver->Save(step);
+  return saver->Save(step, rank == 0 ? std::optional(history.trail) : std::nullopt);
 }
 
 absl::Status Trainer::Impl::Snapshot(int64_t step) {

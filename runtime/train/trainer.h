@@ -16,6 +16,7 @@
 #include "kernels/ops.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/gaps.h"
+#include "runtime/base/trail.h"
 #include "runtime/comm/transport.h"
 #include "runtime/data/sample_order.h"
 #include "runtime/train/held_state.h"
@@ -29,10 +30,10 @@ namespace perdure {
 // Where a generation begins. Fresh runs: step 0 and no checkpoint.
 struct StartPoint {
   int64_t step = 0;  // Steps finished.
-  Digest sample_chain;
+  Trail trail;
   std::string checkpoint;            // Directory; empty: initialise.
   std::optional<Manifest> manifest;  // Of that checkpoint.
-  // From snapshots: then `checkpoint` is empty, `step` is held->step, and the chain comes from rank
+  // From snapshots: then `checkpoint` is empty, `step` is held->step, and the trail comes from rank
   // 0's snapshot. REQUIRES: who owned what followed from this configuration and held's layout.
   std::optional<HeldStart> held;
 };

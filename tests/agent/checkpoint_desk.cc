@@ -209,7 +209,9 @@ std::vector<NodeRuns> CheckpointDesk::Write(StepIndex step, int32_t attempt) {
     member.generation = generation;
     member.step = step;
     member.nonce = AttemptNonce(term, attempt);
-    if (rank == 0) member.sample_chain = DigestOf(fmt::format("samples of {}", step));
+    if (rank == 0)
+      member.trail = Trail{.sample_chain = DigestOf(fmt::format("samples of {}", step)),
+                           .recent = {{2.5, 0.75}}};
     member.seconds.write = 0.5 + static_cast<double>(rank);
     const Writers::Place place = layout.writers.ranks[rank];
     if (place.file < 0) continue;

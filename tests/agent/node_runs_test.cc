@@ -50,13 +50,17 @@ NodeRuns Name() {
   return name;
 }
 
+Trail TrailOfIt() {
+  return {.sample_chain = DigestOf("chain"), .recent = {{2.5, 0.75}, {-0.0, 1e-310}}};
+}
+
 // Member i wrote those runs of the files; the first one has rank 0.
 std::vector<NodeRuns> MembersOf(const std::vector<PartPlan>& plan,
                                 const std::vector<std::vector<std::pair<size_t, int64_t>>>& wrote) {
   std::vector<NodeRuns> members;
   for (const auto& runs : wrote) {
     NodeRuns& member = members.emplace_back(Name());
-    if (members.size() == 1) member.sample_chain = DigestOf("chain");
+    if (members.size() == 1) member.trail = TrailOfIt();
     for (const auto& [file, run] : runs) member.runs.push_back(RunOf(plan[file], run));
   }
   return members;
@@ -70,18 +74,18 @@ std::string Refused(const std::vector<PartPlan>& plan, const std::vector<NodeRun
 
 TEST(NodeRuns, ComeBack) {
   NodeRuns runs = Name();
-  runs.sample_chain = DigestOf("chain");
+  runs.trail = TrailOfIt();
   runs.runs = {RunOf(PlanOf({2})[0], 0), RunOf(PlanOf({2})[0], 1)};
   runs.seconds = {.freeze = 0.5, .copy = 1.25, .wait = 0, .write = 3600};
   for (const bool chain : {true, false}) {
-    if (!chain) runs.sample_chain.reset();
+    if (!chain) runs.trail.reset();
     const std::string packed = PackNodeRuns(runs);
     const auto back = ParseNodeRuns(packed);
     ASSERT_OK(back.status());
     EXPECT_EQ(back->generation, 3u);
     EXPECT_EQ(back->step, 120);
     EXPECT_EQ(back->nonce, 0x91u);
-    EXPECT_EQ(back->sample_chain, runs.sample_chain);
+    EXPECT_EQ(back->trail, runs.trail);
     ASSERT_EQ(back->runs.size(), 2u);
     EXPECT_EQ(SerializeRun(back->runs[1]), SerializeRun(runs.runs[1]));
     EXPECT_DOUBLE_EQ(back->seconds.freeze, 0.5);
@@ -90,7 +94,7 @@ TEST(NodeRuns, ComeBack) {
     for (size_t length = 0; length < packed.size(); ++length)
       EXPECT_TRUE(absl::IsDataLoss(ParseNodeRuns(packed.substr(0, length)).status())) << length;
     EXPECT_TRUE(absl::IsDataLoss(ParseNodeRuns(packed + "x").status()));
-    EXPECT_TRUE(absl::IsDataLoss(ParseNodeRuns("\x02" + packed.substr(1)).status()));
+    EXPECT_TRUE(absl::IsDataLoss(ParseNodeRuns("\x01" + packed.substr(1)).status()));
   }
 }
 
@@ -105,7 +109,7 @@ TEST(NodeRuns, SecondsThatAreNone) {
 
 TEST(NodeRuns, EveryFlippedByteIsSafe) {
   NodeRuns runs = Name();
-  runs.sample_chain = DigestOf("chain");
+  runs.trail = TrailOfIt();
   const std::vector<PartPlan> plan = PlanOf({2});
   runs.runs = {RunOf(plan[0], 0), RunOf(plan[0], 1)};
   const std::string packed = PackNodeRuns(runs);
@@ -127,7 +131,7 @@ TEST(JoinNodes, NoFileVouchesForItsOwnMachine) {
   EXPECT_THAT(joined->readers, ElementsAre(1, 2, 0));
   ASSERT_EQ(joined->parts.size(), 3u);
   EXPECT_THAT(joined->parts[0].atoms, ElementsAre(0, 1));
-  EXPECT_EQ(joined->sample_chain, DigestOf("chain"));
+  EXPECT_EQ(joined->trail.sample_chain, DigestOf("chain"));
   // A file of two nodes: one that wrote nothing of it.
   const std::vector<PartPlan> wide = PlanOf({2, 1});
   const auto of_two = JoinNodes(Name(), wide, MembersOf(wide, {{{0, 0}}, {{0, 1}}, {{1, 0}}}));
@@ -190,10 +194,10 @@ TEST(JoinNodes, WhatDoesNotFit) {
   members[1].runs[0].block_digests.clear();
   EXPECT_THAT(Refused(plan, members), HasSubstr("part-00001.h5"));
   members = good;
-  members[0].sample_chain.reset();
+  members[0].trail.reset();
   EXPECT_THAT(Refused(plan, members), HasSubstr("no member has rank 0"));
   members = good;
-  members[1].sample_chain = DigestOf("chain");
+  members[1].trail = TrailOfIt();
   EXPECT_THAT(Refused(plan, members), HasSubstr("two members have rank 0"));
 }
 

@@ -135,7 +135,7 @@ TEST_F(RankMainTest, AStateIsFrozenOnceAndWrittenOnce) {
   const auto written = rank().Get<from_rank::Written>();
   EXPECT_EQ(written.error, "");
   EXPECT_EQ(written.attempt, 1);
-  ASSERT_TRUE(written.sample_chain.has_value());
+  ASSERT_TRUE(written.trail.has_value());
   const std::string path = fmt::format("{}/run/ckpt/{}/part-00000.h5", directory_.path(),
                                        CheckpointName(frozen.step, 1, AttemptNonce(3, 1)));
   const auto before = std::filesystem::last_write_time(path);

@@ -39,7 +39,8 @@ TEST_F(RunCheckpointsTest, Commits) {
   EXPECT_EQ(manifest->phase_name, "second");
   EXPECT_EQ(manifest->generation, 1u);
   EXPECT_EQ(manifest->run_id, desk_.Log().run_id());
-  EXPECT_EQ(manifest->sample_chain, DigestOf("samples of 12"));
+  EXPECT_EQ(manifest->trail.sample_chain, DigestOf("samples of 12"));
+  EXPECT_EQ(manifest->trail.recent, (std::vector<StepNumbers>{{2.5, 0.75}}));
   EXPECT_EQ(manifest->config, "[run]\nname = \"desk\"\ndata = 2\n");
   EXPECT_EQ(manifest->layout, "tensor 1 x pipeline 1 x data 2, zero 1");
   EXPECT_EQ(manifest->certificate, entries[0].commit.certificate);
@@ -110,7 +111,7 @@ TEST_F(RunCheckpointsTest, WhatDoesNotFitIsNotJoined) {
   members.pop_back();
   refused(members, "part-00001.h5: nobody wrote it");
   members = good;
-  members[0].sample_chain.reset();
+  members[0].trail.reset();
   refused(members, "no member has rank 0");
   members = good;
   members[1].step = 3;

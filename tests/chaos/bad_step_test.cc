@@ -16,11 +16,16 @@ namespace {
 
 constexpr int64_t kSteps = 14;
 
-class BadStepTest : public testing::Test {
+class SpikeTest : public testing::Test {
  protected:
-  BadStepTest() : folder_(FreshFolder("bad_step")) { WriteNanoData(folder_); }
-  ~BadStepTest() override { std::filesystem::remove_all(folder_); }
+  SpikeTest() : folder_(FreshFolder("bad_step")) { WriteNanoData(folder_); }
+  ~SpikeTest() override { std::filesystem::remove_all(folder_); }
 
+  const std::string folder_;
+};
+
+class BadStepTest : public SpikeTest {
+ protected:
   // A bound that some step in the middle of the run is the first to exceed, and that the run gets
   // beyond by going back: `whole_` is that run. No code plants the step; the bound is chosen.
   void SetUp() override {
@@ -87,7 +92,6 @@ class BadStepTest : public testing::Test {
     ExpectTheSame(job, job.Wait());
   }
 
-  const std::string folder_;
   std::vector<std::string> arguments_;
   int64_t bad_ = 0;
   ChaosEnd whole_;
@@ -136,6 +140,40 @@ TEST_F(BadStepTest, LongTheJobEndsMeanwhile) {
   }
   ChaosJob job(folder_, With({"--nodes", "4"}), 2, kSteps);
   ExpectTheSame(job, job.Wait());
+}
+
+// A bound that only steps before tell, which a node that is lost, or a job before, has seen.
+TEST_F(SpikeTest, IsLeftOutWhoeverSawTheStepsBefore) {
+  const ChaosEnd plain = Undisturbed(folder_, {}, kSteps);
+  ASSERT_EQ(plain.exit_code, 75);
+  std::vector<std::string> arguments = {"--set", "integrity.bad_step=skip", "--set", ""};
+  ChaosEnd whole = plain;
+  // Down to the first bound that some step exceeds.
+  for (double bound = 2; whole.loss_bits == plain.loss_bits; bound *= 0.8) {
+    ASSERT_GT(bound, 0.5);
+    arguments.back() = fmt::format("integrity.spike_max={:.9g}", bound);
+    std::filesystem::remove_all(folder_ + "/undisturbed");
+    whole = Undisturbed(folder_, arguments, kSteps);
+    ASSERT_EQ(whole.exit_code, 75);
+  }
+  int64_t odd = 1;
+  while (plain.loss_bits[static_cast<size_t>(odd)] == whole.loss_bits[static_cast<size_t>(odd)])
+    ++odd;  // The step behind the one that was left out.
+  std::filesystem::remove_all(folder_ + "/undisturbed");
+  ASSERT_EQ(Undisturbed(folder_, arguments, odd - 2).exit_code, 75);
+  const ChaosEnd second = Undisturbed(folder_, arguments, kSteps);
+  EXPECT_EQ(second.loss_bits, whole.loss_bits);
+  EXPECT_EQ(second.certificate, whole.certificate);
+
+  std::vector<std::string> many = arguments;
+  many.insert(many.end(), {"--nodes", "4"});
+  ChaosJob job(folder_, many, 2, kSteps);
+  ASSERT_TRUE(job.AwaitStep(odd - 3)) << job.Errors();
+  job.SignalNode(job.Behind(0), SIGKILL);
+  const ChaosEnd end = job.Wait();
+  EXPECT_EQ(end.exit_code, 75) << job.Errors();
+  EXPECT_EQ(end.loss_bits, whole.loss_bits) << job.Errors();
+  EXPECT_EQ(end.certificate, whole.certificate) << job.Errors();
 }
 
 }  // namespace

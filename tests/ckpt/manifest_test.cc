@@ -49,7 +49,7 @@ TEST_F(ManifestTest, ComesBackAsItWas) {
   EXPECT_EQ(read->config, manifest_.config);
   EXPECT_EQ(read->tensors, manifest_.tensors);
   EXPECT_EQ(read->certificate, manifest_.certificate);
-  EXPECT_EQ(read->sample_chain, manifest_.sample_chain);
+  EXPECT_EQ(read->trail, manifest_.trail);
   EXPECT_EQ(read->parts.size(), 3u);
   const auto again = SerializeManifest(*read);
   ASSERT_OK(again.status());
@@ -73,6 +73,25 @@ TEST_F(ManifestTest, SaysWhichGapsItsStateHasBehindIt) {
   EXPECT_THAT(refusal("120,8,121,1]", "121,8,121,1]"), HasSubstr("not behind step 120"));
   EXPECT_THAT(refusal("\"gaps\": [100,24,103,1,120,8,121,1]", "\"gaps\": []"),
               HasSubstr("not as this version writes it"));
+}
+
+TEST_F(ManifestTest, SaysWhatTheLastStepsCameTo) {
+  EXPECT_EQ(text_.find("\"recent_steps\""), std::string::npos) << "none were taken";
+  Manifest manifest = *ParseManifest(text_);
+  manifest.trail.recent = {{0.1, 2.5}, {-0.0, 1e-310}};
+  const std::string text = *SerializeManifest(manifest);
+  const auto again = ParseManifest(text);
+  ASSERT_OK(again.status());
+  EXPECT_EQ(again->trail, manifest.trail);
+  const auto refusal = [&](const std::string& what, const std::string& by) {
+    return Message(ParseManifest(Sealed(Replaced(text, what, by))).status());
+  };
+  EXPECT_THAT(refusal("3fb999", "3fb99"), HasSubstr("field recent_steps: entry 0 is not a loss"));
+  EXPECT_THAT(refusal("3fb999", "7ff999"), HasSubstr("field recent_steps: entry 0 is loss nan"));
+  EXPECT_THAT(refusal("3fb999", "3FB999"), HasSubstr("not as this version writes it"));
+  manifest.trail.recent.assign(kRecentStepsMax + 1, {0.1, 2.5});
+  EXPECT_THAT(Message(ParseManifest(*SerializeManifest(manifest)).status()),
+              HasSubstr("field recent_steps: 65 entries; at most 64 expected"));
 }
 
 TEST_F(ManifestTest, AnotherManifestThanTheCommittedOneIsRefused) {

@@ -104,7 +104,7 @@ Manifest TestManifest(const AtomTable& table, int64_t step) {
           .generation = 3,
           .run_id = "00112233445566778899aabbccddeeff",
           .config = "[run]\nname = \"t\"  # \"quoted\", \\ and \t é\n",
-          .sample_chain = DigestOf("chain"),
+          .trail = {.sample_chain = DigestOf("chain"), .recent = {}},
           .layout = "tensor 2 x pipeline 2 x data 2, zero 1",
           .created = "2026-01-02T03:04:05Z",
           .atom_elements = table.atom_elements(),

@@ -265,6 +265,7 @@ TEST(ConfigErrors, Ranges) {
       {"integrity.rollbacks_max=0", "integrity.rollbacks_max = 0", "the default is 3"},
       {"integrity.audit_every=-1", "integrity.audit_every = -1", "the default is 0"},
       {"integrity.grad_norm_max=-1", "integrity.grad_norm_max = -1.0 must be at least 0", "0.0"},
+      {"integrity.spike_max=-1", "integrity.spike_max = -1.0 must be at least 0", "0.0"},
       {"integrity.spike=-1", "integrity.spike = -1.0 must be at least 0", "10.0"},
       {"monitoring.port=65536", "monitoring.port = 65536", "65535"},
       {"phase.one.samples=0", "phase.one.samples = 0", "between 1 and"},

@@ -163,6 +163,7 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
                  .rollback_steps = 18,
                  .rollbacks_max = 19,
                  .grad_norm_max = 0.75,
+                 .spike_max = 20,
                  .spike = 3};
   c.monitoring = {.port = 1234, .tensorboard = false};
   const std::string printed = PrintConfig(c);
@@ -325,6 +326,7 @@ TEST(CheckFrozen, EverythingThatFixesTheBitsIsFrozen) {
                               "numerics.isa=avx2",
                               "integrity.grad_norm_max=3",
                               "integrity.rollback_steps=3",
+                              "integrity.spike_max=4",
                               "phase.pretrain.samples=3000",
                               "phase.pretrain.rope_theta=1e4",
                               "phase.pretrain.batch.increment=32",
@@ -340,10 +342,11 @@ TEST(CheckFrozen, EverythingThatFixesTheBitsIsFrozen) {
 TEST(CheckFrozen, SectionsAreFrozenAsDocumented) {
   for (const RunField& field : RunFields()) {
     const std::string section(KeyParent(field.key));
-    const bool free = section == "layout" || section == "job" || section == "checkpoint" ||
-                      section == "snapshot" || section == "monitoring" ||
-                      (section == "integrity" && field.key != "integrity.grad_norm_max" &&
-                       field.key != "integrity.rollback_steps");
+    const bool free =
+        section == "layout" || section == "job" || section == "checkpoint" ||
+        section == "snapshot" || section == "monitoring" ||
+        (section == "integrity" && field.key != "integrity.grad_norm_max" &&
+         field.key != "integrity.spike_max" && field.key != "integrity.rollback_steps");
     EXPECT_EQ(field.frozen, !free) << field.key;
   }
 }

@@ -13,6 +13,7 @@
 
 #include "runtime/base/status.h"
 #include "runtime/train/corruption.h"
+#include "runtime/train/judge_step.h"
 #include "tests/kernels/device_ops.h"
 #include "tests/kernels/forwarding_ops.h"
 #include "tests/train/forwarding_host.h"
@@ -331,6 +332,58 @@ TEST_F(IntegrityTest, SkippedStepsAreTheSameEverywhere) {
   const TrainingResult stopped = Train(config, directory_, directory_ + "/skip-stop", "", -1);
   EXPECT_TRUE(absl::IsDataLoss(stopped.status) && !IsCorruption(stopped.status)) << stopped.status;
   EXPECT_NE(stopped.status.message().find("integrity.grad_norm_max"), std::string::npos);
+}
+
+// What a step stands out from goes with the state: no generation here is as long as the steps that
+// a spike is measured by.
+TEST_F(IntegrityTest, SpikesAreTheSameEverywhere) {
+  RunConfig config = TinyConfig();
+  config.phases.front().samples = 166;
+  config.checkpoint.every_steps = 1;
+  int runs = 0;
+  const TrainingResult plain = Train(config, directory_, directory_ + "/plain", "", -1);
+  ASSERT_TRUE(plain.status.ok()) << plain.status;
+  config.integrity.bad_step = "skip";
+  TrainingResult whole = plain;
+  // Down to the first bound that some step of the run exceeds.
+  for (config.integrity.spike_max = 2; whole.certificate == plain.certificate;) {
+    config.integrity.spike_max *= 0.97;
+    ASSERT_GT(config.integrity.spike_max, 0.5);
+    whole = Train(config, directory_, directory_ + fmt::format("/spikes{}", runs++), "", -1);
+    ASSERT_TRUE(whole.status.ok()) << whole.status;
+  }
+  EXPECT_TRUE(std::equal(plain.loss_bits.begin(), plain.loss_bits.begin() + kRecentStepsMin,
+                         whole.loss_bits.begin()))
+      << "too few before";
+  config.layout = At(2, 2, 3, 2);
+  const TrainingResult other =
+      Train(config, directory_, directory_ + fmt::format("/spikes{}", runs++), "", -1);
+  ASSERT_TRUE(other.status.ok()) << other.status;
+  EXPECT_EQ(other.loss_bits, whole.loss_bits);
+  EXPECT_EQ(other.certificates, whole.certificates);
+  config.layout = At(1, 1, 2, 0);
+  std::string checkpoint;
+  const std::string chain = directory_ + fmt::format("/spikes{}", runs++);
+  for (int64_t until = 2; until <= static_cast<int64_t>(whole.loss_bits.size()); until += 2) {
+    const TrainingResult part = Train(config, directory_, chain, checkpoint, until);
+    ASSERT_TRUE(part.status.ok()) << part.status;
+    EXPECT_EQ(part.certificate, whole.certificates.at(until)) << until;
+    checkpoint = part.checkpoint;
+  }
+  // Likewise from memory; each leaves one step after it is told to.
+  RecoveryWorld world(World("spikes"), config);
+  TrainingJob job = world.Job(1, config.layout, 1);
+  std::vector<uint64_t> losses;
+  while (losses.size() < whole.loss_bits.size()) {
+    job.command = [begins = job.start.step](int64_t step) {
+      return step == begins + 2 ? Command::kLeave : Command::kNone;
+    };
+    const TrainingResult part = RunJob(job);
+    ASSERT_TRUE(part.status.ok()) << part.status;
+    losses.insert(losses.end(), part.loss_bits.begin(), part.loss_bits.end());
+    job = world.Resume(job.generation + 1, config.layout, 1, job, part.finished);
+  }
+  EXPECT_EQ(losses, whole.loss_bits);
 }
 
 }  // namespace

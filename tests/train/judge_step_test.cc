@@ -26,22 +26,22 @@ TEST(JudgeStep, BadStepsAreWhatIsNotFiniteOrTooLarge) {
   for (const StepNumbers bad :
        {StepNumbers{kNaN, 1}, StepNumbers{1, kNaN}, StepNumbers{kInfinity, 1},
         StepNumbers{-kInfinity, 1}, StepNumbers{1, kInfinity}}) {
-    EXPECT_EQ(JudgeStep(Config("stop"), bad), StepDecision::kStop);
-    EXPECT_EQ(JudgeStep(Config("skip"), bad), StepDecision::kSkip);
-    EXPECT_NE(WhyBad(Config("skip"), bad).find("not both finite"), std::string::npos);
+    EXPECT_EQ(JudgeStep(Config("stop"), {}, bad), StepDecision::kStop);
+    EXPECT_EQ(JudgeStep(Config("skip"), {}, bad), StepDecision::kSkip);
+    EXPECT_NE(WhyBad(Config("skip"), {}, bad).find("not both finite"), std::string::npos);
   }
-  EXPECT_EQ(JudgeStep(Config("stop"), {1e30, 1e30}), StepDecision::kTake);
-  EXPECT_EQ(JudgeStep(Config("skip", 2), {9, 2}), StepDecision::kTake);
-  EXPECT_EQ(JudgeStep(Config("skip", 2), {1, 2.0001}), StepDecision::kSkip);
-  EXPECT_EQ(JudgeStep(Config("stop", 2), {1, 2.0001}), StepDecision::kStop);
-  EXPECT_EQ(WhyBad(Config("stop", 2), {1, 2.5}),
+  EXPECT_EQ(JudgeStep(Config("stop"), {}, {1e30, 1e30}), StepDecision::kTake);
+  EXPECT_EQ(JudgeStep(Config("skip", 2), {}, {9, 2}), StepDecision::kTake);
+  EXPECT_EQ(JudgeStep(Config("skip", 2), {}, {1, 2.0001}), StepDecision::kSkip);
+  EXPECT_EQ(JudgeStep(Config("stop", 2), {}, {1, 2.0001}), StepDecision::kStop);
+  EXPECT_EQ(WhyBad(Config("stop", 2), {}, {1, 2.5}),
             "gradient norm 2.5 is above integrity.grad_norm_max = 2");
 }
 
 TEST(JudgeStep, TheRunGoesBackForBadSteps) {
-  EXPECT_EQ(JudgeStep(Config("rollback", 2), {1, 2.0001}), StepDecision::kGoBack);
-  EXPECT_EQ(JudgeStep(Config("rollback", 2), {kNaN, 1}), StepDecision::kGoBack);
-  EXPECT_EQ(JudgeStep(Config("rollback", 2), {1, 2}), StepDecision::kTake);
+  EXPECT_EQ(JudgeStep(Config("rollback", 2), {}, {1, 2.0001}), StepDecision::kGoBack);
+  EXPECT_EQ(JudgeStep(Config("rollback", 2), {}, {kNaN, 1}), StepDecision::kGoBack);
+  EXPECT_EQ(JudgeStep(Config("rollback", 2), {}, {1, 2}), StepDecision::kTake);
 }
 
 // Nine steps of 4, 4, 4, 4, 10, ... samples, and then three of 6 in a phase of their own.
@@ -131,7 +131,7 @@ TEST(GapFor, EndsWhereTheRunDoesNotGetOn) {
 }
 
 TEST(JudgeStep, OddIsWhatStandsOutOrIsBad) {
-  const std::vector<StepNumbers> few(kOddStepsMin - 1, {5, 1});
+  const std::vector<StepNumbers> few(kRecentStepsMin - 1, {5, 1});
   std::vector<StepNumbers> before;
   for (int i = 0; i < 9; ++i) before.push_back({.loss = 5 + 0.1 * i, .grad_norm = 1.0 + i});
   const IntegrityConfig config = Config("stop");  // spike 10: norm above 50, loss above 13.8.
@@ -147,6 +147,28 @@ TEST(JudgeStep, OddIsWhatStandsOutOrIsBad) {
   none.spike = 0;
   EXPECT_FALSE(LooksOdd(none, before, {1000, 1000}));
   EXPECT_TRUE(LooksOdd(none, before, {1, kInfinity}));
+}
+
+TEST(JudgeStep, SpikesAreBadWhereTheyAreSaidToBe) {
+  std::vector<StepNumbers> before;
+  for (int i = 0; i < 9; ++i) before.push_back({.loss = 5 + 0.5 * i, .grad_norm = 1.0 + i});
+  IntegrityConfig config = Config("skip");
+  EXPECT_EQ(JudgeStep(config, before, {1000, 1000}), StepDecision::kTake) << "none is bad for that";
+  config.spike_max = 4;  // Norm above 20, loss above 25.
+  EXPECT_EQ(JudgeStep(config, before, {25, 20}), StepDecision::kTake);
+  EXPECT_EQ(JudgeStep(config, before, {25, 20.5}), StepDecision::kSkip);
+  EXPECT_EQ(JudgeStep(config, before, {25.5, 20}), StepDecision::kSkip);
+  EXPECT_EQ(JudgeStep(config, before, {-1000, 0}), StepDecision::kTake);
+  EXPECT_EQ(WhyBad(config, before, {25.5, 20.5}),
+            "gradient norm 20.5 is more than integrity.spike_max = 4 times 5, the median of the 9 "
+            "steps before");
+  EXPECT_EQ(WhyBad(config, before, {25.5, 20}),
+            "loss 25.5 is above the 9 steps before by more than integrity.spike_max = 4 times what "
+            "those span, 5 to 9");
+  EXPECT_TRUE(LooksOdd(config, before, {25.5, 20})) << "before the bound of `spike`";
+  const std::span<const StepNumbers> few(before.data(), kRecentStepsMin - 1);
+  EXPECT_EQ(JudgeStep(config, few, {1000, 1000}), StepDecision::kTake);
+  EXPECT_EQ(JudgeStep(config, few, {kNaN, 1}), StepDecision::kSkip);
 }
 
 TEST(Verdicts, WhoIsAtFaultEndsAndTheOthersWait) {

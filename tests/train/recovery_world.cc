@@ -108,8 +108,7 @@ TrainingJob RecoveryWorld::Base(uint64_t generation, const LayoutConfig& layout,
   TrainingJob job{.config = config_,
                   .data_directory = directory_,
                   .run_directory = directory_ + "/run",
-                  .generation = generation,
-                  .chains = &chains_};
+                  .generation = generation};
   job.config.layout = layout;
   job.config.layout.transport = "local";
   std::vector<Seat> seats;
@@ -154,8 +153,7 @@ TrainingJob RecoveryWorld::Resume(uint64_t generation, const LayoutConfig& layou
 StartPoint RecoveryWorld::FromCheckpoint(const std::string& checkpoint) {
   absl::StatusOr<Manifest> manifest = ReadManifest(checkpoint, nullptr);
   PERDURE_CHECK(manifest.ok());
-  StartPoint start{
-      .step = manifest->step, .sample_chain = manifest->sample_chain, .checkpoint = checkpoint};
+  StartPoint start{.step = manifest->step, .trail = manifest->trail, .checkpoint = checkpoint};
   start.manifest = *std::move(manifest);
   return start;
 }

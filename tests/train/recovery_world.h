@@ -74,7 +74,6 @@ class RecoveryWorld {
   const RunConfig config_;
   const AtomTable table_;
   std::map<uint64_t, int> ranks_per_node_;  // By generation.
-  std::map<int64_t, Digest> chains_;
 };
 
 }  // namespace perdure

@@ -23,7 +23,6 @@ struct Course {
   Gaps gaps;
   std::map<int64_t, uint64_t> losses;      // By step; what was taken again last.
   std::map<int64_t, Digest> certificates;  // Of checkpoints.
-  std::map<int64_t, Digest> chains;
   int generations = 0;
 };
 
@@ -99,9 +98,8 @@ class RollbackTest : public testing::Test {
       if (!manifest.ok() || manifest->gaps != GapsBehind(gaps, manifest->step) ||
           manifest->step <= start.step)
         continue;
-      start = {.step = manifest->step,
-               .sample_chain = manifest->sample_chain,
-               .checkpoint = entry.path().string()};
+      start = {
+          .step = manifest->step, .trail = manifest->trail, .checkpoint = entry.path().string()};
       start.manifest = *std::move(manifest);
     }
     return start;

@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <limits>
 
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
@@ -23,6 +24,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kHead = 4096, kTables = 136, kDigest = 152;
 
 std::vector<TensorSpec> Tensors() {
@@ -48,7 +50,8 @@ class SnapshotFileTest : public testing::Test {
             .generation = 3,
             .step = step,
             .rank = 5,
-            .history = {.sample_chain = DigestOf("chain"), .steps = {{0.5, 2}, {0.25, 3}}}};
+            .history = {.trail = {.sample_chain = DigestOf("chain"), .recent = {{0.75, 1}}},
+                        .steps = {{0.5, 2}, {0.25, 3}}}};
   }
   static float Value(int64_t step, int64_t atom, size_t part, int64_t i) {
     return static_cast<float>(step * 1000 + atom * 100 + static_cast<int64_t>(part) * 10 + i % 10);
@@ -234,12 +237,14 @@ TEST_F(SnapshotFileTest, HostileHeadersAreRefused) {
   const auto elements = static_cast<int64_t>(257 - Count(1));
   const std::vector<std::pair<const char*, std::function<void(std::string&)>>> changes = {
       {"magic", [](std::string& b) { b[0] = 'Q'; }},
-      {"version", [](std::string& b) { Set<uint32_t>(b, 8, 2); }},
+      {"version", [](std::string& b) { Set<uint32_t>(b, 8, 1); }},
       {"state", [](std::string& b) { Set<uint32_t>(b, 12, 3); }},
       {"step", [](std::string& b) { Set<int64_t>(b, 24, -1); }},
       {"rank", [](std::string& b) { Set<int32_t>(b, 32, -1); }},
       {"padding", [](std::string& b) { Set<uint32_t>(b, 36, 1); }},
       {"padding", [](std::string& b) { b[4095] = 1; }},
+      {"recent steps", [](std::string& b) { Set<uint64_t>(b, 2224, 65); }},
+      {"recent steps", [](std::string& b) { Set<double>(b, 2232, kInfinity); }},
       {"atoms", [](std::string& b) { Set<int64_t>(b, 40, -1); }},
       {"atoms", [](std::string& b) { Set<int64_t>(b, 40, int64_t{1} << 60); }},
       {"elements", [](std::string& b) { Set<int64_t>(b, 40, int64_t{1} << 40); }},

@@ -20,10 +20,7 @@ namespace {
 class MemoryHost final : public RankHost {
  public:
   MemoryHost(const TrainingJob& job, TrainingResult* result)
-      : job_(job), config_(job.config), result_(result) {
-    if (job_.chains == nullptr) job_.chains = &chains_;
-    (*job_.chains)[job_.start.step] = job_.start.sample_chain;
-  }
+      : job_(job), config_(job.config), result_(result) {}
 
   void Certificate(const Digest& certificate) override { result_->loaded = certificate; }
 
@@ -35,7 +32,6 @@ class MemoryHost final : public RankHost {
     const std::lock_guard lock(mutex_);
     result_->loss_bits.push_back(std::bit_cast<uint64_t>(report.loss));
     result_->grad_norms.push_back(report.grad_norm);
-    (*job_.chains)[report.step] = report.sample_chain;
     result_->finished = report.step;
     return job_.command ? job_.command(report.step) : Command::kNone;
   }
@@ -56,6 +52,7 @@ class MemoryHost final : public RankHost {
   absl::Status Saved(const SavedRun& saved) override {
     const std::lock_guard lock(mutex_);
     if (!saved.status.ok()) return saved.status;
+    if (saved.trail.has_value()) trail_ = *saved.trail;
     if (saved.run.has_value()) runs_[saved.run->file].push_back(*saved.run);
     if (++written_ < config_.layout.ranks()) return absl::OkStatus();
     const absl::Status status = Publish(saved.step);
@@ -87,7 +84,7 @@ class MemoryHost final : public RankHost {
     manifest.run_id = "tiny";
     manifest.created = "2026-01-01T00:00:00.000Z";
     manifest.generation = job_.generation;
-    manifest.sample_chain = (*job_.chains)[step];
+    manifest.trail = trail_;
     manifest.samples = SamplesAt(step);
     manifest.gaps = GapsBehind(job_.gaps, step);
     for (const auto& [_, runs] : runs_) {
@@ -113,10 +110,10 @@ class MemoryHost final : public RankHost {
   std::mutex mutex_;
   std::condition_variable settled_;
   std::map<std::string, std::vector<RunReport>> runs_;  // By file.
+  Trail trail_;                                         // Of the state that is being saved.
   int64_t written_ = 0;
   int64_t settled_step_ = -1;
   bool given_up_ = false;
-  std::map<int64_t, Digest> chains_;  // By step: training goes on while a step is being saved.
 };
 
 }  // namespace
@@ -253,9 +250,7 @@ TrainingResult Train(const RunConfig& config, const std::string& data_directory,
   if (!start_checkpoint.empty()) {
     absl::StatusOr<Manifest> manifest = ReadManifest(start_checkpoint, nullptr);
     if (!manifest.ok()) return {.status = manifest.status()};
-    job.start = {.step = manifest->step,
-                 .sample_chain = manifest->sample_chain,
-                 .checkpoint = start_checkpoint};
+    job.start = {.step = manifest->step, .trail = manifest->trail, .checkpoint = start_checkpoint};
     job.start.manifest = *std::move(manifest);
   }
   return RunJob(job);

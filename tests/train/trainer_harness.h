@@ -52,8 +52,7 @@ struct TrainingJob {
   OpsFactory make_ops = [] { return NewCpuOps(1); };
   std::vector<std::string> snapshot_directories;  // By rank; empty: no snapshots.
   std::vector<int32_t> snapshot_peers;
-  std::map<int64_t, Digest>* chains = nullptr;  // By step, shared by the generations of a run.
-  Gaps gaps;                                    // Of the run.
+  Gaps gaps;  // Of the run.
   // Asked by rank 0 after each step, where there is one.
   std::function<Command(int64_t step)> command;
   // What stands between a rank and its transport and host, where there is something. In the rank's
