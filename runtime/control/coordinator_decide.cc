@@ -179,8 +179,7 @@ bool Coordinator::WorthSaving(const Resume& resume) const {
   const bool failed = cause_.has_value() && (cause_->kind == EvidenceKind::kStorageError ||
                                              cause_->kind == EvidenceKind::kTrainingFailed);
   const bool in_vain = failed || bad_.gap.bad_step != 0;
-  return EndsWell() && !in_vain && last_generations_ < kFailuresMax && !resume.from_checkpoint &&
-         resume.step > view_.commit_step;
+  return EndsWell() && !in_vain && last_generations_ < kFailuresMax && !resume.from_checkpoint;
 }
 
 // The state: from memory if it serves, otherwise from a checkpoint, which the store knows.
