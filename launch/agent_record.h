@@ -50,7 +50,6 @@ class AgentRecord {
  private:
   AgentRecord(std::string run_directory, const RunConfig& config, bool quiet);
   void OpenLosses(uint64_t generation, int64_t resume_step);
-  void Replace(const std::string& path, const nlohmann::json& content);
   nlohmann::json FirstStepTold(const nlohmann::json& state) const;
   void Warn(const absl::Status& status);
 
@@ -65,7 +64,7 @@ class AgentRecord {
   int64_t last_row_ = 0;               // and the step of the last one.
   // The loss_bits that were there when it began to tell steps again, from the first of these on.
   std::map<int64_t, std::string> rows_;
-  nlohmann::json job_, node_;          // As written.
+  nlohmann::json job_, node_;  // As written.
 };
 
 // status.json as whoever starts a job has it: before an agent speaks (starting), and when none is

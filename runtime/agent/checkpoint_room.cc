@@ -25,13 +25,13 @@ absl::Status CheckRoomForOne(const std::string& run_directory, const SpaceNeed& 
 }
 
 absl::Status CheckRoomToKeep(const RunLog& log, const std::string& run_directory,
-                             const SpaceNeed& need, int64_t keep_last) {
+                             const SpaceNeed& need, int64_t keep_last, bool goes_back) {
   const std::vector<CheckpointEntry> entries = ListCheckpoints(log, run_directory);
   const int64_t there = std::count_if(entries.begin(), entries.end(), [](const auto& entry) {
     return !entry.retired && !entry.quarantined && !entry.gone;
   });
   // One more than are kept: the oldest goes when the newest has come.
-  const int64_t keep = std::max<int64_t>(keep_last, 2);
+  const int64_t keep = std::max<int64_t>(keep_last, 2) + (goes_back ? 1 : 0);
   const auto more = static_cast<uint64_t>(keep + 1 - std::min(there, keep));
   return Check(run_directory,
                fmt::format("keeping {} checkpoints and writing one ({} more)", keep, more),

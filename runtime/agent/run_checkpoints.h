@@ -143,6 +143,7 @@ class RunCheckpoints final : public CheckpointStore {
   absl::Status MakeBody(Wanted& wanted);  // The log's thread.
   absl::StatusOr<KeepRule> RuleNow(const RunLog& log);
   void Begin();
+  bool GoesBack() const { return options_.config.integrity.bad_step == "rollback"; }
   void CheckRoom();
   void TendFiles();
   void Retire() { Want({.type = RecordType::kRetire}); }

@@ -117,9 +117,7 @@ absl::StatusOr<KeepRule> RunCheckpoints::RuleNow(const RunLog& log) {
   KeepRule rule{.keep_last = options_.config.checkpoint.keep_last,
                 .keep_every_steps = options_.config.checkpoint.keep_every_steps,
                 .phase_end_steps = {},
-                .rollback_steps = options_.config.integrity.bad_step == "rollback"
-                                      ? options_.config.integrity.rollback_steps
-                                      : 0,
+                .rollback_steps = GoesBack() ? options_.config.integrity.rollback_steps : 0,
                 .in_use = {}};
   for (const PhasePlan& phase : schedule_.phases())
     rule.phase_end_steps.push_back(phase.first_step + phase.steps);
@@ -183,7 +181,7 @@ void RunCheckpoints::CheckRoom() {
     const auto plan = PlanOf(generation != 0 ? generation : (*log)->generation());
     if (!plan.ok()) return nullptr;
     const absl::Status status = CheckRoomToKeep(**log, options_.run_directory, (*plan)->need,
-                                                options_.config.checkpoint.keep_last);
+                                                options_.config.checkpoint.keep_last, GoesBack());
     if (status.ok()) return nullptr;
     return [this, status] {
       Event("little_room", {{"why", Message(status)}});

@@ -251,6 +251,8 @@ struct LieCase {
   std::string words;  // In what was seen.
 };
 
+void PrintTo(const LieCase& lie, std::ostream* out) { *out << lie.name; }
+
 std::vector<LieCase> LieCases() {
   using enum ProbeOutcome;
   const auto error = [](const char* call, const char* part, int number) {
@@ -428,6 +430,8 @@ struct TaskLieCase {
   ProbeOutcome outcome;
   std::string words;  // A regular expression.
 };
+
+void PrintTo(const TaskLieCase& lie, std::ostream* out) { *out << lie.name; }
 
 std::vector<TaskLieCase> TaskLieCases() {
   using enum ProbeOutcome;

@@ -232,6 +232,14 @@ TEST_F(RunCheckpointsTest, NoRoom) {
   // It was known before the first step.
   EXPECT_THAT(desk.Events("little_room"), SizeIs(1));
   EXPECT_TRUE(desk.Warned("keeping 2 checkpoints and writing one (3 more)"));
+  // A run that goes back for bad steps may need an older one.
+  huge.integrity.bad_step = "rollback";
+  CheckpointDesk goes_back(directory_.Make("goes_back"), huge);
+  goes_back.Lead();
+  goes_back.Start();
+  goes_back.Present();
+  EXPECT_FALSE(goes_back.Measure(2));
+  EXPECT_TRUE(goes_back.Warned("keeping 3 checkpoints and writing one (4 more)"));
 }
 
 TEST_F(RunCheckpointsTest, GenerationThatTheLogDoesNotKnow) {

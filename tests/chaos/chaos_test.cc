@@ -116,6 +116,10 @@ struct Case {
   Moment moment = kAtAStep;
 };
 
+void PrintTo(const Case& tested, std::ostream* out) {
+  *out << tested.fault.name << tested.moment.name << tested.provision.name;
+}
+
 class Chaos : public testing::TestWithParam<Case> {
  protected:
   Chaos() : folder_(FreshFolder("chaos")) { WriteNanoData(folder_); }
@@ -148,7 +152,7 @@ TEST_P(Chaos, EndsInTheSameBits) {
 }
 
 std::string NameOf(const testing::TestParamInfo<Case>& info) {
-  return info.param.fault.name + info.param.moment.name + info.param.provision.name;
+  return testing::PrintToString(info.param);
 }
 
 std::vector<Case> Each(const std::vector<Fault>& faults, const Moment& moment = kAtAStep) {

@@ -123,6 +123,8 @@ struct Case {
   bool mended;
 };
 
+void PrintTo(const Case& tested, std::ostream* out) { *out << tested.name; }
+
 class LongPartition : public testing::TestWithParam<Case> {};
 
 TEST_P(LongPartition, EndsInTheSameBits) {

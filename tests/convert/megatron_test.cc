@@ -29,6 +29,8 @@ struct Fixture {
   const char* layout;
 };
 
+void PrintTo(const Fixture& fixture, std::ostream* out) { *out << fixture.name; }
+
 class MegatronTest : public testing::TestWithParam<Fixture> {};
 
 INSTANTIATE_TEST_SUITE_P(Layouts, MegatronTest,

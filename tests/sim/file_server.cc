@@ -48,7 +48,7 @@ void World::ExecuteLog(uint32_t index) {
                             checker_.leads(), checker_.generations()));
         return;
       }
-      if (r.entry.kind == EntryKind::kStart) CheckSlow(r.entry);
+      CheckSlow(r.entry);
       if (r.entry.kind == EntryKind::kCommit) OnCommit(r.entry);
       if (r.entry.kind == EntryKind::kNote && ++notes_[r.entry.note].in_log > 1)
         Violate(fmt::format("note {} is in the log twice", r.entry.note));

@@ -56,7 +56,19 @@ void World::OnSlow(Index index, NodeId node) {
 
 // Whom a job found slow and did without is not used again before its time, unless others do not
 // hold what is needed.
-void World::CheckSlow(const LogEntry& start) {
+void World::CheckSlow(const LogEntry& entry) {
+  const auto job = static_cast<uint32_t>(entry.author.at.job);
+  const bool leads = entry.kind == EntryKind::kLead;
+  // The log remembers of one job, until another one leads.
+  if (entry.kind == EntryKind::kEnd || (leads && job != slow_job_)) {
+    left_until_.clear();
+    left_times_.clear();
+  }
+  if (leads) slow_job_ = job;
+  if (entry.kind == EntryKind::kStart) CheckSlowStart(entry);
+}
+
+void World::CheckSlowStart(const LogEntry& start) {
   const auto job = static_cast<uint32_t>(start.author.at.job);
   if (start.failure.kind == EvidenceKind::kSlow) {
     const Index left = IndexOf({job, start.failure.node.value_or(0)});

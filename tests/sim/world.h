@@ -286,7 +286,8 @@ class World {
   void CountWork(RankGroup& ranks);
   void SlowDown(Index index, Nanos until, int64_t percent);
   void OnSlow(Index index, NodeId node);
-  void CheckSlow(const LogEntry& start);
+  void CheckSlow(const LogEntry& entry);
+  void CheckSlowStart(const LogEntry& start);
 
   // store.cc
   void OnCommit(const LogEntry& commit);
@@ -351,8 +352,9 @@ class World {
   std::vector<SlowSpan> slow_spans_;
   std::map<Index, Nanos> named_slow_, left_until_;  // When last; until when it is left out,
   std::map<Index, int> left_times_;                 // which it was so often.
-  bool looked_ = false;    // A person, at what makes the program fail.
-  bool complete_ = false;  // The run.
+  uint64_t slow_job_ = 0;                           // Of the last LEAD.
+  bool looked_ = false;                             // A person, at what makes the program fail.
+  bool complete_ = false;                           // The run.
   Prng network_, disk_, work_, clocks_, manifests_, shell_;
   Checker checker_;
   Outcome outcome_;
