@@ -179,7 +179,9 @@ bool Coordinator::WorthSaving(const Resume& resume) const {
   const bool failed = cause_.has_value() && (cause_->kind == EvidenceKind::kStorageError ||
                                              cause_->kind == EvidenceKind::kTrainingFailed);
   const bool in_vain = failed || bad_.gap.bad_step != 0;
-  return EndsWell() && !in_vain && last_generations_ < kFailuresMax && !resume.from_checkpoint;
+  // Than any checkpoint, and than what every run begins with.
+  const bool newer = !resume.from_checkpoint && resume.step > 0;
+  return EndsWell() && !in_vain && last_generations_ < kFailuresMax && newer;
 }
 
 // The state: from memory if it serves, otherwise from a checkpoint, which the store knows.

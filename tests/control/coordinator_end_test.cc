@@ -174,6 +174,16 @@ TEST(CoordinatorEnds, AJobThatFailsBeforeItIsSavedWhenItIs) {
   EXPECT_EQ(end.step, 40);
 }
 
+// What every run begins with is not.
+TEST(CoordinatorEnds, AJobThatHoldsWhatItBeganWith) {
+  CoordinatorStory story(1);
+  story.RunAll();
+  story.Do(Coordinator::EndJob{75});
+  story.Report(0, NodeStage::kBroken, 1, Broken);
+  story.Stopped(0, 1, {{1, 0, 0}});
+  EXPECT_EQ(story.Win().kind, EntryKind::kEnd);
+}
+
 TEST(CoordinatorEnds, AJobThatIsRecoveringWhenItIsSaved) {
   CoordinatorStory stopping(1), forming(1);
   for (CoordinatorStory* story : {&stopping, &forming}) {
