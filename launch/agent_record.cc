@@ -204,6 +204,10 @@ absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directo
     for (const Json& node : *list)
       if (node.is_number_unsigned()) nodes.push_back(node.get<NodeId>());
   status["nodes"] = nodes.size();
+  // It may have no ranks, and is a member all the same.
+  if (const auto lead = read.find("coordinator"); lead != read.end() && lead->is_number_unsigned())
+    if (std::find(nodes.begin(), nodes.end(), lead->get<NodeId>()) == nodes.end())
+      nodes.push_back(lead->get<NodeId>());
   copy("job");
   copy("coordinator");
   copy("launcher_pid");

@@ -175,7 +175,7 @@ absl::StatusOr<DrillTarget> Drill::AwaitTarget(const DrillKind& kind) {
     runs_ = story_.generation();
     if (generation != status.end() && generation->is_number_unsigned())
       runs_ = std::max(runs_, generation->get<uint64_t>());
-    absl::StatusOr<DrillTarget> target = ChooseTarget(kind, options_.run_directory, status, random);
+    absl::StatusOr<DrillTarget> target = ChooseTarget(kind, status, random);
     if (target.ok() || !absl::IsFailedPrecondition(target.status()) || MonotonicNow() >= deadline)
       return target;
     absl::SleepFor(kLook);

@@ -11,7 +11,6 @@
 #include <utility>
 
 #include "runtime/agent/process.h"
-#include "runtime/base/files.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -79,8 +78,9 @@ std::optional<Member> MemberOf(const Json& json) {
   return member;
 }
 
-absl::StatusOr<std::vector<Member>> MembersOf(const Json& status) {
-  std::vector<Member> members;
+// Of nodes with ranks, and the coordinator, which may have none.
+absl::StatusOr<std::vector<Member>> EverybodyOf(const Json& status) {
+  std::vector<Member> everybody;
   const auto list = status.find("members");
   if (list != status.end() && list->is_array())
     for (const Json& json : *list) {
@@ -89,29 +89,27 @@ absl::StatusOr<std::vector<Member>> MembersOf(const Json& status) {
         return InvalidArgument(
             "the status of the job does not say which processes its nodes run, and since when: it "
             "is another version's; drill it with the perdure that runs it");
-      if (!member->ranks.empty()) members.push_back(*std::move(member));
+      everybody.push_back(*std::move(member));
     }
+  return everybody;
+}
+
+absl::StatusOr<std::vector<Member>> MembersOf(const Json& status) {
+  ASSIGN_OR_RETURN(std::vector<Member> members, EverybodyOf(status));
+  std::erase_if(members, [](const Member& member) { return member.ranks.empty(); });
   if (members.empty()) return FailedPrecondition("no node of the job runs ranks now");
   return members;
 }
 
-// It may have no ranks, and then is no member.
-absl::StatusOr<Member> CoordinatorOf(const std::string& run_directory, const Json& status,
-                                     const std::vector<Member>& members) {
-  const auto node = status.find("coordinator"), job = status.find("job");
-  if (node == status.end() || !node->is_number_unsigned() || job == status.end() ||
-      !job->is_number_unsigned())
+absl::StatusOr<Member> CoordinatorOf(const Json& status) {
+  const auto node = status.find("coordinator");
+  if (node == status.end() || !node->is_number_unsigned())
     return FailedPrecondition("the status of the job does not say who coordinates");
-  for (const Member& member : members)
+  ASSIGN_OR_RETURN(const std::vector<Member> everybody, EverybodyOf(status));
+  for (const Member& member : everybody)
     if (member.node == node->get<int64_t>()) return member;
-  ASSIGN_OR_RETURN(const std::string text,
-                   ReadFile(fmt::format("{}/jobs/{}/node-{:05}.json", run_directory,
-                                        job->get<uint64_t>(), node->get<uint64_t>())));
-  std::optional<Member> member = MemberOf(Json::parse(text, nullptr, /*allow_exceptions=*/false));
-  if (!member.has_value())
-    return FailedPrecondition("node {}, which coordinates, does not say what it runs",
-                              node->get<uint64_t>());
-  return *std::move(member);
+  return FailedPrecondition("node {}, which coordinates, does not say what it runs",
+                            node->get<uint64_t>());
 }
 
 absl::Status HoldAgent(const Member& member, DrillTarget& target) {
@@ -180,8 +178,8 @@ absl::Status TooFewNodes(const DrillKind& kind, int64_t nodes) {
       kind.name, kind.nodes_min, nodes);
 }
 
-absl::StatusOr<DrillTarget> ChooseTarget(const DrillKind& kind, const std::string& run_directory,
-                                         const Json& status, uint32_t random) {
+absl::StatusOr<DrillTarget> ChooseTarget(const DrillKind& kind, const Json& status,
+                                         uint32_t random) {
   ASSIGN_OR_RETURN(const std::vector<Member> members, MembersOf(status));
   if (static_cast<int64_t>(members.size()) < kind.nodes_min)
     return TooFewNodes(kind, static_cast<int64_t>(members.size()));
@@ -216,7 +214,7 @@ absl::StatusOr<DrillTarget> ChooseTarget(const DrillKind& kind, const std::strin
       return target;
     }
     case DrillAct::kKillAgent: {
-      ASSIGN_OR_RETURN(const Member lead, CoordinatorOf(run_directory, status, members));
+      ASSIGN_OR_RETURN(const Member lead, CoordinatorOf(status));
       std::vector<Member> others;
       std::copy_if(members.begin(), members.end(), std::back_inserter(others),
                    [&](const Member& member) { return member.node != lead.node; });
@@ -224,7 +222,7 @@ absl::StatusOr<DrillTarget> ChooseTarget(const DrillKind& kind, const std::strin
       return target;
     }
     case DrillAct::kKillCoordinator: {
-      ASSIGN_OR_RETURN(const Member lead, CoordinatorOf(run_directory, status, members));
+      ASSIGN_OR_RETURN(const Member lead, CoordinatorOf(status));
       RETURN_IF_ERROR(HoldAgent(lead, target));
       return target;
     }

@@ -72,7 +72,7 @@ absl::Status TooFewNodes(const DrillKind& kind, int64_t nodes);
 // Among what `status` (ReadStatus) of a job names; `random` chooses. FailedPrecondition: there are
 // too few nodes, or what is named has changed since. InvalidArgument: the status does not say which
 // processes there are.
-absl::StatusOr<DrillTarget> ChooseTarget(const DrillKind& kind, const std::string& run_directory,
+absl::StatusOr<DrillTarget> ChooseTarget(const DrillKind& kind,
                                          const nlohmann::ordered_json& status, uint32_t random);
 
 }  // namespace perdure

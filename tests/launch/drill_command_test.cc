@@ -544,6 +544,10 @@ TEST_F(DrilledJob, AKilledNodeAndAKilledCoordinator) {
   const ChaosEnd undisturbed = Undisturbed(folder_);
   ChaosJob job(folder_, {"--nodes", "5", "--set", "job.spares=1"});
   ASSERT_TRUE(job.AwaitStep(3)) << job.Errors();
+  // The coordinator sits on the spare node, and is told of all the same.
+  const Json status = StatusOf(job.run());
+  const auto leads = [&](const Json& member) { return member["node"] == status["coordinator"]; };
+  EXPECT_EQ(std::count_if(status["members"].begin(), status["members"].end(), leads), 1) << status;
   const Json node = Drill(job, {"--kind", "node"});
   EXPECT_EQ(node["injuries"][0]["rank"], -1);
   (void)Drill(job, {"--kind", "coordinator"});
