@@ -26,6 +26,11 @@ std::string Replaced(std::string text, const std::string& what, const std::strin
   return text.replace(at, what.size(), by);
 }
 
+// Of the manifest `text` with `by` in place of `what`, under its right digest.
+std::string Refusal(const std::string& text, const std::string& what, const std::string& by) {
+  return Message(ParseManifest(Sealed(Replaced(text, what, by))).status());
+}
+
 class ManifestTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -65,13 +70,10 @@ TEST_F(ManifestTest, SaysWhichGapsItsStateHasBehindIt) {
   const auto again = ParseManifest(text);
   ASSERT_OK(again.status());
   EXPECT_EQ(again->gaps, manifest.gaps);
-  const auto refusal = [&](const std::string& what, const std::string& by) {
-    return Message(ParseManifest(Sealed(Replaced(text, what, by))).status());
-  };
-  EXPECT_THAT(refusal("[100,24,103,1,", "[100,24,103,"), HasSubstr("are no gaps"));
-  EXPECT_THAT(refusal("[100,24,103,1,", "[100,24,99,1,"), HasSubstr("gap 0"));
-  EXPECT_THAT(refusal("120,8,121,1]", "121,8,121,1]"), HasSubstr("not behind step 120"));
-  EXPECT_THAT(refusal("\"gaps\": [100,24,103,1,120,8,121,1]", "\"gaps\": []"),
+  EXPECT_THAT(Refusal(text, "[100,24,103,1,", "[100,24,103,"), HasSubstr("are no gaps"));
+  EXPECT_THAT(Refusal(text, "[100,24,103,1,", "[100,24,99,1,"), HasSubstr("gap 0"));
+  EXPECT_THAT(Refusal(text, "120,8,121,1]", "121,8,121,1]"), HasSubstr("not behind step 120"));
+  EXPECT_THAT(Refusal(text, "\"gaps\": [100,24,103,1,120,8,121,1]", "\"gaps\": []"),
               HasSubstr("not as this version writes it"));
 }
 
@@ -83,12 +85,11 @@ TEST_F(ManifestTest, SaysWhatTheLastStepsCameTo) {
   const auto again = ParseManifest(text);
   ASSERT_OK(again.status());
   EXPECT_EQ(again->trail, manifest.trail);
-  const auto refusal = [&](const std::string& what, const std::string& by) {
-    return Message(ParseManifest(Sealed(Replaced(text, what, by))).status());
-  };
-  EXPECT_THAT(refusal("3fb999", "3fb99"), HasSubstr("field recent_steps: entry 0 is not a loss"));
-  EXPECT_THAT(refusal("3fb999", "7ff999"), HasSubstr("field recent_steps: entry 0 is loss nan"));
-  EXPECT_THAT(refusal("3fb999", "3FB999"), HasSubstr("not as this version writes it"));
+  EXPECT_THAT(Refusal(text, "3fb999", "3fb99"),
+              HasSubstr("field recent_steps: entry 0 is not a loss"));
+  EXPECT_THAT(Refusal(text, "3fb999", "7ff999"),
+              HasSubstr("field recent_steps: entry 0 is loss nan"));
+  EXPECT_THAT(Refusal(text, "3fb999", "3FB999"), HasSubstr("not as this version writes it"));
   manifest.trail.recent.assign(kRecentStepsMax + 1, {0.1, 2.5});
   EXPECT_THAT(Message(ParseManifest(*SerializeManifest(manifest)).status()),
               HasSubstr("field recent_steps: 65 entries; at most 64 expected"));

@@ -150,14 +150,20 @@ void Broken(msg::Report& report) {
   report.failure = EvidenceKind::kRankCrashed;
 }
 
-// What memory holds and no checkpoint does is worth one more generation.
-TEST(CoordinatorEnds, AJobThatFailsBeforeItIsSavedWhenItIs) {
-  CoordinatorStory story(1);
+// A job that is told to end, and whose ranks fail then with the state of `step` in memory: what is
+// written of it.
+LogEntry BreaksAtItsEnd(CoordinatorStory& story, StepIndex step) {
   story.RunAll();
   story.Do(Coordinator::EndJob{75});
   story.Report(0, NodeStage::kBroken, 1, Broken);
-  story.Stopped(0, 1, {{1, 40, 0}});
-  const LogEntry start = story.Win();
+  story.Stopped(0, 1, {{1, step, 0}});
+  return story.Win();
+}
+
+// What memory holds and no checkpoint does is worth one more generation.
+TEST(CoordinatorEnds, AJobThatFailsBeforeItIsSavedWhenItIs) {
+  CoordinatorStory story(1);
+  const LogEntry start = BreaksAtItsEnd(story, 40);
   ASSERT_EQ(start.kind, EntryKind::kStart);
   EXPECT_EQ(start.step, 40);
   EXPECT_THAT(story.Sent<msg::Prepare>(), SizeIs(1));
@@ -177,11 +183,7 @@ TEST(CoordinatorEnds, AJobThatFailsBeforeItIsSavedWhenItIs) {
 // What every run begins with is not.
 TEST(CoordinatorEnds, AJobThatHoldsWhatItBeganWith) {
   CoordinatorStory story(1);
-  story.RunAll();
-  story.Do(Coordinator::EndJob{75});
-  story.Report(0, NodeStage::kBroken, 1, Broken);
-  story.Stopped(0, 1, {{1, 0, 0}});
-  EXPECT_EQ(story.Win().kind, EntryKind::kEnd);
+  EXPECT_EQ(BreaksAtItsEnd(story, 0).kind, EntryKind::kEnd);
 }
 
 TEST(CoordinatorEnds, AJobThatIsRecoveringWhenItIsSaved) {
