@@ -117,7 +117,8 @@ TEST(PackReader, ListsThatAreNone) {
   std::string beyond = Packed({kMost});
   beyond.back() = 2;  // beyond the highest.
   bad(beyond, 2);
-  PackReader from(Packed({1}) + "x", "it");
+  const std::string more = Packed({1}) + "x";
+  PackReader from(more, "it");
   EXPECT_THAT(from.Numbers(1), ElementsAre(1));
   EXPECT_THAT(Message(from.Done()), HasSubstr("1 bytes too many"));
 }

@@ -147,7 +147,8 @@ TEST_F(CoordinatorTries, AndKnowsAgentsThatComeBackWithoutTheirRanks) {
 TEST_F(CoordinatorTries, AndKnowsWhoHangs) {
   for (int second = 0; second < 620 && story_.phase() == Phase::kRunning; ++second) {
     for (NodeId node : {0, 1})
-      story_.Report(node, NodeStage::kRunning, 1, [&](msg::Report& r) { r.finished = node == 1; });
+      story_.Report(node, NodeStage::kRunning, 1,
+                    [node](msg::Report& r) { r.finished = node == 1; });
     story_.Report(2, NodeStage::kIdle);
     story_.After(absl::Seconds(1));
   }
