@@ -58,7 +58,7 @@ class Reader {
 absl::StatusOr<std::vector<std::string>> NodesOf(const Reader& read) {
   const std::string list = read.Text("SLURM_JOB_NODELIST");
   if (list.empty()) return read.Missing("SLURM_JOB_NODELIST");
-  absl::StatusOr<std::vector<std::string>> nodes = ExpandHostlist(list);
+  absl::StatusOr<std::vector<std::string>> nodes = ExpandHostlist(list, HostlistGrammar::k23_11);
   if (!nodes.ok()) return InvalidArgument("SLURM_JOB_NODELIST: {}", Message(nodes.status()));
   ASSIGN_OR_RETURN(const int count, read.Needed<int>("SLURM_JOB_NUM_NODES", 1));
   if (static_cast<size_t>(count) != nodes->size())

@@ -41,7 +41,7 @@ std::string Padded(uint64_t number, size_t width) {
 // fastest.
 class Expander {
  public:
-  explicit Expander(std::string_view list) : list_(list) {}
+  Expander(std::string_view list, HostlistGrammar grammar) : list_(list), grammar_(grammar) {}
 
   absl::StatusOr<std::vector<std::string>> Run() {
     while (at_ < list_.size()) {
@@ -68,7 +68,7 @@ class Expander {
 
   absl::Status Word() {
     std::vector<std::string> words = {""};
-    bool after_bracket = false;
+    bool brackets = false, ends_in_bracket = false;
     for (; at_ < list_.size() && !IsSeparator(list_[at_]); ++at_) {
       if (list_[at_] == '[') {
         ASSIGN_OR_RETURN(const std::vector<std::string> numbers, Bracket());
@@ -79,18 +79,18 @@ class Expander {
         for (const std::string& word : words)
           for (const std::string& number : numbers) longer.push_back(word + number);
         words = std::move(longer);
-        after_bracket = true;
+        brackets = ends_in_bracket = true;
       } else if (IsNameCharacter(list_[at_])) {
         for (std::string& word : words) word += list_[at_];
-        after_bracket = false;
+        ends_in_bracket = false;
       } else {
         return Bad("this character is not part of a node's name");
       }
       if (words.front().size() > kNameBytesMax)
         return Bad(fmt::format("a name has more than {} bytes", kNameBytesMax));
     }
-    if (!after_bracket && words.size() > 1)
-      return Bad("text behind the last bracket, which Slurm 22.05 does not read either");
+    if (brackets && !ends_in_bracket && grammar_ == HostlistGrammar::k22_05)
+      return Bad("text behind the last bracket, which not every Slurm can read");
     if (words.size() > kHostlistNamesMax - names_.size())
       return Bad(fmt::format("it has more than {} names", kHostlistNamesMax));
     std::move(words.begin(), words.end(), std::back_inserter(names_));
@@ -130,6 +130,7 @@ class Expander {
   }
 
   const std::string_view list_;
+  const HostlistGrammar grammar_;
   size_t at_ = 0;
   std::vector<std::string> names_;
 };
@@ -194,9 +195,10 @@ bool IsNodeName(std::string_view name) {
          std::all_of(name.begin(), name.end(), IsNameCharacter);
 }
 
-absl::StatusOr<std::vector<std::string>> ExpandHostlist(std::string_view list) {
+absl::StatusOr<std::vector<std::string>> ExpandHostlist(std::string_view list,
+                                                        HostlistGrammar grammar) {
   if (list == "(null)") return std::vector<std::string>();
-  return Expander(list).Run();
+  return Expander(list, grammar).Run();
 }
 
 std::string CompressHostlist(std::span<const std::string> names) {

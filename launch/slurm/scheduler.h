@@ -4,10 +4,10 @@
 //
 // Errors are told apart by what a caller does next:
 //   Unavailable        the controller does not answer, or in time: try again later
-//   NotFound           no such job (any more), partition or program
+//   NotFound           no such job (any more) or partition
 //   PermissionDenied   somebody else may
 //   InvalidArgument    Slurm refused it, in its own words: change what was asked for
-//   FailedPrecondition the job is not (or no longer) in a state for it
+//   FailedPrecondition the job is not, or no longer, in a state for it; no Slurm on this machine
 //   Unimplemented      this site has no accounting database
 //   Internal           an answer that cannot be read
 // Messages name the command and what it printed.
@@ -30,7 +30,7 @@ namespace perdure {
 struct Submission {
   std::vector<std::string> options;  // sbatch's, before the script; as they are.
   std::string script, script_path;
-  std::vector<std::string> arguments;  // The script's.
+  std::vector<std::string> arguments;  // The script's, if it is given by its path.
 };
 
 // A job's id as commands take it: "123", or "123_4" for an element of an array.
@@ -39,7 +39,13 @@ std::string JobText(int64_t id);
 class Scheduler {
  public:
   struct Options {
-    absl::Duration timeout = absl::Seconds(60);  // Of one command.
+    absl::Duration timeout = absl::Seconds(90);  // Of one command. Slurm's own patience ends at 60.
+    // Between the fields of squeue and sinfo, because a job's name may hold anything. Empty: one
+    // that nobody can guess, for each Scheduler.
+    std::string separator;
+    // Whether this process runs in a job: what Slurm's variables say of that job is then kept from
+    // those that it submits.
+    bool inside_job = false;
   };
   // `runner` is RunCommand but in tests.
   Scheduler(CommandRunner runner, Options options);
@@ -52,14 +58,15 @@ class Scheduler {
   absl::StatusOr<JobView> Job(const std::string& job);
   // This user's jobs of that name which the scheduler still knows, the ended ones too, by id.
   absl::StatusOr<std::vector<JobView>> JobsNamed(const std::string& name);
-  // Its id. Variables SBATCH_* hold for it as for any sbatch; what a surrounding job's environment
-  // says is kept from it. Unavailable after a time limit may mean that it was queued all the same:
-  // look for it by name before trying again.
+  // Its id. Variables SBATCH_* hold for it as for any sbatch, and it gets this process's
+  // environment. Unavailable after a time limit may mean that it was queued all the same: look for
+  // it by name before trying again.
   absl::StatusOr<int64_t> Submit(const Submission& submission);
 
   absl::Status Hold(const std::string& job);     // Pending: keeps its age in the queue.
   absl::Status Release(const std::string& job);  // What its owner held.
-  absl::Status Cancel(const std::string& job);   // Pending or running. Ended ones: OK.
+  // Pending or running. OK also if it has ended, or never was.
+  absl::Status Cancel(const std::string& job);
   // Those of this user's jobs of that name that are pending. None is OK.
   absl::Status CancelPendingNamed(const std::string& name);
   absl::Status Requeue(const std::string& job);
@@ -82,8 +89,11 @@ class Scheduler {
   absl::StatusOr<std::vector<PastJob>> History(absl::Time since, const std::string& partition);
 
  private:
+  absl::StatusOr<CommandResult> Run(Command command);
+  // The output of a command that ended well.
   absl::StatusOr<std::string> Ask(std::vector<std::string> argv);
   absl::Status Tell(std::vector<std::string> argv);
+  absl::StatusOr<std::string> NameOf(const std::string& job);
   absl::Status Update(const std::string& job, const std::string& change);
 
   const CommandRunner runner_;

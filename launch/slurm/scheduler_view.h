@@ -59,7 +59,7 @@ struct JobView {
   std::string reason;        // Why it is pending, or ended; empty: "None".
   std::string partition;     // A pending job may have several, with commas.
   std::string account, qos;  // Empty: none.
-  // Nodes it has; of a pending job the fewest and the most it asks for.
+  // Nodes it has; of a pending job the fewest and the most it asks for, 0: no limit.
   int nodes_min = 0;
   int nodes_max = 0;
   std::vector<std::string> nodes;  // What it has now, less nodes that were removed.
@@ -147,7 +147,7 @@ struct PastJob {
   JobExit exit;
   std::optional<absl::Time> submitted, eligible, start, end;
   std::optional<absl::Duration> time_limit;
-  // From being eligible to its start: what sacct calls Planned, before 21.08 Reserved.
+  // From being eligible to its start: what sacct calls Reserved, later Planned.
   std::optional<absl::Duration> waited() const;
 };
 
