@@ -1,7 +1,8 @@
 #include "launch/slurm/scheduler.h"
 
+#include <unistd.h>
+
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <random>
 #include <utility>
@@ -80,6 +81,7 @@ Scheduler::Scheduler(CommandRunner runner) : Scheduler(std::move(runner), Option
 Scheduler::Scheduler(CommandRunner runner, Options options)
     : runner_(std::move(runner)), options_([&] {
         if (options.separator.empty()) options.separator = UnguessableSeparator();
+        if (options.user.empty()) options.user = std::to_string(::geteuid());
         return std::move(options);
       }()) {
   PERDURE_CHECK(runner_ != nullptr);
@@ -149,7 +151,7 @@ absl::StatusOr<std::vector<JobView>> Scheduler::JobsNamed(const std::string& nam
 }
 
 absl::StatusOr<int64_t> Scheduler::Submit(const Submission& submission) {
-  PERDURE_CHECK(submission.script.empty() != submission.script_path.empty());
+  PERDURE_CHECK(submission.script.empty() || submission.script_path.empty());
   PERDURE_CHECK(submission.arguments.empty() || submission.script.empty());
   Command command{.argv = {"sbatch", "--parsable"}, .input = submission.script};
   for (const std::string& option : submission.options) command.argv.push_back(option);
@@ -188,7 +190,8 @@ absl::Status Scheduler::Cancel(const std::string& job) {
 
 absl::Status Scheduler::CancelPendingNamed(const std::string& name) {
   RETURN_IF_ERROR(CheckName(name));
-  return Tell({"scancel", "--me", "--state=PENDING", "--name=" + name});
+  // Not by --me, which came with 22.05.
+  return Tell({"scancel", "--user=" + options_.user, "--state=PENDING", "--name=" + name});
 }
 
 absl::Status Scheduler::Update(const std::string& job, const std::string& change) {

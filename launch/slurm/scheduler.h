@@ -26,7 +26,7 @@
 
 namespace perdure {
 
-// A job to queue. Either `script` (its text, beginning with "#!") or `script_path`.
+// A job to queue: `script` (its text, beginning with "#!"), or `script_path`, or --wrap in options.
 struct Submission {
   std::vector<std::string> options;  // sbatch's, before the script; as they are.
   std::string script, script_path;
@@ -43,6 +43,8 @@ class Scheduler {
     // Between the fields of squeue and sinfo, because a job's name may hold anything. Empty: one
     // that nobody can guess, for each Scheduler.
     std::string separator;
+    // Whose jobs are meant by name; empty: this process's effective user, by number.
+    std::string user;
     // Whether this process runs in a job: what Slurm's variables say of that job is then kept from
     // those that it submits.
     bool inside_job = false;

@@ -307,6 +307,7 @@ absl::Status ReadScontrol(const KeyValues& values, JobView& job) {
   job.account = TextOrNothing(values.Find("Account").value_or(""));
   job.qos = TextOrNothing(values.Find("QOS").value_or(""));
   job.batch_host = TextOrNothing(values.Find("BatchHost").value_or(""));
+  job.failed_node = TextOrNothing(values.Find("FailedNode").value_or(""));
   ASSIGN_OR_RETURN(const std::string_view priority, values.Needed("Priority"));
   ASSIGN_OR_RETURN(job.priority, ParseNumber<int64_t>(priority));
   ASSIGN_OR_RETURN(const std::string_view restarts, values.Needed("Restarts"));
@@ -646,6 +647,9 @@ absl::Status CommandFailure(const std::vector<std::string>& argv, const CommandR
     return fmt::format("'{}' ended with code {} and said '{}': {}", CommandLine(argv),
                        result.exit_code, Printable(said), advice);
   };
+  // "Job 4_99 not found", on its standard output.
+  if (lower.starts_with("job ") && lower.ends_with(" not found\n"))
+    return NotFound("{}", message("no such job"));
   for (const Words& words : kWords)
     for (const std::string_view word : words.any)
       if (lower.find(word) != std::string::npos)

@@ -46,6 +46,8 @@ bool IsOver(JobState state);
 struct JobExit {
   int code = 0;    // Of the batch script.
   int signal = 0;  // 0: none.
+
+  bool operator==(const JobExit&) const = default;
 };
 
 // One job, or those elements of an array that are pending as one.
@@ -73,12 +75,17 @@ struct JobView {
   int64_t priority = 0;                      // 0 means held.
   std::string dependency;                    // What it still waits for, in Slurm's words.
   std::vector<std::string> excluded;         // Nodes it must not get.
-  // Only Scheduler::Job knows these; `nodes_max` of a pending job and `eligible` likewise.
+  // The node whose loss ended or requeued it, where Slurm says so (from 23.02 on).
+  std::string failed_node;
+  // Only Scheduler::Job knows these, and failed_node; `nodes_max` of a pending job and `eligible`
+  // likewise.
   std::optional<int> restarts;
   std::optional<JobExit> exit;
   std::optional<bool> requeue;  // Whether a lost node or a preemption has it requeued.
 
   bool batch_host_lost() const;
+
+  bool operator==(const JobView&) const = default;
 };
 
 // What sinfo says about a node.
@@ -92,6 +99,8 @@ struct NodeView {
 
   bool down() const;     // Not to be had before somebody acts.
   bool drained() const;  // No new jobs: draining or drained.
+
+  bool operator==(const NodeView&) const = default;
 };
 
 struct PartitionView {
@@ -109,6 +118,8 @@ struct PartitionView {
   std::string qos;  // Whose limits hold for all jobs of the partition; empty: none.
   std::string preempt_mode;
   absl::Duration over_time_limit;  // Infinite if jobs are never ended for their limit.
+
+  bool operator==(const PartitionView&) const = default;
 };
 
 struct QosView {
@@ -123,6 +134,8 @@ struct QosView {
   std::optional<int64_t> group_nodes_max, group_gpus_max;  // Of all jobs of the QoS together.
   std::string flags;                                       // With commas.
   std::string preempt_mode;                                // Empty or "cluster": the cluster's.
+
+  bool operator==(const QosView&) const = default;
 };
 
 struct SchedulerConfig {
@@ -136,6 +149,8 @@ struct SchedulerConfig {
   std::string accounting;          // "accounting_storage/none": no history, no QoS.
   std::string preempt_mode;        // "OFF", "REQUEUE", …
   absl::Duration over_time_limit;  // Infinite if jobs are never ended for their limit.
+
+  bool operator==(const SchedulerConfig&) const = default;
 };
 
 // A job of the accounting database.
@@ -147,8 +162,10 @@ struct PastJob {
   JobExit exit;
   std::optional<absl::Time> submitted, eligible, start, end;
   std::optional<absl::Duration> time_limit;
-  // From being eligible to its start: what sacct calls Reserved, later Planned.
+  // From being eligible to its start: what sacct calls Reserved, from 23.02 on Planned.
   std::optional<absl::Duration> waited() const;
+
+  bool operator==(const PastJob&) const = default;
 };
 
 }  // namespace perdure

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # record.sh OUT: what the installed Slurm answers to the commands of launch/slurm/scheduler.cc, one file per command in
 # OUT. Starts a cluster of four nodes on this host; with mariadbd and slurmdbd installed also one with accounting, whose
-# files begin with acct-. Runs as root, because some answers are to a user who may not ask. Takes two minutes.
+# files begin with acct-. Runs as root, because some answers are to a user who may not ask. Takes four minutes.
 set -euo pipefail
 out=$(realpath "$1"); mkdir -p "$out"; cd /tmp
 work=$(mktemp -d); chmod 755 "$work"; host=$(hostname -s)
@@ -23,7 +23,7 @@ job() { record "$1" scontrol -o -a show job "$2"; }
 submit() { sbatch --parsable -o /dev/null "$@"; }
 await() {  # ID STATE...
   local id=$1 state; shift
-  for _ in $(seq 300); do
+  for _ in $(seq 900); do
     state=$(scontrol -o show job "$id" | grep -o ' JobState=[A-Z_]*' | head -1)
     for wanted in "$@"; do if [ "$state" = " JobState=$wanted" ]; then return; fi; done
     sleep 0.2
@@ -111,7 +111,7 @@ submit -N4 -A alpha -t UNLIMITED -p big -J never --wrap true
 submit -N1 -J $'evil UserId=x(0) JobState=FAILED\nJobId=1 JobName=z UserId=root(0) \x1f<~|>' -d afterany:1 --wrap true
 await 1 RUNNING; await 7 RUNNING
 record jobs squeue -h -a --noconvert --me -t all -o "$format"
-job running 1; job pending 2; job held 3; job array 4; job array-pending 4_3; job array-running 4_0; job never 5
+job running 1; job pending 2; job held 3; job array 4; job array-pending 4_3; job array-running 4_0; job never 5; job unknown-element 4_99
 job evil-name 6
 record evil-name-asked squeue -h -a -t all -j 6 -o "%A$separator%j$separator"
 scancel 2 4 5 6
@@ -162,7 +162,7 @@ record requeue-running scontrol requeue 15; sleep 1; job requeued-by-hand 15
 record hold-ended scontrol hold 9
 record cancel-ended scancel 9
 record exclude-ended scontrol update JobId=9 ExcNodeList=n1
-record cancel-named scancel --me --state=PENDING '--name=held, one'; await 3 CANCELLED
+record cancel-named scancel --user=0 --state=PENDING '--name=held, one'; await 3 CANCELLED
 record refused-partition sbatch --parsable -p nope --wrap true
 record refused-nodes sbatch --parsable -N0 --wrap true
 record refused-option sbatch --parsable --frobnicate --wrap true
