@@ -155,8 +155,8 @@ const std::map<std::string, Words>& FoldersBelow() {
         "kernels", "ckpt", "monitoring"}},
       {"launch/slurm", {}},
       {"launch",
-       {"launch/slurm", "runtime/agent", "runtime/control", "runtime/wire", "runtime/train", "runtime/comm",
-        "runtime/data", "model", "kernels", "ckpt/convert", "ckpt", "monitoring"}},
+       {"launch/slurm", "runtime/agent", "runtime/control", "runtime/wire", "runtime/train",
+        "runtime/comm", "runtime/data", "model", "kernels", "ckpt/convert", "ckpt", "monitoring"}},
   };
   return below;
 }

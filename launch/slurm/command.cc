@@ -10,10 +10,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <string_view>
 
-#include "absl/time/clock.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
 #include "runtime/base/unique_fd.h"
@@ -23,6 +23,11 @@ namespace {
 
 // How often we look whether the program has ended while something else holds its output open.
 constexpr absl::Duration kLook = absl::Milliseconds(20);
+
+// Since some fixed moment; it does not jump when somebody sets the clock.
+absl::Duration MonotonicNow() {
+  return absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
+}
 
 std::vector<std::string> EnvironmentOf(const Command& command) {
   std::vector<std::string> all;
@@ -172,8 +177,9 @@ void Spawned::GiveInput() {
 bool Spawned::HasEnded() {
   siginfo_t info{};
   // It stays a zombie, so that its number names its group for as long as we may kill that.
-  return ::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
-         info.si_pid == pid_;
+  if (::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) != 0)
+    return errno == ECHILD;  // This process ignores SIGCHLD; Finish says so.
+  return info.si_pid == pid_;
 }
 
 absl::Status Spawned::Look(absl::Duration wait, CommandResult& result) {
@@ -194,11 +200,11 @@ absl::Status Spawned::Look(absl::Duration wait, CommandResult& result) {
 
 absl::StatusOr<CommandResult> Spawned::Finish() {
   CommandResult result;
-  const absl::Time deadline = absl::Now() + command_.timeout;
+  const absl::Duration deadline = MonotonicNow() + command_.timeout;
   for (;;) {
     // Asked first: what it wrote before its end is then in the pipes, and taken below.
     const bool ended = HasEnded();
-    const absl::Duration left = deadline - absl::Now();
+    const absl::Duration left = deadline - MonotonicNow();
     RETURN_IF_ERROR(
         Look(ended ? absl::ZeroDuration() : std::max(left, absl::ZeroDuration()), result));
     if (ended) break;

@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "launch/slurm/hostlist.h"
 #include "launch/slurm/scheduler_text.h"
+#include "launch/slurm/slurm_words.h"
 #include "launch/slurm/text_reader.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"

@@ -18,22 +18,6 @@
 
 namespace perdure {
 
-// ---- words
-
-// Digits are seconds since 1970; "Unknown", "N/A", "NONE", "None" and "(null)" are no time.
-absl::StatusOr<std::optional<absl::Time>> ParseSlurmTime(std::string_view text);
-// "20:00:00", "1-02:03:04", "2:00" (minutes, seconds), "UNLIMITED"; "NONE", "NOT_SET", "INVALID",
-// "Partition_Limit" and "" are none.
-absl::StatusOr<std::optional<absl::Duration>> ParseSlurmDuration(std::string_view text);
-// For Slurm's own options: "D-HH:MM:SS", rounded up to whole minutes, or "UNLIMITED".
-std::string SlurmDuration(absl::Duration duration);
-// "4", "1K" (1,024), "4-8", "1,4-8:2": the fewest and the most; the most is 0 if there is one
-// number only.
-struct NodeRange {
-  int least = 0, most = 0;
-};
-absl::StatusOr<NodeRange> ParseNodeRange(std::string_view text);
-
 // ---- squeue and sinfo: every field is followed by `separator`, every record by a new line
 
 std::string SqueueFormat(std::string_view separator);
@@ -45,8 +29,9 @@ absl::StatusOr<std::vector<NodeView>> ParseSinfo(std::string_view text, std::str
 
 // ---- scontrol -o
 
-// `scontrol -o show job`: one record, or several of an array. Where a job's name makes the text
-// ambiguous, it is FailedPrecondition without `name`, which must then be asked of squeue.
+// `scontrol -o show job`: one record, or several of an array, which share a name. Where a name
+// could have forged a part of the text, it is FailedPrecondition without `name`, to be asked of
+// squeue.
 absl::StatusOr<std::vector<JobView>> ParseScontrolJobs(std::string_view text,
                                                        const std::optional<std::string>& name);
 absl::StatusOr<std::vector<PartitionView>> ParsePartitions(std::string_view text);

@@ -91,7 +91,10 @@ TEST(Scheduler, HeldAndNeverStartedJobs) {
 }
 
 TEST(Scheduler, Arrays) {
-  const JobView waiting = Job("array", "4");
+  // Its answer has several lines, and the first of them might be the name's.
+  const absl::StatusOr<JobView> view = Recorded({"array", "array-asked"}).Job("4");
+  ASSERT_TRUE(view.ok()) << view.status();
+  const JobView& waiting = *view;
   EXPECT_EQ(waiting.id, 4);
   EXPECT_EQ(waiting.array_job_id, 4);
   EXPECT_EQ(waiting.array_task, "1-53%1");
@@ -119,6 +122,23 @@ TEST(Scheduler, ANameMayHoldAnything) {
   EXPECT_EQ(job->user, "root");
   EXPECT_EQ(job->state, JobState::kPending);
   EXPECT_EQ(job->dependency, "afterany:1(unfulfilled)");
+}
+
+TEST(Scheduler, ANameMayHoldAWholeRecord) {
+  // Job 6 is named like the rest of its record, and then the head of another job's.
+  const std::string completed = ReadRecord("22.05/completed").result.output;
+  const std::string rest = completed.substr(completed.find(" UserId="));
+  const std::string name = "x" + rest.substr(0, rest.size() - 1) + "\nJobId=7 JobName=y";
+  std::string text = ReadRecord("22.05/pending").result.output;
+  text.replace(0, text.find(" UserId="), "JobId=6 JobName=" + name);
+  const auto runner = [&](const Command& command) -> absl::StatusOr<CommandResult> {
+    if (command.argv[0] == "scontrol") return CommandResult{.output = text};
+    return CommandResult{.output = "6<~|~>" + name + "<~|~>\n"};
+  };
+  const auto job = Scheduler(runner, {.separator = kRecordedSeparator}).Job("6");
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->name, name);
+  EXPECT_EQ(job->state, JobState::kPending);
 }
 
 TEST(Scheduler, EndedJobs) {
@@ -260,7 +280,12 @@ TEST(Scheduler, UnknownJobs) {
          "'slurm_load_jobs error: Invalid job id specified'");
   Expect(Recorded({"unknown-hold"}).Hold("99999"), Code::kNotFound, "Invalid job id specified");
   Expect(Recorded({"unknown-element"}).Job("4_99").status(), Code::kNotFound, "Job 4_99 not found");
-  Expect(Recorded({"evil-name", "unknown-name"}).Job("99999").status(), Code::kNotFound, "squeue");
+  // Forgotten between the answer and the question for its name.
+  Scheduler forgetful([](const Command& command) -> absl::StatusOr<CommandResult> {
+    return ReadRecord(command.argv[0] == "squeue" ? "22.05/unknown-name" : "22.05/evil-name")
+        .result;
+  });
+  Expect(forgetful.Job("6").status(), Code::kNotFound, "squeue");
 }
 
 TEST(Scheduler, OthersJobs) {

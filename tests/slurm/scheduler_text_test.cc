@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "launch/slurm/slurm_words.h"
 #include "runtime/base/status.h"
 #include "tests/slurm/recorded_command.h"
 

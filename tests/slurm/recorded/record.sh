@@ -31,13 +31,14 @@ await() {  # ID STATE...
   echo "job $id is $state, not $*" >&2; return 1
 }
 
+# belongs PROCESS VARIABLE: whether its environment has it.
+belongs() { grep -qzx "$2" "$1/environ" 2>/dev/null; }
 kill_node() {  # NODE JOB: as if the machine had lost its power.
   local process
   kill -9 "$(cat "$work/plain/slurmd-$1.pid")"
   for process in /proc/[0-9]*; do
-    if cat "$process/environ" 2>/dev/null | tr '\0' '\n' | grep -q "^SLURM_CONF=$work/" &&
-      tr '\0' '\n' < "$process/environ" | grep -qx "SLURMD_NODENAME=$1" &&
-      tr '\0' '\n' < "$process/environ" | grep -qx "SLURM_JOB_ID=$2"
+    if belongs "$process" "SLURM_CONF=$work/.*" && belongs "$process" "SLURMD_NODENAME=$1" &&
+      belongs "$process" "SLURM_JOB_ID=$2"
     then
       kill -9 "$(cut -d' ' -f4 "$process/stat")" "${process#/proc/}" 2>/dev/null || true
     fi
@@ -88,11 +89,11 @@ C
   until [ "$(sinfo -h -p main -t idle -o %D 2>/dev/null)" = 4 ]; do sleep 0.2; done
 }
 stop() {
-  for file in "$work"/*/*.pid; do [ -e "$file" ] && kill "$(cat "$file")" 2>/dev/null || true; done
+  for file in "$work"/*/*.pid; do if [ -e "$file" ]; then kill "$(cat "$file")" 2>/dev/null || true; fi; done
   sleep 3
   # Whatever a node still runs has our SLURM_CONF in its environment.
   for process in /proc/[0-9]*; do
-    if cat "$process/environ" 2>/dev/null | tr '\0' '\n' | grep -q "^SLURM_CONF=$work/" && [ "${process#/proc/}" != $$ ]
+    if belongs "$process" "SLURM_CONF=$work/.*" && [ "${process#/proc/}" != $$ ]
     then kill -9 "${process#/proc/}" 2>/dev/null || true; fi
   done
   rm -rf "$work"
@@ -113,12 +114,13 @@ await 1 RUNNING; await 7 RUNNING
 record jobs squeue -h -a --noconvert --me -t all -o "$format"
 job running 1; job pending 2; job held 3; job array 4; job array-pending 4_3; job array-running 4_0; job never 5; job unknown-element 4_99
 job evil-name 6
+record array-asked squeue -h -a -t all -j 4 -o "%A$separator%j$separator"
 record evil-name-asked squeue -h -a -t all -j 6 -o "%A$separator%j$separator"
 scancel 2 4 5 6
 
 record submitted sbatch --parsable -N1 -J fails -o /dev/null --wrap 'exit 3'   # 8
 await 8 FAILED; job failed 8
-submit -N1 -t 5 -J done --wrap true; await 9 COMPLETED; job completed 9
+submit -N1 -t 5 -J 'done' --wrap true; await 9 COMPLETED; job completed 9
 scancel 1; await 1 CANCELLED; job cancelled 1
 submit -N4 -t 20 --no-kill -J lost --wrap 'srun --no-kill sleep 600'; await 10 RUNNING; sleep 2
 lost=$(scontrol -o show job 10 | grep -o 'BatchHost=[^ ]*' | cut -d= -f2)
@@ -173,7 +175,7 @@ await 13 TIMEOUT; job timed-out 13
 record no-qos sacctmgr -nP show qos \
   format=Name,Priority,MaxWall,MaxTRES,MaxTRESPU,MaxJobsPU,MaxSubmitPU,GrpTRES,Flags,PreemptMode
 history=(sacct -n -P -X -a --noconvert -S 1970-01-02T00:00:00 \
-  --format=JobIDRaw,NNodes,State,ExitCode,Submit,Eligible,Start,End,TimelimitRaw)
+  '--format=JobIDRaw,NNodes,State,ExitCode,Submit,Eligible,Start,End,TimelimitRaw')
 record no-history "${history[@]}"
 kill "$(cat "$work/plain/slurmctld.pid")"; while [ -e "$work/plain/slurmctld.pid" ]; do sleep 0.2; done
 record away-job scontrol -o -a show job 9
