@@ -68,9 +68,11 @@ class Expander {
 
   absl::Status Word() {
     std::vector<std::string> words = {""};
+    size_t longest = 0;  // Of them, in bytes.
     bool brackets = false, ends_in_bracket = false;
     for (; at_ < list_.size() && !IsSeparator(list_[at_]); ++at_) {
-      if (list_[at_] == '[') {
+      ends_in_bracket = list_[at_] == '[';
+      if (ends_in_bracket) {
         ASSIGN_OR_RETURN(const std::vector<std::string> numbers, Bracket());
         if (words.size() * numbers.size() > kHostlistNamesMax - names_.size())
           return Bad(fmt::format("it has more than {} names", kHostlistNamesMax));
@@ -79,14 +81,18 @@ class Expander {
         for (const std::string& word : words)
           for (const std::string& number : numbers) longer.push_back(word + number);
         words = std::move(longer);
-        brackets = ends_in_bracket = true;
+        longest +=
+            std::max_element(numbers.begin(), numbers.end(), [](const auto& x, const auto& y) {
+              return x.size() < y.size();
+            })->size();
+        brackets = true;
       } else if (IsNameCharacter(list_[at_])) {
         for (std::string& word : words) word += list_[at_];
-        ends_in_bracket = false;
+        ++longest;
       } else {
         return Bad("this character is not part of a node's name");
       }
-      if (words.front().size() > kNameBytesMax)
+      if (longest > kNameBytesMax)
         return Bad(fmt::format("a name has more than {} bytes", kNameBytesMax));
     }
     if (brackets && !ends_in_bracket && grammar_ == HostlistGrammar::k22_05)
@@ -166,8 +172,8 @@ std::string Brackets(const Numbers& numbers) {
     for (Run run : RunsOf(members, width)) {
       // 08, 09 and 10 are one range: behind the last number with zeros come those without.
       const auto next = std::find_if(runs.begin(), runs.end(), [&](const Run& plain) {
-        return plain.first == run.last + 1 && plain.width == width &&
-               std::to_string(plain.first).size() == width;
+        return plain.first == run.last + 1 && plain.width == run.width &&
+               std::to_string(plain.first).size() == run.width;
       });
       if (next != runs.end()) {
         run.last = next->last;

@@ -195,33 +195,38 @@ absl::Status Scheduler::CancelPendingNamed(const std::string& name) {
   return Tell({"scancel", "--user=" + options_.user, "--state=PENDING", "--name=" + name});
 }
 
-absl::Status Scheduler::Update(const std::string& job, const std::string& change) {
+absl::Status Scheduler::Update(const std::string& job, const std::vector<std::string>& changes) {
   RETURN_IF_ERROR(CheckJob(job));
-  return Tell({"scontrol", "update", "JobId=" + job, change});
+  std::vector<std::string> argv = {"scontrol", "update", "JobId=" + job};
+  argv.insert(argv.end(), changes.begin(), changes.end());
+  return Tell(std::move(argv));
 }
 
 absl::Status Scheduler::SetExcludedNodes(const std::string& job,
                                          std::span<const std::string> nodes) {
   for (const std::string& node : nodes)
     if (!IsNodeName(node)) return InvalidArgument("'{}' is no node's name", node);
-  return Update(job, "ExcNodeList=" + CompressHostlist(nodes));
+  return Update(job, {"ExcNodeList=" + CompressHostlist(nodes)});
 }
 
 absl::Status Scheduler::SetNumNodes(const std::string& job, int nodes_min, int nodes_max) {
   if (nodes_min < 1 || nodes_max < nodes_min)
     return InvalidArgument("job {}: {} to {} nodes: give at least 1, and the smaller number first",
                            job, nodes_min, nodes_max);
-  return Update(job, fmt::format("NumNodes={}-{}", nodes_min, nodes_max));
+  // Numbers of tasks and of processors that were given or derived at its submission would keep it
+  // from starting on fewer nodes.
+  return Update(job, {fmt::format("NumNodes={}-{}", nodes_min, nodes_max),
+                      fmt::format("NumTasks={}", nodes_min), fmt::format("NumCPUs={}", nodes_min)});
 }
 
 absl::Status Scheduler::SetTimeLimit(const std::string& job, absl::Duration limit) {
   if (limit <= absl::ZeroDuration())
     return InvalidArgument("job {}: a time limit of {} is none", job, absl::FormatDuration(limit));
-  return Update(job, "TimeLimit=" + SlurmDuration(limit));
+  return Update(job, {"TimeLimit=" + SlurmDuration(limit)});
 }
 
 absl::Status Scheduler::SetDependency(const std::string& job, const std::string& dependency) {
-  return Update(job, "Dependency=" + dependency);
+  return Update(job, {"Dependency=" + dependency});
 }
 
 // ---- the site

@@ -75,6 +75,9 @@ class Scheduler {
 
   // Of a pending job.
   absl::Status SetExcludedNodes(const std::string& job, std::span<const std::string> nodes);
+  // For jobs of one task a node. Slurm 22.05 then gives `nodes_min` nodes, also where more are
+  // free: a range is used in full by jobs alone that were submitted with it (--nodes=2-8) and
+  // without a number of tasks (--ntasks, --ntasks-per-node=1).
   absl::Status SetNumNodes(const std::string& job, int nodes_min, int nodes_max);
   absl::Status SetTimeLimit(const std::string& job, absl::Duration limit);  // In whole minutes.
   absl::Status SetDependency(const std::string& job, const std::string& dependency);  // "": none.
@@ -96,7 +99,7 @@ class Scheduler {
   absl::StatusOr<std::string> Ask(std::vector<std::string> argv);
   absl::Status Tell(std::vector<std::string> argv);
   absl::StatusOr<std::string> NameOf(const std::string& job);
-  absl::Status Update(const std::string& job, const std::string& change);
+  absl::Status Update(const std::string& job, const std::vector<std::string>& changes);
 
   const CommandRunner runner_;
   const Options options_;

@@ -248,14 +248,17 @@ TEST(Scheduler, Submits) {
 
 TEST(Scheduler, TellsOfPendingJobs) {
   const std::vector<std::string> nodes = {"n4", "n1", "n2"};
-  EXPECT_TRUE(Recorded({"hold"}).Hold("3").ok());
-  EXPECT_TRUE(Recorded({"release"}).Release("3").ok());
-  EXPECT_TRUE(Recorded({"exclude"}).SetExcludedNodes("3", nodes).ok());
-  EXPECT_TRUE(Recorded({"exclude-none"}).SetExcludedNodes("3", {}).ok());
-  EXPECT_TRUE(Recorded({"nodes-range"}).SetNumNodes("3", 4, 8).ok());
-  EXPECT_TRUE(Recorded({"limit"}).SetTimeLimit("3", absl::Hours(2)).ok());
-  EXPECT_TRUE(Recorded({"dependency"}).SetDependency("3", "afterany:12").ok());
-  EXPECT_TRUE(Recorded({"dependency-none"}).SetDependency("3", "").ok());
+  EXPECT_TRUE(Recorded({"hold"}).Hold("14").ok());
+  EXPECT_TRUE(Recorded({"release"}).Release("14").ok());
+  EXPECT_TRUE(Recorded({"exclude"}).SetExcludedNodes("14", nodes).ok());
+  EXPECT_TRUE(Recorded({"exclude-none"}).SetExcludedNodes("14", {}).ok());
+  EXPECT_TRUE(Recorded({"nodes-range"}).SetNumNodes("14", 2, 4).ok());
+  const JobView changed = Job("nodes-range-set", "14");
+  EXPECT_EQ(changed.nodes_min, 2);
+  EXPECT_EQ(changed.nodes_max, 4);
+  EXPECT_TRUE(Recorded({"limit"}).SetTimeLimit("14", absl::Hours(2)).ok());
+  EXPECT_TRUE(Recorded({"dependency"}).SetDependency("14", "afterany:12").ok());
+  EXPECT_TRUE(Recorded({"dependency-none"}).SetDependency("14", "").ok());
   EXPECT_TRUE(Recorded({"requeue-running"}).Requeue("15").ok());
   EXPECT_TRUE(Recorded({"cancel-named"}).CancelPendingNamed("held, one").ok());
 }
@@ -305,14 +308,14 @@ TEST(Scheduler, JobsInAnotherState) {
   Expect(Recorded({"exclude-ended"}).SetExcludedNodes("9", node), Code::kFailedPrecondition,
          "already finished");
   Expect(Recorded({"hold-ended"}).Hold("9"), Code::kFailedPrecondition, "already finished");
-  Expect(Recorded({"requeue-pending"}).Requeue("3"), Code::kFailedPrecondition, "pending");
+  Expect(Recorded({"requeue-pending"}).Requeue("14"), Code::kFailedPrecondition, "pending");
 }
 
 TEST(Scheduler, RefusedInSlurmsWords) {
   const std::vector<std::string> node = {"zz9"};
-  Expect(Recorded({"exclude-unknown"}).SetExcludedNodes("3", node), Code::kInvalidArgument,
-         "Invalid node name specified for job 3");
-  Expect(Recorded({"dependency-wrong"}).SetDependency("3", "nonsense"), Code::kInvalidArgument,
+  Expect(Recorded({"exclude-unknown"}).SetExcludedNodes("14", node), Code::kInvalidArgument,
+         "Invalid node name specified for job 14");
+  Expect(Recorded({"dependency-wrong"}).SetDependency("14", "nonsense"), Code::kInvalidArgument,
          "Job dependency problem");
   const std::pair<const char*, const char*> refused[] = {
       {"refused-partition", "invalid partition specified: nope"},

@@ -144,21 +144,19 @@ record unknown-job scontrol -o -a show job 99999
 record unknown-name squeue -h -a -t all -j 99999 -o "%A$separator%j$separator"
 record unknown-hold scontrol hold 99999
 record unknown-cancel scancel 99999
-record hold scontrol hold 3
-record release scontrol release 3
-record exclude scontrol update JobId=3 'ExcNodeList=n[1-2,4]'
-record exclude-none scontrol update JobId=3 ExcNodeList=
-record exclude-unknown scontrol update JobId=3 ExcNodeList=zz9
-record nodes-range scontrol update JobId=3 NumNodes=4-8
-record limit scontrol update JobId=3 TimeLimit=0-02:00:00
-record limit-too-long "${stranger[@]}" scontrol update JobId=14 TimeLimit=9-00:00:00
-record dependency scontrol update JobId=3 Dependency=afterany:12
-record dependency-none scontrol update JobId=3 Dependency=
-record dependency-wrong scontrol update JobId=3 Dependency=nonsense
+# An ordinary user may change a pending job so.
+own() { record "$1" "${stranger[@]}" scontrol "${@:2}"; }
+own hold hold 14; own release release 14
+own exclude update JobId=14 'ExcNodeList=n[1-2,4]'; own exclude-none update JobId=14 ExcNodeList=
+own exclude-unknown update JobId=14 ExcNodeList=zz9
+own nodes-range update JobId=14 NumNodes=2-4 NumTasks=2 NumCPUs=2; job nodes-range-set 14
+own limit update JobId=14 TimeLimit=0-02:00:00; own limit-too-long update JobId=14 TimeLimit=9-00:00:00
+own dependency update JobId=14 Dependency=afterany:12; own dependency-none update JobId=14 Dependency=
+own dependency-wrong update JobId=14 Dependency=nonsense
 record stranger-updates "${stranger[@]}" scontrol update JobId=3 ExcNodeList=n1
 record stranger-cancels "${stranger[@]}" scancel 3
 record stranger-requeues "${stranger[@]}" scontrol requeue 12
-record requeue-pending scontrol requeue 3
+own requeue-pending requeue 14
 submit -N1 -t 5 -w n1 -J by-hand --wrap 'trap "" TERM; sleep 600 & wait; sleep 600'; await 15 RUNNING; sleep 1
 record requeue-running scontrol requeue 15; sleep 1; job requeued-by-hand 15
 record hold-ended scontrol hold 9
