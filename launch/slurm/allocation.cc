@@ -31,13 +31,6 @@ class Reader {
     return std::optional<T>(number);
   }
 
-  template <typename T>
-  absl::StatusOr<T> Needed(const char* name, T least) const {
-    ASSIGN_OR_RETURN(const std::optional<T> number, Number<T>(name, least));
-    if (!number) return Missing(name);
-    return *number;
-  }
-
   absl::Status Missing(const char* name) const {
     return InvalidArgument(
         "SLURM_JOB_ID={} is set, but {} is not: start it with sbatch, srun or salloc, or unset "
@@ -60,10 +53,11 @@ absl::StatusOr<std::vector<std::string>> NodesOf(const Reader& read) {
   if (list.empty()) return read.Missing("SLURM_JOB_NODELIST");
   absl::StatusOr<std::vector<std::string>> nodes = ExpandHostlist(list, HostlistGrammar::k23_11);
   if (!nodes.ok()) return InvalidArgument("SLURM_JOB_NODELIST: {}", Message(nodes.status()));
-  ASSIGN_OR_RETURN(const int count, read.Needed<int>("SLURM_JOB_NUM_NODES", 1));
-  if (static_cast<size_t>(count) != nodes->size())
+  // A step that was started from outside of the job (srun --jobid) is not told the number.
+  ASSIGN_OR_RETURN(const std::optional<int> count, read.Number<int>("SLURM_JOB_NUM_NODES", 1));
+  if (count && static_cast<size_t>(*count) != nodes->size())
     return InvalidArgument("SLURM_JOB_NODELIST='{}' names {} nodes, SLURM_JOB_NUM_NODES={}", list,
-                           nodes->size(), count);
+                           nodes->size(), *count);
   return nodes;
 }
 

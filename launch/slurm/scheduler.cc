@@ -142,8 +142,9 @@ absl::StatusOr<std::string> Scheduler::NameOf(const std::string& job) {
 absl::StatusOr<std::vector<JobView>> Scheduler::JobsNamed(const std::string& name) {
   RETURN_IF_ERROR(CheckName(name));
   // Not by --name, which takes a comma for the end of a name.
-  ASSIGN_OR_RETURN(const std::string text, Ask({"squeue", "-h", "-a", "--noconvert", "--me", "-t",
-                                                "all", "-o", SqueueFormat(options_.separator)}));
+  ASSIGN_OR_RETURN(const std::string text,
+                   Ask({"squeue", "-h", "-a", "--noconvert", "--user=" + options_.user, "-t", "all",
+                        "-o", SqueueFormat(options_.separator)}));
   ASSIGN_OR_RETURN(std::vector<JobView> jobs, ParseSqueue(text, options_.separator));
   std::erase_if(jobs, [&](const JobView& job) { return job.name != name; });
   std::sort(jobs.begin(), jobs.end(),
@@ -191,7 +192,7 @@ absl::Status Scheduler::Cancel(const std::string& job) {
 
 absl::Status Scheduler::CancelPendingNamed(const std::string& name) {
   RETURN_IF_ERROR(CheckName(name));
-  // Not by --me, which came with 22.05.
+  // Not by --me, which scancel has from 22.05 on.
   return Tell({"scancel", "--user=" + options_.user, "--state=PENDING", "--name=" + name});
 }
 

@@ -58,7 +58,7 @@ class Scheduler {
   // All that is known of one job. An array's own id means the elements that are pending as one, and
   // later its last element, which takes that id.
   absl::StatusOr<JobView> Job(const std::string& job);
-  // This user's jobs of that name which the scheduler still knows, the ended ones too, by id.
+  // The user's jobs of that name which the scheduler still knows, the ended ones too, by id.
   absl::StatusOr<std::vector<JobView>> JobsNamed(const std::string& name);
   // Its id. Variables SBATCH_* hold for it as for any sbatch, and it gets this process's
   // environment. Unavailable after a time limit may mean that it was queued all the same: look for
@@ -69,7 +69,7 @@ class Scheduler {
   absl::Status Release(const std::string& job);  // What its owner held.
   // Pending or running. OK also if it has ended, or never was.
   absl::Status Cancel(const std::string& job);
-  // Those of this user's jobs of that name that are pending. None is OK.
+  // Those of the user's jobs of that name that are pending. None is OK.
   absl::Status CancelPendingNamed(const std::string& name);
   absl::Status Requeue(const std::string& job);
 

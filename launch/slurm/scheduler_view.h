@@ -61,7 +61,8 @@ struct JobView {
   std::string reason;        // Why it is pending, or ended; empty: "None".
   std::string partition;     // A pending job may have several, with commas.
   std::string account, qos;  // Empty: none.
-  // Nodes it has; of a pending job the fewest and the most it asks for, 0: no limit.
+  // Nodes it has; of a pending job the fewest and the most it asks for, 0: it is not said, as after
+  // a requeue. Before 23.02 the fewest may be an estimate from tasks and processors.
   int nodes_min = 0;
   int nodes_max = 0;
   std::vector<std::string> nodes;  // What it has now, less nodes that were removed.

@@ -103,6 +103,24 @@ TEST(Allocation, OfABatchScript) {
   EXPECT_EQ(it.end, absl::FromUnixSeconds(1795882455));
 }
 
+TEST(Allocation, OfAStepFromOutsideOfTheJob) {
+  // srun --jobid=20 --overlap in a login shell.
+  Variables attached = Task();
+  attached.erase("SLURM_JOB_NUM_NODES");
+  EXPECT_THAT(Good(attached).nodes, ElementsAre("n1", "n2"));
+}
+
+TEST(Allocation, OfAShellInAnAllocation) {
+  // salloc: no node, no task.
+  const Allocation it =
+      Good({{"SLURM_JOB_ID", "3"}, {"SLURM_JOB_NODELIST", "n[1-2]"}, {"SLURM_JOB_NUM_NODES", "2"}});
+  EXPECT_EQ(it.nodes.size(), 2U);
+  EXPECT_EQ(it.node_name, std::nullopt);
+  EXPECT_EQ(it.node_index, std::nullopt);
+  EXPECT_EQ(it.task_index, std::nullopt);
+  EXPECT_EQ(it.cpus_on_node, std::nullopt);
+}
+
 TEST(Allocation, SaysWhichVariableIsWrong) {
   const std::pair<const char*, const char*> wrong[] = {
       {"SLURM_JOB_ID", ""},           {"SLURM_JOB_ID", "0"},
@@ -126,8 +144,7 @@ TEST(Allocation, SaysWhichVariableIsWrong) {
 }
 
 TEST(Allocation, SaysWhichVariableIsMissing) {
-  for (const char* name :
-       {"SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"}) {
+  for (const char* name : {"SLURM_JOB_NODELIST", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"}) {
     Variables variables = Task();
     variables.erase(name);
     const absl::Status status = Read(variables).status();

@@ -39,6 +39,7 @@ TEST(OtherReleases, NoCommandHasOptionsThat2108Lacks) {
     return CommandResult{};
   });
   EXPECT_TRUE(scheduler.CancelPendingNamed("x").ok());
+  EXPECT_TRUE(scheduler.JobsNamed("x").ok());
   EXPECT_THAT(words, testing::Not(testing::Contains("--me")));
 }
 

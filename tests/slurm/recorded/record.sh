@@ -111,7 +111,7 @@ submit -N1 --array=0-53%1 -t 5 -J arr -w n4 --wrap 'sleep 600'
 submit -N4 -A alpha -t UNLIMITED -p big -J never --wrap true
 submit -N1 -J $'evil UserId=x(0) JobState=FAILED\nJobId=1 JobName=z UserId=root(0) \x1f<~|>' -d afterany:1 --wrap true
 await 1 RUNNING; await 7 RUNNING
-record jobs squeue -h -a --noconvert --me -t all -o "$format"
+record jobs squeue -h -a --noconvert --user=0 -t all -o "$format"
 job running 1; job pending 2; job held 3; job array 4; job array-pending 4_3; job array-running 4_0; job never 5; job unknown-element 4_99
 job evil-name 6
 record array-asked squeue -h -a -t all -j 4 -o "%A$separator%j$separator"
@@ -177,12 +177,12 @@ history=(sacct -n -P -X -a --noconvert -S 1970-01-02T00:00:00 \
 record no-history "${history[@]}"
 kill "$(cat "$work/plain/slurmctld.pid")"; while [ -e "$work/plain/slurmctld.pid" ]; do sleep 0.2; done
 record away-job scontrol -o -a show job 9
-record away-jobs squeue -h -a --noconvert --me -t all -o "$format"
+record away-jobs squeue -h -a --noconvert --user=0 -t all -o "$format"
 record away-submit sbatch --parsable -N1 --wrap true
 record away-cancel scancel 9
 record away-nodes sinfo -h -a -N -o "%N$separator%T$separator%E$separator"
 record away-update scontrol update JobId=9 ExcNodeList=n1
-SLURM_CONF=/nowhere/slurm.conf record no-cluster squeue -h -a --noconvert --me -t all -o "$format"
+SLURM_CONF=/nowhere/slurm.conf record no-cluster squeue -h -a --noconvert --user=0 -t all -o "$format"
 
 if ! command -v mariadbd slurmdbd > /dev/null; then echo "no mariadbd or slurmdbd: no acct-*"; exit; fi
 mkdir "$work/acct"
@@ -226,7 +226,7 @@ submit -N2 -t 5 --wrap 'sleep 1; exit 3'; submit -N4 -t 10 --wrap 'sleep 2'; sub
 submit -N3 -t 6:00:00 --qos=long -A alpha --wrap 'sleep 300'; submit -N4 --wrap true; submit -N1 -p closed --wrap true
 await 4 RUNNING; sleep 1; scancel 5; scontrol update NodeName=n1 State=DOWN Reason=test; sleep 4
 record acct-history "${history[@]}"
-record acct-jobs squeue -h -a --noconvert --me -t all -o "$format"
+record acct-jobs squeue -h -a --noconvert --user=0 -t all -o "$format"
 record acct-history-closed "${history[@]}" --partition=closed
 kill "$(cat "$work/acct/slurmdbd.pid")"; while [ -e "$work/acct/slurmdbd.pid" ]; do sleep 0.2; done
 record acct-away-history "${history[@]}"
