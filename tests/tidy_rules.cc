@@ -153,9 +153,10 @@ const std::map<std::string, Words>& FoldersBelow() {
       {"runtime/agent",
        {"runtime/control", "runtime/wire", "runtime/train", "runtime/comm", "runtime/data", "model",
         "kernels", "ckpt", "monitoring"}},
+      {"launch/slurm", {}},
       {"launch",
-       {"runtime/agent", "runtime/control", "runtime/wire", "runtime/train", "runtime/comm",
-        "runtime/data", "model", "kernels", "ckpt/convert", "ckpt", "monitoring"}},
+       {"launch/slurm", "runtime/agent", "runtime/control", "runtime/wire", "runtime/train",
+        "runtime/comm", "runtime/data", "model", "kernels", "ckpt/convert", "ckpt", "monitoring"}},
   };
   return below;
 }
@@ -163,7 +164,8 @@ const std::map<std::string, Words>& FoldersBelow() {
 std::string PartOf(const std::string& path) {
   const size_t first = path.find('/');
   if (first == path.npos) return "";
-  if (path.starts_with("ckpt/convert/")) return "ckpt/convert";
+  for (const std::string_view inner : {"ckpt/convert", "launch/slurm"})
+    if (path.starts_with(std::string(inner) + "/")) return std::string(inner);
   if (!path.starts_with("runtime/")) return path.substr(0, first);
   return path.substr(0, std::min(path.find('/', first + 1), path.size()));
 }
@@ -249,6 +251,7 @@ const std::map<std::string_view, Words>& Libraries() {
       {"dirent.h", {"runtime/", "ckpt/", "tests/"}},
       {"fcntl.h", {"runtime/", "ckpt/", "monitoring/", "launch/", "tests/"}},
       {"poll.h", {"runtime/", "launch/", "tests/"}},
+      {"spawn.h", {"launch/slurm/command.cc"}},
       {"signal.h", {"runtime/agent/", "runtime/wire/event_loop", "launch/", "tests/"}},
       {"unistd.h", {"runtime/", "ckpt/", "monitoring/", "launch/", "tests/"}},
   };
