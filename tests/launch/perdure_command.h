@@ -6,13 +6,9 @@
 #include <string>
 #include <vector>
 
-namespace perdure {
+#include "tests/launch/command_result.h"
 
-struct CommandResult {
-  int exit_code = -1;  // 128 + signal when it was killed.
-  std::string output;  // Standard output.
-  std::string errors;  // Standard error.
-};
+namespace perdure {
 
 // The transport between processes that this build has, UCX first.
 std::string BuiltTransport();
