@@ -18,7 +18,6 @@ void SchedulerFacts::SetUpTestSuite() {
   SlurmClusterOptions options;
   options.cpus_per_node = 2;
   options.kill_wait = absl::Seconds(2);
-  options.cred_expire = absl::Seconds(1);
   options.partitions = {{.name = "main",
                          .max_time = "20:00:00",
                          .default_time = "10",
@@ -46,6 +45,8 @@ void SchedulerFacts::TearDown() {
   if (cluster_ == nullptr) return;
   EXPECT_EQ(cluster_->CancelAll(), absl::OkStatus());
   for (const std::string& node : cluster_->nodes()) {
+    if (cluster_->ProcessesOf(node).empty())
+      EXPECT_EQ(cluster_->StartNode(node), absl::OkStatus());
     const std::string state = cluster_->NodeState(node);
     if (state.starts_with("down") || state.starts_with("drain"))
       EXPECT_EQ(cluster_->ResumeNode(node), absl::OkStatus());

@@ -1,5 +1,5 @@
-// Nodes that are lost under `--no-kill`. DownNode is the code path of a time-out, without the wait;
-// LongRealLoss waits for it. What was seen on SLURM 22.05.8.
+// Nodes that are lost. An administrator's word (LoseNode) stands for the scheduler's time-out, which
+// the Long cases wait for. What was seen on SLURM 22.05.8.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -55,9 +55,8 @@ class SchedulerLoss : public SchedulerFacts {
 
 TEST_F(SchedulerLoss, ANodeIsLostAndTheOthersGoOn) {
   const JobId job = Start({"-N3", "--no-kill"}, {"n1", "n2", "n3"});
-  ASSERT_EQ(cluster().DownNode("n3"), absl::OkStatus());
+  ASSERT_EQ(cluster().LoseNode("n3"), absl::OkStatus());
   EXPECT_TRUE(HasOnly(job, "n[1-2]"));
-  EXPECT_TRUE(Gone("n3", 1));  // Its slurmd.
   EXPECT_EQ(Queue(job, "%T %D"), "RUNNING 2");
   EXPECT_EQ(cluster().BatchHost(job), "n1");
   EXPECT_TRUE(Beats("n1"));
@@ -106,9 +105,8 @@ TEST_F(SchedulerLoss, WithoutNoKillAJobIsRequeuedOrFails) {
 // end it but they: BatchHost is not in NodeList.
 TEST_F(SchedulerLoss, TheBatchHostIsLostAndATaskRequeuesTheJob) {
   const JobId job = Start({"-N2", "--no-kill", "--requeue", "--open-mode=append"}, {"n1", "n2"});
-  ASSERT_EQ(cluster().DownNode("n1"), absl::OkStatus());
+  ASSERT_EQ(cluster().LoseNode("n1"), absl::OkStatus());
   EXPECT_TRUE(HasOnly(job, "n2"));
-  EXPECT_TRUE(Gone("n1", 1));
   EXPECT_TRUE(Beats("n2"));
   EXPECT_EQ(cluster().BatchHost(job), "n1");
   EXPECT_EQ(Queue(job, "%T"), "RUNNING");
@@ -121,12 +119,22 @@ TEST_F(SchedulerLoss, TheBatchHostIsLostAndATaskRequeuesTheJob) {
 TEST_F(SchedulerLoss, TheBatchHostIsLostAndATaskCancelsTheJob) {
   const JobId job = Start({"-N3", "--no-kill"}, {"n1", "n2", "n3"});
   const JobId behind = Submit({"-N1", "-d", "afterany:" + Text(job)}, "true");
-  ASSERT_EQ(cluster().DownNode("n1"), absl::OkStatus());
+  ASSERT_EQ(cluster().LoseNode("n1"), absl::OkStatus());
   EXPECT_TRUE(HasOnly(job, "n[2-3]"));
   EXPECT_TRUE(Beats("n3"));
   Write("n3.order", "scancel $SLURM_JOB_ID");
   EXPECT_TRUE(Reaches(job, {"CANCELLED"}));
   EXPECT_TRUE(Completes(behind));
+  EXPECT_TRUE(Gone("n2", 1));
+}
+
+// What an administrator does to a batch host whose slurmd lives is something else: the job ends.
+TEST_F(SchedulerLoss, ABatchHostThatIsSetDownEndsTheJob) {
+  const JobId job = Start({"-N2", "--no-kill", "--requeue"}, {"n1", "n2"});
+  ASSERT_EQ(cluster().DownNode("n1"), absl::OkStatus());
+  EXPECT_TRUE(Reaches(job, {"FAILED", "COMPLETED", "NODE_FAIL", "CANCELLED"}));
+  EXPECT_EQ(cluster().JobState(job), "?");
+  EXPECT_TRUE(Gone("n1", 1));  // Its slurmd.
   EXPECT_TRUE(Gone("n2", 1));
 }
 

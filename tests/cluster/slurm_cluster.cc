@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>
+#include <deque>
 #include <filesystem>
 #include <sstream>
 
@@ -67,8 +68,17 @@ bool PortIsFree(int port) {
   return free;
 }
 
-std::string LastBytes(const std::string& text, size_t count) {
-  return text.size() > count ? text.substr(text.size() - count) : text;
+// The last ten lines, without what every daemon complains of where PMIx is not installed.
+std::string LastLines(const std::string& text) {
+  std::istringstream stream(text);
+  std::deque<std::string> lines;
+  for (std::string line; std::getline(stream, line);) {
+    if (line.find("pmix") != std::string::npos || line.find("error: MPI:") != std::string::npos)
+      continue;
+    lines.push_back(line);
+    if (lines.size() > 10) lines.pop_front();
+  }
+  return fmt::format("{}", fmt::join(lines, "\n"));
 }
 
 std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
@@ -91,7 +101,7 @@ absl::StatusOr<std::unique_ptr<SlurmCluster>> SlurmCluster::Start(SlurmClusterOp
 }
 
 absl::Status SlurmCluster::Begin() {
-  directory_ = testing::TempDir() + "/slurm-XXXXXX";
+  directory_ = (fs::path(testing::TempDir()) / "slurm-XXXXXX").string();
   if (::mkdtemp(directory_.data()) == nullptr) return ErrnoStatus(errno, "mkdtemp " + directory_);
   // Sockets of steps lie below it, and their names have 107 bytes at most.
   if (directory_.size() > 60)
@@ -189,16 +199,26 @@ absl::Status SlurmCluster::StartController() {
   return absl::OkStatus();
 }
 
+absl::Status SlurmCluster::StopController() {
+  const pid_t pid = daemons_["slurmctld"];
+  SignalEach(Ours(pid), SIGTERM);
+  if (!Await([&] { return Ours(pid).empty(); }))
+    return Internal("slurmctld {} does not end on SIGTERM:\n{}", pid, Logs());
+  return absl::OkStatus();
+}
+
 absl::Status SlurmCluster::KillController() {
   const pid_t pid = daemons_["slurmctld"];
-  const auto find = [&] {
-    FoundProcesses found;
-    for (const FoundProcess& process : RunningProcesses())
-      if (process.pid == pid) found.insert(process);
-    return found;
-  };
-  if (!KillAll(find)) return Internal("slurmctld {} survives SIGKILL", pid);
+  if (!KillAll([&] { return Ours(pid); }))
+    return Internal("slurmctld {} survives SIGKILL", pid);
   return absl::OkStatus();
+}
+
+FoundProcesses SlurmCluster::Ours(pid_t pid) const {
+  FoundProcesses found;
+  for (const FoundProcess& process : Below(warden_->pid(), RunningProcesses()))
+    if (process.pid == pid) found.insert(process);
+  return found;
 }
 
 absl::Status SlurmCluster::StartNode(const std::string& node) {
@@ -234,15 +254,29 @@ absl::Status SlurmCluster::KillNode(const std::string& node) {
   return absl::OkStatus();
 }
 
+absl::Status SlurmCluster::LoseNode(const std::string& node) {
+  RETURN_IF_ERROR(KillNode(node));
+  return DownNode(node);
+}
+
+absl::Status SlurmCluster::AwaitSaved(JobId job) const {
+  const fs::path state = directory_ + "/state/job_state";
+  // Whatever is changed makes it save; what is older than the change is not enough.
+  const fs::file_time_type before = fs::file_time_type::clock::now();
+  RETURN_IF_ERROR(Scontrol({"update", fmt::format("JobId={}", job), "Comment=saved"}));
+  std::error_code missing;
+  if (!Await([&] { return fs::last_write_time(state, missing) > before && !missing; }))
+    return DeadlineExceeded("slurmctld does not write {}:\n{}", state.string(), Logs());
+  return absl::OkStatus();
+}
+
 absl::Status SlurmCluster::SignalSlurmd(const std::string& node, int signal) {
   const auto slurmd = daemons_.find(node);
   PERDURE_CHECK(slurmd != daemons_.end());
-  for (const FoundProcess& process : RunningProcesses())
-    if (process.pid == slurmd->second) {
-      SignalEach({process}, signal);
-      return absl::OkStatus();
-    }
-  return NotFound("the slurmd of node {} does not run: StartNode", node);
+  const FoundProcesses found = Ours(slurmd->second);
+  if (found.empty()) return NotFound("the slurmd of node {} does not run: StartNode", node);
+  SignalEach(found, signal);
+  return absl::OkStatus();
 }
 
 std::vector<std::string> SlurmCluster::Environment() const {
@@ -381,7 +415,7 @@ std::string SlurmCluster::Logs() const {
   std::string text;
   for (const fs::path& file : files)
     text += fmt::format("---- {}\n{}\n", file.filename().string(),
-                        LastBytes(ReadFile(file.string()).value_or(""), 2000));
+                        LastLines(ReadFile(file.string()).value_or("")));
   return text;
 }
 

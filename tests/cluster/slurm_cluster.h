@@ -113,11 +113,17 @@ class SlurmCluster {
   absl::Status ThawNode(const std::string& node) { return SignalSlurmd(node, SIGCONT); }
   // A slurmd anew. It is idle again when the scheduler has heard of it.
   absl::Status StartNode(const std::string& node);
+  // Killed and found to be at once. With its slurmd alive (DownNode) a batch host would report how
+  // its script ended, and the job would end with it.
+  absl::Status LoseNode(const std::string& node);
+  // What it has not saved is lost, and it saves every five seconds: a job that has started since is
+  // started once more, beside the one that runs. AwaitSaved first, or StopController.
   absl::Status KillController();
+  absl::Status AwaitSaved(JobId job) const;
+  absl::Status StopController();   // It saves its state.
   absl::Status StartController();  // Answers when it returns.
 
-  // What an administrator does. DownNode is at once what losing a node becomes after a time-out;
-  // its slurmd lives, and the tasks are killed.
+  // What an administrator does. Under DownNode slurmd lives, and is told to kill what runs there.
   absl::Status DownNode(const std::string& node) const { return SetNode(node, "DOWN"); }
   absl::Status DrainNode(const std::string& node) const { return SetNode(node, "DRAIN"); }
   absl::Status ResumeNode(const std::string& node) const { return SetNode(node, "RESUME"); }
@@ -138,6 +144,7 @@ class SlurmCluster {
   absl::Status WriteFiles() const;
   absl::Status StartMunge();
   absl::Status StartDaemon(const std::string& name, const std::vector<std::string>& argv);
+  FoundProcesses Ours(pid_t pid) const;  // That process, if it is one of the cluster's.
   absl::Status SignalSlurmd(const std::string& node, int signal);
   absl::Status SetNode(const std::string& node, const std::string& state) const;
   absl::Status Scontrol(const std::vector<std::string>& words) const;

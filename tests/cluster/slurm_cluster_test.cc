@@ -2,6 +2,7 @@
 // nothing behind, whatever becomes of the test.
 #include "tests/cluster/slurm_cluster.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
@@ -67,7 +68,7 @@ TEST_F(SlurmClusterTest, RunsJobsAndLeavesNothing) {
 
 TEST_F(SlurmClusterTest, ATestThatIsKilledLeavesNothing) {
   int told[2];
-  ASSERT_EQ(::pipe(told), 0);
+  ASSERT_EQ(::pipe2(told, O_CLOEXEC), 0);  // The warden must not hold it.
   const pid_t test = ::fork();
   ASSERT_GE(test, 0);
   if (test == 0) {
@@ -131,8 +132,12 @@ TEST_F(SlurmClusterTest, TheControllerComesBackToItsJobs) {
   const auto job = cluster_->Submit({"-N", "2"}, "srun sh -c 'until [ -e go ]; do sleep 0.1; done'");
   ASSERT_TRUE(job.ok()) << job.status();
   EXPECT_EQ(cluster_->AwaitJobState(*job, {"RUNNING"}), absl::OkStatus());
-  EXPECT_EQ(cluster_->KillController(), absl::OkStatus());
+  EXPECT_EQ(cluster_->StopController(), absl::OkStatus());
   EXPECT_EQ(cluster_->JobState(*job), "");
+  EXPECT_EQ(cluster_->StartController(), absl::OkStatus());
+  EXPECT_EQ(cluster_->JobState(*job), "RUNNING");
+  EXPECT_EQ(cluster_->AwaitSaved(*job), absl::OkStatus());
+  EXPECT_EQ(cluster_->KillController(), absl::OkStatus());
   EXPECT_EQ(cluster_->StartController(), absl::OkStatus());
   EXPECT_EQ(cluster_->JobState(*job), "RUNNING");
   EXPECT_EQ(ReplaceFileFast(cluster_->work() + "/go", ""), absl::OkStatus());
@@ -147,7 +152,7 @@ TEST_F(SlurmClusterTest, AWaitThatFailsSaysWhatIsKnown) {
       cluster_->AwaitJobState(*job, {"RUNNING"}, absl::Milliseconds(1));
   EXPECT_TRUE(absl::IsDeadlineExceeded(status));
   EXPECT_THAT(Message(status), HasSubstr("Reason=JobHeldUser"));
-  EXPECT_TRUE(absl::IsInvalidArgument(cluster_->Submit({"-N", "9"}, "true").status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(cluster_->Submit({"-p", "nowhere"}, "true").status()));
   EXPECT_TRUE(absl::IsInvalidArgument(cluster_->Requeue(999)));
   EXPECT_TRUE(absl::IsInvalidArgument(cluster_->DownNode("n9")));
   const CommandResult slow =

@@ -47,6 +47,8 @@ std::vector<std::string> SlurmNodes(const SlurmClusterOptions& options) {
 }
 
 std::string SlurmConf(const SlurmClusterOptions& options, const std::string& directory, int port) {
+  // Below, SLURM takes its default of two minutes.
+  PERDURE_CHECK(options.cred_expire >= absl::Seconds(5));
   const std::string user = UserName(), host = ShortHostName();
   const auto seconds = [](absl::Duration time) { return absl::ToInt64Seconds(time); };
   const std::string auth = options.munge ? "munge" : "none";
