@@ -358,13 +358,20 @@ bool SlurmCluster::Await(const std::function<bool()>& done, absl::Duration timeo
 
 absl::Status SlurmCluster::AwaitJobState(JobId job, const std::vector<std::string>& states,
                                          absl::Duration timeout) const {
+  static const std::set<std::string> kEnds = {
+      "BOOT_FAIL", "CANCELLED", "COMPLETED",     "DEADLINE",  "FAILED",
+      "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "SPECIAL_EXIT", "TIMEOUT"};
   std::string state;
-  const auto reached = [&] {
-    state = JobState(job);
-    return std::find(states.begin(), states.end(), state) != states.end();
-  };
-  if (Await(reached, timeout)) return absl::OkStatus();
-  return DeadlineExceeded("job {} is {}, not {}, after {}\n{}\nIts output:\n{}\n{}", job, state,
+  bool reached = false;
+  (void)Await(
+      [&] {
+        state = JobState(job);
+        reached = std::find(states.begin(), states.end(), state) != states.end();
+        return reached || kEnds.contains(state);
+      },
+      timeout);
+  if (reached) return absl::OkStatus();
+  return DeadlineExceeded("job {} is {}, not {}, within {}\n{}\nIts output:\n{}\n{}", job, state,
                           fmt::join(states, " or "), absl::FormatDuration(timeout),
                           Run({"scontrol", "show", "job", std::to_string(job)}).output, Output(job),
                           Logs());
