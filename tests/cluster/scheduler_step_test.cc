@@ -48,7 +48,7 @@ TEST_F(SchedulerFacts, ARequeueTruncatesTheLogUnlessItIsAppended) {
 
 // By the job's owner, from inside. The call returns before the signals come, and the place in the
 // queue is a new one, but dependants wait on.
-TEST_F(SchedulerFacts, AJobRequeuesItself) {
+TEST_F(SchedulerFacts, LongAJobRequeuesItself) {
   const auto user = Somebody();
   const JobId job = SubmitAs(user, {"-N1", "--requeue", "--open-mode=append"},
                              std::string(kTwoLives) +
@@ -110,19 +110,20 @@ TEST_F(SchedulerFacts, ATaskMayEndAndTheOthersGoOn) {
   EXPECT_TRUE(Prints(job, "task 1: Exited with exit code 3"));
   EXPECT_THAT(cluster().Output(job), Not(HasSubstr("lived")));
   Write("go", "");
-  EXPECT_TRUE(Prints(job, "code 3\n"));
+  EXPECT_TRUE(Prints(job, "\ncode 3\n"));
   EXPECT_THAT(cluster().Output(job), HasSubstr("lived\n"));
 }
 
-// Every task's signals, one a line; it ends with the second SIGTERM, or by SIGKILL.
+// The signals of a task and of the script, one a line; both end a moment after SIGTERM, so that the
+// task would see it twice.
 const char kSignals[] =
-    "srun bash -c 'trap \"echo CONT >>signals\" CONT; trap \"echo TERM >>signals\" TERM\n"
+    "srun bash -c 'trap \"echo CONT >>signals\" CONT; trap \"echo TERM >>signals; told=1\" TERM\n"
     "trap \"echo USR1 >>signals\" USR1; echo ready >>signals\n"
-    "while :; do sleep 0.05; done' &\n"
-    "trap 'echo batch TERM >>signals' TERM; trap 'echo batch USR1 >>signals' USR1\n"
-    "while :; do wait; done\n";
+    "while [ -z \"$told\" ]; do sleep 0.05; done; sleep 0.5; sleep 0.5' &\n"
+    "trap 'echo batch TERM >>signals; exit 1' TERM; trap 'echo batch USR1 >>signals' USR1\n"
+    "while :; do sleep 0.05; done\n";
 
-TEST_F(SchedulerFacts, CancelSendsContAndTermThenKill) {
+TEST_F(SchedulerFacts, CancelSendsContAndTerm) {
   const JobId job = Submit({"-N1"}, kSignals);
   EXPECT_TRUE(Appears("signals", "ready"));
   EXPECT_EQ(Run({"scancel", Text(job)}).exit_code, 0);
@@ -143,7 +144,7 @@ TEST_F(SchedulerFacts, ScancelSignalsStepsOrTheScript) {
 }
 
 // Notice (CONT, TERM) comes at once, to the steps and not to the script; grace_time later the end.
-TEST_F(SchedulerFacts, APreemptedJobIsToldAndRequeued) {
+TEST_F(SchedulerFacts, LongAPreemptedJobIsToldAndRequeued) {
   const JobId job = Submit({"-N4", "--requeue", "--open-mode=append"},
                            std::string(kTwoLives) + kSignals);
   EXPECT_TRUE(Appears("signals", "ready"));
@@ -168,7 +169,7 @@ TEST_F(SchedulerFacts, LongSignalBeforeTheEndOfTheJob) {
              "trap 'echo script USR1 >>script' USR1\nsleep 1000 &\nwait\nsleep 1000 & wait");
   EXPECT_TRUE(Reaches(script, {"RUNNING"}));
   EXPECT_TRUE(SlurmCluster::Await(
-      [&] { return File("signals").find("USR1") != std::string::npos; }, absl::Minutes(2)));
+      [&] { return File("signals").find("\nUSR1") != std::string::npos; }, absl::Minutes(2)));
   EXPECT_TRUE(SlurmCluster::Await(
       [&] { return File("script").find("script USR1") != std::string::npos; }, absl::Minutes(2)));
   EXPECT_THAT(File("signals"), AllOf(HasSubstr("CONT"), Not(HasSubstr("batch USR1"))));

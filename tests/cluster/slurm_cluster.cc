@@ -392,16 +392,17 @@ absl::Status SlurmCluster::AwaitNodeState(const std::string& node,
 
 absl::Status SlurmCluster::CancelAll() const {
   const auto none = [&] {
-    std::vector<std::string> soft = {"scancel"}, hard = {"scancel", "--signal=KILL", "--full"};
+    std::vector<std::string> cancel = {"scancel"};
     std::istringstream jobs(Run({"squeue", "-h", "-o", "%A"}).output);
-    bool any = false;
-    for (std::string job; jobs >> job; any = true) {
-      soft.push_back(job);
-      hard.push_back(job);
-    }
-    if (!any) return true;
-    (void)Run(hard);
-    (void)Run(soft);
+    for (std::string job; jobs >> job;) cancel.push_back(job);
+    if (cancel.size() == 1) return true;
+    (void)Run(cancel);
+    // SLURM would wait five seconds for what does not heed SIGTERM.
+    FoundProcesses tasks;
+    for (const FoundProcess& process : Below(warden_->pid(), RunningProcesses()))
+      for (size_t job = 1; job < cancel.size(); ++job)
+        if (StartedWith(process.pid, "SLURM_JOB_ID=" + cancel[job])) tasks.insert(process);
+    SignalEach(tasks, SIGKILL);
     return false;
   };
   if (!Await(none)) return DeadlineExceeded("jobs do not end:\n{}", Run({"squeue"}).output);

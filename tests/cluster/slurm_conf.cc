@@ -81,7 +81,7 @@ std::string SlurmConf(const SlurmClusterOptions& options, const std::string& dir
       "JobAcctGatherType=jobacct_gather/none",
       "AccountingStorageType=accounting_storage/none",
       "JobCompType=jobcomp/filetxt",
-      fmt::format("JobCompLoc={}/log/jobcomp.log", directory),
+      fmt::format("JobCompLoc={}/log/jobcomp.txt", directory),
       "SelectType=select/cons_tres",
       "SelectTypeParameters=CR_Core",
       "SlurmdParameters=config_overrides",
