@@ -53,9 +53,8 @@ CommandResult RunProgram(const std::vector<std::string>& argv, const RunProgramO
     ::dup2(input.fd(), STDIN_FILENO);
     ::dup2(output.fd(), STDOUT_FILENO);
     ::dup2(errors.fd(), STDERR_FILENO);
-    if (options.user.has_value() &&
-        (::setgroups(0, nullptr) != 0 || ::setgid(*options.user) != 0 ||
-         ::setuid(*options.user) != 0))
+    if (options.user.has_value() && (::setgroups(0, nullptr) != 0 || ::setgid(*options.user) != 0 ||
+                                     ::setuid(*options.user) != 0))
       ::_exit(126);
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // A change of user would have taken it back.
     if (::chdir(options.directory.c_str()) != 0) ::_exit(126);

@@ -45,8 +45,7 @@ void SchedulerFacts::TearDown() {
   if (cluster_ == nullptr) return;
   EXPECT_EQ(cluster_->CancelAll(), absl::OkStatus());
   for (const std::string& node : cluster_->nodes()) {
-    if (cluster_->ProcessesOf(node).empty())
-      EXPECT_EQ(cluster_->StartNode(node), absl::OkStatus());
+    if (cluster_->ProcessesOf(node).empty()) EXPECT_EQ(cluster_->StartNode(node), absl::OkStatus());
     const std::string state = cluster_->NodeState(node);
     if (state.starts_with("down") || state.starts_with("drain"))
       EXPECT_EQ(cluster_->ResumeNode(node), absl::OkStatus());

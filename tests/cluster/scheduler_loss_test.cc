@@ -1,5 +1,5 @@
-// Nodes that are lost. An administrator's word (LoseNode) stands for the scheduler's time-out, which
-// the Long cases wait for. What was seen on SLURM 22.05.8.
+// Nodes that are lost. An administrator's word (LoseNode) stands for the scheduler's time-out,
+// which the Long cases wait for. What was seen on SLURM 22.05.8.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -99,7 +99,8 @@ TEST_F(SchedulerLoss, WithoutNoKillAJobIsRequeuedOrFails) {
 // The script and srun are gone, the tasks of the others go on, the job is RUNNING, and nobody will
 // end it but they: BatchHost is not in NodeList.
 TEST_F(SchedulerLoss, TheBatchHostIsLostAndATaskRequeuesTheJob) {
-  const JobId job = Start({"-w", "n[1-2]", "--no-kill", "--requeue", "--open-mode=append"}, {"n1", "n2"});
+  const JobId job =
+      Start({"-w", "n[1-2]", "--no-kill", "--requeue", "--open-mode=append"}, {"n1", "n2"});
   ASSERT_EQ(cluster().LoseNode("n1"), absl::OkStatus());
   EXPECT_TRUE(HasOnly(job, "n2"));
   EXPECT_TRUE(Beats("n2"));
@@ -123,8 +124,8 @@ TEST_F(SchedulerLoss, LongTheBatchHostIsLostAndATaskCancelsTheJob) {
   EXPECT_TRUE(Gone("n2", 1));  // Its slurmd.
 }
 
-// A batch host that is set down while its slurmd lives is another matter: slurmd says how the script
-// ended, and that is the job's end, with --requeue too.
+// A batch host that is set down while its slurmd lives is another matter: slurmd says how the
+// script ended, and that is the job's end, with --requeue too.
 TEST_F(SchedulerLoss, LongABatchHostThatIsSetDownEndsTheJob) {
   const JobId job = Start({"-w", "n[1-2]", "--no-kill", "--requeue"}, {"n1", "n2"});
   ASSERT_EQ(cluster().DownNode("n1"), absl::OkStatus());

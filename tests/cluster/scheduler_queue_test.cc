@@ -63,8 +63,7 @@ TEST_F(SchedulerFacts, SeveralDependenciesOfOneJob) {
   const JobId link = Submit({"-N1", "-J", "link", "-d", b + ",singleton"}, "true");
   EXPECT_EQ(Queue(link, "%E"), b + "(unfulfilled),singleton(unfulfilled)");
   const JobId mixed = Submit({"-N1", "-d", a + "," + b + "?singleton"}, "true");
-  EXPECT_EQ(Queue(mixed, "%E"),
-            a + "(unfulfilled)?" + b + "(unfulfilled)?singleton(unfulfilled)");
+  EXPECT_EQ(Queue(mixed, "%E"), a + "(unfulfilled)?" + b + "(unfulfilled)?singleton(unfulfilled)");
   EXPECT_TRUE(Reaches(second, {"RUNNING"}));
   Write("second", "");
   EXPECT_TRUE(Completes(any));
@@ -99,8 +98,8 @@ TEST_F(SchedulerFacts, ARangeOfNodesTakesWhatIsThere) {
   EXPECT_TRUE(Reaches(job, {"RUNNING"}));
   EXPECT_EQ(Queue(job, "%D %N"), "3 n[1-3]");
   const JobId more = Submit({"--nodes=2-4"}, "true");
-  // What is shown of a job that waits is the scheduler's guess of what it will get; the range can be
-  // read back only while it has not been looked at.
+  // What is shown of a job that waits is the scheduler's guess of what it will get; the range can
+  // be read back only while it has not been looked at.
   const JobId held = Submit({"--hold", "--nodes=2-4"}, "true");
   EXPECT_EQ(cluster().JobField(held, "NumNodes"), "2-4");
   EXPECT_EQ(Queue(held, "%D"), "2");
@@ -185,9 +184,8 @@ TEST_F(SchedulerFacts, ScancelByNameAndState) {
 
 TEST_F(SchedulerFacts, NamesMayHoldAnything) {
   const std::string name = "a b'c\"d$(touch bad)`touch bad`;|&%j\\é*[1]";
-  const JobId job =
-      Submit({"-N1", "-J", name, "--comment", name + " x=y"},
-             "printf '%s' \"$SLURM_JOB_NAME\" >name\n" + UntilFile("go"));
+  const JobId job = Submit({"-N1", "-J", name, "--comment", name + " x=y"},
+                           "printf '%s' \"$SLURM_JOB_NAME\" >name\n" + UntilFile("go"));
   EXPECT_TRUE(Appears("name", name));
   EXPECT_EQ(File("name"), name);
   EXPECT_EQ(Queue(job, "%j"), name);
@@ -249,9 +247,8 @@ TEST_F(SchedulerFacts, MailIsSentForWhatIsAskedFor) {
                            "exit 93");
   EXPECT_TRUE(Reaches(job, {"FAILED"}));
   EXPECT_TRUE(SlurmCluster::Await([&] { return !cluster().Mails().empty(); }));
-  EXPECT_THAT(cluster().Mails(),
-              AllOf(HasSubstr("Name=letter Failed"), HasSubstr("ExitCode 93"),
-                    HasSubstr("someone@example.org")));
+  EXPECT_THAT(cluster().Mails(), AllOf(HasSubstr("Name=letter Failed"), HasSubstr("ExitCode 93"),
+                                       HasSubstr("someone@example.org")));
 }
 
 // Where the site says nothing else (EnforcePartLimits), what exceeds a limit is not refused: it
@@ -275,10 +272,10 @@ TEST_F(SchedulerFacts, LimitsOfAPartition) {
 
 TEST_F(SchedulerFacts, EndAndTimeLeftAreKnown) {
   const auto user = Somebody();
-  const JobId job =
-      SubmitAs(user, {"-N1", "-t", "7"}, "squeue -h -j $SLURM_JOB_ID -o '%e %L' >left\n"
-                                 "echo ${SLURM_JOB_END_TIME-unset} >>left\n" +
-                                     UntilFile("go"));
+  const JobId job = SubmitAs(user, {"-N1", "-t", "7"},
+                             "squeue -h -j $SLURM_JOB_ID -o '%e %L' >left\n"
+                             "echo ${SLURM_JOB_END_TIME-unset} >>left\n" +
+                                 UntilFile("go"));
   EXPECT_TRUE(Appears("left", "\n"));
   // Local time without a zone. 22.05 tells the job itself nothing.
   EXPECT_TRUE(Appears("left", "unset"));

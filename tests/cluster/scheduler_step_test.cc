@@ -57,8 +57,8 @@ TEST_F(SchedulerFacts, LongAJobRequeuesItself) {
                                  "echo code $?\n"
                                  "sleep 1000 &\nwait\nwait\n");
   const JobId behind = SubmitAs(user, {"-N1", "-d", "afterany:" + Text(job)}, "true");
-  const JobId refused = SubmitAs(user, {"-N1", "--no-requeue"},
-                                 "scontrol requeue $SLURM_JOB_ID 2>&1\necho code $?");
+  const JobId refused =
+      SubmitAs(user, {"-N1", "--no-requeue"}, "scontrol requeue $SLURM_JOB_ID 2>&1\necho code $?");
   EXPECT_TRUE(Prints(job, "life 1\n"));
   EXPECT_THAT(cluster().Output(job), AllOf(HasSubstr("code 0\n"), HasSubstr("got TERM\n")));
   EXPECT_TRUE(Completes(behind));
@@ -145,8 +145,8 @@ TEST_F(SchedulerFacts, ScancelSignalsStepsOrTheScript) {
 
 // Notice (CONT, TERM) comes at once, to the steps and not to the script; grace_time later the end.
 TEST_F(SchedulerFacts, LongAPreemptedJobIsToldAndRequeued) {
-  const JobId job = Submit({"-N4", "--requeue", "--open-mode=append"},
-                           std::string(kTwoLives) + kSignals);
+  const JobId job =
+      Submit({"-N4", "--requeue", "--open-mode=append"}, std::string(kTwoLives) + kSignals);
   EXPECT_TRUE(Appears("signals", "ready"));
   const auto preemptor = cluster().Preempt("urgent", 4);
   ASSERT_TRUE(preemptor.ok()) << preemptor.status();

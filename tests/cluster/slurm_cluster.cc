@@ -105,9 +105,10 @@ absl::Status SlurmCluster::Begin() {
   if (::mkdtemp(directory_.data()) == nullptr) return ErrnoStatus(errno, "mkdtemp " + directory_);
   // Sockets of steps lie below it, and their names have 107 bytes at most.
   if (directory_.size() > 60)
-    return InvalidArgument("{} is too long for a cluster's sockets: set TEST_TMPDIR to a shorter "
-                           "path",
-                           directory_);
+    return InvalidArgument(
+        "{} is too long for a cluster's sockets: set TEST_TMPDIR to a shorter "
+        "path",
+        directory_);
   RETURN_IF_ERROR(TakePorts());
   RETURN_IF_ERROR(WriteFiles());
   ASSIGN_OR_RETURN(warden_, Warden::Start(Environment(), "SLURM_CONF=" + conf(), directory_));
@@ -154,8 +155,12 @@ absl::Status SlurmCluster::TakePorts() {
 absl::Status SlurmCluster::WriteFiles() const {
   // Jobs of other users come here, too.
   std::error_code error;
-  for (const auto& [name, mode] : {std::pair{"", 0755}, {"/state", 0700}, {"/spool", 0755},
-                                   {"/log", 0755}, {"/munge", 0755}, {"/work", 01777}}) {
+  for (const auto& [name, mode] : {std::pair{"", 0755},
+                                   {"/state", 0700},
+                                   {"/spool", 0755},
+                                   {"/log", 0755},
+                                   {"/munge", 0755},
+                                   {"/work", 01777}}) {
     fs::create_directories(directory_ + name, error);
     if (::chmod((directory_ + name).c_str(), static_cast<mode_t>(mode)) != 0)
       return ErrnoStatus(errno, "chmod " + directory_ + name);
@@ -173,7 +178,8 @@ absl::Status SlurmCluster::WriteFiles() const {
 
 absl::Status SlurmCluster::StartDaemon(const std::string& name,
                                        const std::vector<std::string>& argv) {
-  ASSIGN_OR_RETURN(daemons_[name], warden_->Run(argv, fmt::format("{}/log/{}.out", directory_, name)));
+  ASSIGN_OR_RETURN(daemons_[name],
+                   warden_->Run(argv, fmt::format("{}/log/{}.out", directory_, name)));
   return absl::OkStatus();
 }
 
@@ -181,12 +187,13 @@ absl::Status SlurmCluster::StartMunge() {
   if (!Installed("munged") || !Installed("mungekey"))
     return Unavailable("munged is not installed here: launch/install_packages.sh tests");
   const std::string folder = directory_ + "/munge";
-  if (const CommandResult made = Run({"mungekey", "-c", "-k", folder + "/key"}); made.exit_code != 0)
+  if (const CommandResult made = Run({"mungekey", "-c", "-k", folder + "/key"});
+      made.exit_code != 0)
     return Unavailable("mungekey: {}", made.errors);
-  RETURN_IF_ERROR(StartDaemon(
-      "munged", {"munged", "--foreground", "--key-file=" + folder + "/key",
-                 "--socket=" + folder + "/socket", "--pid-file=" + folder + "/pid",
-                 "--log-file=" + folder + "/log", "--seed-file=" + folder + "/seed"}));
+  RETURN_IF_ERROR(
+      StartDaemon("munged", {"munged", "--foreground", "--key-file=" + folder + "/key",
+                             "--socket=" + folder + "/socket", "--pid-file=" + folder + "/pid",
+                             "--log-file=" + folder + "/log", "--seed-file=" + folder + "/seed"}));
   if (!Await([&] { return Run({"munge", "-n", "-S", folder + "/socket"}).exit_code == 0; }))
     return Unavailable("munged does not answer:\n{}", Logs());
   return absl::OkStatus();
@@ -194,7 +201,9 @@ absl::Status SlurmCluster::StartMunge() {
 
 absl::Status SlurmCluster::StartController() {
   RETURN_IF_ERROR(StartDaemon("slurmctld", {"slurmctld", "-D"}));
-  const auto up = [&] { return Run({"scontrol", "ping"}).output.find(" is UP") != std::string::npos; };
+  const auto up = [&] {
+    return Run({"scontrol", "ping"}).output.find(" is UP") != std::string::npos;
+  };
   if (!Await(up)) return Unavailable("slurmctld does not answer:\n{}", Logs());
   return absl::OkStatus();
 }
@@ -209,8 +218,7 @@ absl::Status SlurmCluster::StopController() {
 
 absl::Status SlurmCluster::KillController() {
   const pid_t pid = daemons_["slurmctld"];
-  if (!KillAll([&] { return Ours(pid); }))
-    return Internal("slurmctld {} survives SIGKILL", pid);
+  if (!KillAll([&] { return Ours(pid); })) return Internal("slurmctld {} survives SIGKILL", pid);
   return absl::OkStatus();
 }
 
@@ -359,7 +367,7 @@ bool SlurmCluster::Await(const std::function<bool()>& done, absl::Duration timeo
 absl::Status SlurmCluster::AwaitJobState(JobId job, const std::vector<std::string>& states,
                                          absl::Duration timeout) const {
   static const std::set<std::string> kEnds = {
-      "BOOT_FAIL", "CANCELLED", "COMPLETED",     "DEADLINE",  "FAILED",
+      "BOOT_FAIL", "CANCELLED", "COMPLETED",     "DEADLINE",     "FAILED",
       "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "SPECIAL_EXIT", "TIMEOUT"};
   std::string state;
   bool reached = false;

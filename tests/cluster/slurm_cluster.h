@@ -1,10 +1,10 @@
-// A SLURM cluster of its own for a test: slurmctld and a slurmd for each of a few nodes, all of them
-// on this host, in a directory and on ports of their own, as whatever user runs the test. So several
-// tests have clusters at one time, and none sees the machine's own.
+// A SLURM cluster of its own for a test: slurmctld and a slurmd for each of a few nodes, all of
+// them on this host, in a directory and on ports of their own, as whatever user runs the test. So
+// several tests have clusters at one time, and none sees the machine's own.
 //
-// What one host cannot show: all nodes have its name (a task reads its node in SLURMD_NODENAME), its
-// file systems, processes and network. Accounting is off, because it needs a database: no sacct, no
-// QoS. Nodes are n1, n2, ...; GPUs are character devices that nobody uses as such.
+// What one host cannot show: all nodes have its name (a task reads its node in SLURMD_NODENAME),
+// its file systems, processes and network. Accounting is off, because it needs a database: no
+// sacct, no QoS. Nodes are n1, n2, ...; GPUs are character devices that nobody uses as such.
 //
 // Ports are bound on loopback, and with auth/none whoever reaches them may submit as anybody. Where
 // the machine has other users and the test is root's, ask for munge.

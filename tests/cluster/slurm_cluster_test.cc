@@ -103,7 +103,8 @@ TEST_F(SlurmClusterTest, AnOrdinaryUserMayHaveOne) {
     if (::setgid(65534) != 0 || ::setuid(65534) != 0) ::_exit(2);
     if (::access(PERDURE_BINARY_DIR "/tests/cluster_warden", X_OK) != 0) ::_exit(3);
     const auto cluster = SlurmCluster::Start({.nodes = 2});
-    const auto job = cluster.ok() ? (*cluster)->Submit({"-N", "2"}, "srun id -u") : cluster.status();
+    const auto job =
+        cluster.ok() ? (*cluster)->Submit({"-N", "2"}, "srun id -u") : cluster.status();
     const absl::Status done =
         job.ok() ? (*cluster)->AwaitJobState(*job, {"COMPLETED"}) : job.status();
     const bool good = done.ok() && (*cluster)->Output(*job) == "65534\n65534\n" &&
@@ -129,7 +130,8 @@ TEST_F(SlurmClusterTest, MungeAndDevices) {
 
 TEST_F(SlurmClusterTest, TheControllerComesBackToItsJobs) {
   Begin({.nodes = 2});
-  const auto job = cluster_->Submit({"-N", "2"}, "srun sh -c 'echo begun; until [ -e go ]; do sleep 0.1; done'");
+  const auto job =
+      cluster_->Submit({"-N", "2"}, "srun sh -c 'echo begun; until [ -e go ]; do sleep 0.1; done'");
   ASSERT_TRUE(job.ok()) << job.status();
   // An srun that does not find the controller when it begins tries again for minutes.
   EXPECT_TRUE(SlurmCluster::Await([&] { return cluster_->Output(*job) == "begun\nbegun\n"; }));
@@ -150,15 +152,13 @@ TEST_F(SlurmClusterTest, AWaitThatFailsSaysWhatIsKnown) {
   Begin({.nodes = 1});
   const auto job = cluster_->Submit({"--hold"}, "true");
   ASSERT_TRUE(job.ok()) << job.status();
-  const absl::Status status =
-      cluster_->AwaitJobState(*job, {"RUNNING"}, absl::Milliseconds(1));
+  const absl::Status status = cluster_->AwaitJobState(*job, {"RUNNING"}, absl::Milliseconds(1));
   EXPECT_TRUE(absl::IsDeadlineExceeded(status));
   EXPECT_THAT(Message(status), HasSubstr("Reason=JobHeldUser"));
   EXPECT_TRUE(absl::IsInvalidArgument(cluster_->Submit({"-p", "nowhere"}, "true").status()));
   EXPECT_TRUE(absl::IsInvalidArgument(cluster_->Requeue(999)));
   EXPECT_TRUE(absl::IsInvalidArgument(cluster_->DownNode("n9")));
-  const CommandResult slow =
-      cluster_->Run({"sleep", "1000"}, {.timeout = absl::Milliseconds(10)});
+  const CommandResult slow = cluster_->Run({"sleep", "1000"}, {.timeout = absl::Milliseconds(10)});
   EXPECT_EQ(slow.exit_code, 137);
   EXPECT_EQ(cluster_->Run({"no-such-program"}).exit_code, 127);
 }

@@ -105,10 +105,10 @@ std::string SlurmConf(const SlurmClusterOptions& options, const std::string& dir
     gres = fmt::format(" Gres=gpu:{}", options.gpus_per_node);
   }
   lines.insert(lines.end(), options.lines.begin(), options.lines.end());
-  lines.push_back(
-      fmt::format("NodeName=n[1-{}] NodeHostname={} NodeAddr=127.0.0.1 Port=[{}-{}] CPUs={} "
-                  "RealMemory=1000{} State=UNKNOWN",
-                  options.nodes, host, port + 1, port + options.nodes, options.cpus_per_node, gres));
+  lines.push_back(fmt::format(
+      "NodeName=n[1-{}] NodeHostname={} NodeAddr=127.0.0.1 Port=[{}-{}] CPUs={} "
+      "RealMemory=1000{} State=UNKNOWN",
+      options.nodes, host, port + 1, port + options.nodes, options.cpus_per_node, gres));
   for (const SlurmPartition& partition : options.partitions) {
     const bool first = &partition == &options.partitions.front();
     SlurmPartition meant = partition;

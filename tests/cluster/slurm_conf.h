@@ -29,8 +29,8 @@ struct SlurmClusterOptions {
   std::vector<SlurmPartition> partitions = {SlurmPartition()};
   absl::Duration kill_wait = absl::Seconds(5);        // Between SIGTERM and SIGKILL.
   absl::Duration slurmd_timeout = absl::Seconds(15);  // A silent node is down after that, or twice.
-  absl::Duration cred_expire = absl::Seconds(5);      // At least 5 s. A requeued job waits 1 s more.
-  bool job_requeue = true;                            // What a job may do that says nothing of it.
+  absl::Duration cred_expire = absl::Seconds(5);  // At least 5 s. A requeued job waits 1 s more.
+  bool job_requeue = true;                        // What a job may do that says nothing of it.
   int over_time_limit_minutes = 0;
   std::string priority_type = "priority/basic";
   bool munge = false;              // A munged of its own, too.

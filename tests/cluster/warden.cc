@@ -43,8 +43,9 @@ absl::StatusOr<pid_t> Warden::Run(const std::vector<std::string>& argv, const st
   if (::send(socket_, message.data(), message.size(), MSG_NOSIGNAL) !=
           static_cast<ssize_t>(message.size()) ||
       ::recv(socket_, &pid, sizeof pid, 0) != sizeof pid || pid <= 0)
-    return Internal("the warden {} of a cluster did not start {}: is it built? ninja cluster_warden",
-                    pid_, argv[0]);
+    return Internal(
+        "the warden {} of a cluster did not start {}: is it built? ninja cluster_warden", pid_,
+        argv[0]);
   return pid;
 }
 
@@ -55,9 +56,10 @@ absl::Status Warden::Stop() {
   (void)::waitpid(pid_, &status, 0);
   const pid_t pid = std::exchange(pid_, 0);
   if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
-    return Internal("the warden {} of a cluster ended with status {:#x}: some of the cluster's "
-                    "processes may be left",
-                    pid, status);
+    return Internal(
+        "the warden {} of a cluster ended with status {:#x}: some of the cluster's "
+        "processes may be left",
+        pid, status);
   return absl::OkStatus();
 }
 

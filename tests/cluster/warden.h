@@ -1,9 +1,11 @@
 // The process under which a cluster of a test lives: it starts the daemons, inherits whatever they
 // and their jobs leave behind (PR_SET_CHILD_SUBREAPER), and when the test says so or has died, by
 // whatever signal, it kills all of that, removes the cluster's directory, and exits. So a test that
-// crashes leaves nothing. Only when the warden itself is killed do jobs outlive it, without daemons.
+// crashes leaves nothing. Only when the warden itself is killed do jobs outlive it, without
+// daemons.
 //
-// The program is warden_main.cc. A Warden belongs to the thread that started it, which lives longer.
+// The program is warden_main.cc. A Warden belongs to the thread that started it, which lives
+// longer.
 #pragma once
 
 #include <sys/types.h>
