@@ -134,6 +134,28 @@ TEST_F(SchedulerLoss, LongABatchHostThatIsSetDownEndsTheJob) {
   EXPECT_TRUE(Gone("n2", 1));
 }
 
+// Who asks waits for 9 s (sbatch) or 18 s (the others), and then hears it; jobs do not notice.
+TEST_F(SchedulerLoss, LongWithoutAControllerCommandsFailAndJobsGoOn) {
+  const JobId job = Start({"-w", "n[1-2]"}, {"n1", "n2"});
+  ASSERT_EQ(cluster().AwaitSaved(job), absl::OkStatus());
+  ASSERT_EQ(cluster().KillController(), absl::OkStatus());
+  for (const std::vector<std::string>& argv : std::vector<std::vector<std::string>>{
+           {"squeue"}, {"scontrol", "show", "job", Text(job)}, {"sbatch", "--wrap", "true"}}) {
+    const CommandResult result = Run(argv);
+    EXPECT_NE(result.exit_code, 0) << argv[0];
+    EXPECT_THAT(result.output + result.errors,
+                HasSubstr("Unable to contact slurm controller (connect failure)"));
+  }
+  // Some say less: this one has "Unexpected message received".
+  EXPECT_NE(Run({"scontrol", "requeue", Text(job)}).exit_code, 0);
+  EXPECT_TRUE(Beats("n1"));
+  EXPECT_TRUE(Beats("n2"));
+  // It ends while nobody hears of it; that is told when somebody does.
+  Write("go", "");
+  ASSERT_EQ(cluster().StartController(), absl::OkStatus());
+  EXPECT_TRUE(Completes(job));
+}
+
 TEST_F(SchedulerLoss, LongRealLossOfTheBatchHost) {
   const JobId job = Start({"-w", "n[1-3]", "--no-kill"}, {"n1", "n2", "n3"});
   EXPECT_EQ(cluster().KillNode(cluster().BatchHost(job)), absl::OkStatus());

@@ -66,8 +66,32 @@ TEST_F(SchedulerFacts, LongAJobRequeuesItself) {
   EXPECT_THAT(cluster().Output(refused), HasSubstr("code 1\n"));
 }
 
+// What sbatch does not set anew goes from the submitting task to the job, and on to its srun:
+// another job's restart count, number of tasks, place. So a link of a chain is submitted without
+// SLURM_*.
+TEST_F(SchedulerFacts, ASuccessorInheritsWhatItsPredecessorKnew) {
+  Write("next.sh", "#!/bin/sh\nenv | grep ^SLURM | sort\necho end\n");
+  Write("submit.sh",
+        "[ $SLURM_PROCID = 1 ] || exit 0\n"
+        "sbatch --parsable -N1 -o as_it_is next.sh\n"
+        "for name in $(env | sed -n 's/^\\(SLURM[A-Z0-9_]*\\)=.*/\\1/p'); do\n"
+        "  [ $name = SLURM_CONF ] || unset $name\n"
+        "done\n"
+        "sbatch --parsable -N1 -o without next.sh\n");
+  const JobId job = Submit({"-w", "n[1-2]", "--ntasks-per-node=1"},
+                           "export SLURM_RESTART_COUNT=3\nsrun sh submit.sh");
+  EXPECT_TRUE(Completes(job));
+  EXPECT_TRUE(Appears("as_it_is", "end"));
+  EXPECT_TRUE(Appears("without", "end"));
+  for (const char* leak : {"SLURM_RESTART_COUNT=3\n", "SLURM_NTASKS=2\n", "SLURM_STEP_ID=0\n",
+                           "SLURM_STEP_NODELIST=n[1-2]\n", "SLURM_NTASKS_PER_NODE=1\n"}) {
+    EXPECT_THAT(File("as_it_is"), HasSubstr(leak));
+    EXPECT_THAT(File("without"), Not(HasSubstr(leak)));
+  }
+}
+
 TEST_F(SchedulerFacts, OneTaskANodeKnowsWhereItIs) {
-  const JobId job = Submit({"-N3", "--ntasks-per-node=1"},
+  const JobId job = Submit({"-w", "n[1-3]", "--ntasks-per-node=1"},
                            "srun --distribution=block sh -c 'echo $SLURM_PROCID $SLURM_NODEID "
                            "$SLURM_LOCALID $SLURMD_NODENAME $SLURM_NTASKS $SLURM_JOB_NUM_NODES "
                            "$SLURM_JOB_NODELIST $SLURM_STEP_NODELIST $SLURM_CPUS_ON_NODE'");
@@ -78,7 +102,7 @@ TEST_F(SchedulerFacts, OneTaskANodeKnowsWhereItIs) {
 }
 
 TEST_F(SchedulerFacts, BlocksOfTasksFillNodeAfterNode) {
-  const JobId job = Submit({"-N2", "--ntasks-per-node=2"},
+  const JobId job = Submit({"-w", "n[1-2]", "--ntasks-per-node=2"},
                            "srun --distribution=block:block sh -c 'echo $SLURM_PROCID "
                            "$SLURMD_NODENAME $SLURM_LOCALID'");
   EXPECT_TRUE(Completes(job));
@@ -88,7 +112,7 @@ TEST_F(SchedulerFacts, BlocksOfTasksFillNodeAfterNode) {
 
 TEST_F(SchedulerFacts, SrunsCodeIsTheHighest) {
   const auto run = [&](const std::string& task, const std::string& options) {
-    return Submit({"-N2", "--ntasks-per-node=1"},
+    return Submit({"-w", "n[1-2]", "--ntasks-per-node=1"},
                   "srun " + options + " bash -c '" + task + "'\necho code $?");
   };
   const JobId codes = run("exit $((70 + SLURM_PROCID))", "");
@@ -102,7 +126,7 @@ TEST_F(SchedulerFacts, SrunsCodeIsTheHighest) {
 }
 
 TEST_F(SchedulerFacts, ATaskMayEndAndTheOthersGoOn) {
-  const JobId job = Submit({"-N2", "--ntasks-per-node=1"},
+  const JobId job = Submit({"-w", "n[1-2]", "--ntasks-per-node=1"},
                            "srun --kill-on-bad-exit=0 --wait=0 bash -c '"
                            "[ $SLURM_PROCID = 1 ] && exit 3\n"
                            "until [ -e go ]; do sleep 0.05; done; echo lived'\necho code $?");
