@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Installs the Debian 12 packages that building, testing and the quickstart need. Does nothing when they are all there.
+# Installs the Debian 12 packages that building and the quickstart need. Does nothing when they are all there.
+#   launch/install_packages.sh         what everybody needs
+#   launch/install_packages.sh tests   and what only tests need: a scheduler, a model checker, a checker of scripts
 set -euo pipefail
 
 packages=(
@@ -7,8 +9,15 @@ packages=(
   libabsl-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libfmt-dev
   libxxhash-dev libsodium-dev zlib1g-dev libsentencepiece-dev
   libdnnl-dev libhdf5-dev libucx-dev libfabric-dev
-  libgtest-dev libgmock-dev libbenchmark-dev spin ca-certificates
+  libgtest-dev libgmock-dev libbenchmark-dev ca-certificates
 )
+# Tests start daemons of their own; the machine's must not run for their sake.
+daemons=(munge slurmctld slurmd)
+case "${1:-}" in
+  "") ;;
+  tests) packages+=(spin shellcheck slurm-client "${daemons[@]}") ;;
+  *) echo "usage: launch/install_packages.sh [tests]" >&2; exit 2 ;;
+esac
 
 missing=()
 for package in "${packages[@]}"; do
@@ -29,7 +38,26 @@ if ((EUID != 0)); then
   }
   as_root=(sudo)
 fi
+
+# Debian starts a daemon when its package is installed, unless policy-rc.d forbids it, and again at every boot, unless
+# it is disabled. A policy that is there is the administrator's and stays; ours is there while apt-get runs. Daemons that
+# were installed before are nobody's business here, and what is disabled can be enabled: masking would be in the way of
+# whoever wants munge later.
+policy=/usr/sbin/policy-rc.d
+new_daemons=()
+for daemon in "${daemons[@]}"; do
+  [[ " ${missing[*]} " != *" $daemon "* ]] || new_daemons+=("$daemon")
+done
+if ((${#new_daemons[@]} > 0)) && [[ ! -e $policy ]]; then
+  trap '"${as_root[@]}" rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+  "${as_root[@]}" chmod 755 "$policy"
+fi
+
 echo "packages: installing ${missing[*]}"
 "${as_root[@]}" apt-get update -qq
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+for daemon in "${new_daemons[@]}"; do
+  "${as_root[@]}" update-rc.d "$daemon" disable >/dev/null
+done
 echo "packages: installed"

@@ -43,7 +43,7 @@ run_ctest() {
   return "$code"
 }
 
-launch/install_packages.sh
+launch/install_packages.sh tests
 launch/build.sh release
 echo "tests: release"
 run_ctest build -LE "$( ((all)) && echo none || echo long)"

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -60,6 +61,20 @@ TEST(Tidy, LinksLeadSomewhere) {
   ExpectNone(CheckLinks(Tree(), [](const std::string& target) {
     return fs::exists(fs::path(PERDURE_SOURCE_DIR) / target);
   }));
+}
+TEST(Tidy, ScriptsPassShellcheck) {
+  if (std::system("command -v shellcheck >/dev/null") != 0)
+    GTEST_SKIP() << "shellcheck is not installed here: launch/install_packages.sh tests";
+  // Shown to find something: an unquoted variable.
+  EXPECT_NE(std::system("printf 'rm $1\n' | shellcheck -s bash - >/dev/null"), 0);
+  int scripts = 0;
+  for (const SourceFile& file : Tree())
+    if (file.path.ends_with(".sh")) {
+      ++scripts;
+      const std::string command = "shellcheck '" PERDURE_SOURCE_DIR "/" + file.path + "' >&2";
+      EXPECT_EQ(std::system(command.c_str()), 0) << file.path;
+    }
+  EXPECT_GT(scripts, 0);
 }
 TEST(Tidy, TheTreeIsReadWhole) {
   std::set<std::string> parts;

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# shellcheck disable=SC2016,SC2317 # A part runs in a bash of its own, which gets functions by export -f.
 # All that needs a GPU, in one call of less than ten minutes: tests, bits, checkpoints, speed. Prints one table last.
 #   tests/bench/gpu.sh                        build first: nvcc, cuBLAS, cuDNN and launch/install_packages.sh's packages
 #   tests/bench/gpu.sh --no-build BUILD_DIR   with the binaries that are there
@@ -17,7 +18,7 @@ root=$(cd "$here/../.." && pwd)
 
 all="tests layouts resume kill nccl cpu bench save train torch sanitizer"
 build="" only="" output="" layers=4 cases=4096-V1,32000-V1 budget=570 quick=--quick work="" backend=cuda
-usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
+usage() { sed -n '3,/^set /{/^set /!s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 while (($#)); do
   case "$1" in
     --full) quick=""; shift; continue ;;
@@ -55,7 +56,7 @@ python=${PYTHON:-python3}
 # What a part does; the seconds it may take.
 run_tests() { "$python" "$here/gpu_check.py" tests "$build" "$work" --backend "$backend"; }
 run_check() { "$python" "$here/gpu_check.py" "$1" "$build" "$work" --backend "$backend" --bench-json "$work/bench.jsonl"; }
-run_bench() { "$build/bench/gpu_bench" $quick --json "$work/bench.jsonl"; }
+run_bench() { "$build/bench/gpu_bench" ${quick:+"$quick"} --json "$work/bench.jsonl"; }
 run_train() {
   "$python" "$here/gpu_train.py" "$build" "$work/train" --backend "$backend" --layers "$layers" --cases "$cases" \
     --json "$work/train.json" "$@"

@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 for tool in spin gcc; do
   command -v "$tool" > /dev/null && continue
   echo "$0: Skipped" # As GoogleTest says it, for tests/run.sh.
-  echo "no $tool: launch/install_packages.sh installs it"
+  echo "no $tool: launch/install_packages.sh tests"
   exit 77
 done
 work=$(mktemp -d)

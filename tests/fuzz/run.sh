@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seconds=${1:-60}
-build=build-fuzz
+build="build-fuzz"
 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_COMPILER=clang++ -DPERDURE_FUZZ=ON \
   "-DPERDURE_PARTS=runtime/base;ckpt;runtime/wire" -DPERDURE_TESTS=none > /dev/null
 failed=0

@@ -21,7 +21,7 @@ namespace {
 
 int Spawn(const std::vector<std::string>& arguments, const std::string& output,
           const std::string& errors) {
-  std::vector<std::string> words = {PERDURE_BINARY_DIR "/perdure"};
+  std::vector<std::string> words = {PerdurePath()};
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
@@ -44,6 +44,8 @@ std::string FirstBuilt(std::initializer_list<const char*> kinds) {
 }
 
 }  // namespace
+
+std::string PerdurePath() { return PERDURE_BINARY_DIR "/perdure"; }
 
 std::string BuiltTransport() { return FirstBuilt({"ucx", "libfabric"}); }
 std::string OtherTransport() { return FirstBuilt({"libfabric", "ucx"}); }

@@ -6,14 +6,12 @@
 #include <string>
 #include <vector>
 
+#include "tests/launch/command_result.h"
+
 namespace perdure {
 
-struct CommandResult {
-  int exit_code = -1;  // 128 + signal when it was killed.
-  std::string output;  // Standard output.
-  std::string errors;  // Standard error.
-};
-
+// The path of the built command.
+std::string PerdurePath();
 // The transport between processes that this build has, UCX first.
 std::string BuiltTransport();
 // libfabric where this build has both, else as BuiltTransport.

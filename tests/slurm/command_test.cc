@@ -22,9 +22,9 @@ namespace {
 using testing::HasSubstr;
 using testing::StartsWith;
 
-Command Shell(const std::string& script) { return {.argv = {"sh", "-c", script}}; }
+Invocation Shell(const std::string& script) { return {.argv = {"sh", "-c", script}}; }
 
-CommandResult ResultOf(const Command& command) {
+CommandResult ResultOf(const Invocation& command) {
   const absl::StatusOr<CommandResult> result = RunCommand(command);
   EXPECT_TRUE(result.ok()) << result.status();
   return result.value_or(CommandResult{.exit_code = -1});
@@ -67,7 +67,7 @@ TEST(Command, EnvironmentIsOursWithChanges) {
   ASSERT_EQ(::setenv("PERDURE_TEST_A", "ours", 1), 0);
   ASSERT_EQ(::setenv("PERDURE_TEST_B", "ours", 1), 0);
   ASSERT_EQ(::setenv("PERDURE_TEST_C", "ours", 1), 0);
-  Command command =
+  Invocation command =
       Shell("echo \"$PERDURE_TEST_A.$PERDURE_TEST_B.$PERDURE_TEST_C.$PERDURE_TEST_D\"");
   command.environment = {{"PERDURE_TEST_A", "theirs"}, {"PERDURE_TEST_D", "new"}};
   command.without = [](const std::string& name) { return name == "PERDURE_TEST_B"; };
@@ -120,7 +120,7 @@ TEST(Command, TimeOutKillsTheWholeGroup) {
   char path[] = "/tmp/perdure_command_test_XXXXXX";
   const int file = ::mkstemp(path);
   ASSERT_GE(file, 0);
-  Command command = Shell("trap '' TERM; sleep 1000 & echo words >&2; echo $$ > " +
+  Invocation command = Shell("trap '' TERM; sleep 1000 & echo words >&2; echo $$ > " +
                           std::string(path) + "; wait; sleep 1000");
   char text[32] = {};
   absl::Status status;

@@ -34,7 +34,7 @@ JobView Job(const std::string& text) {
 
 TEST(OtherReleases, NoCommandHasOptionsThat2108Lacks) {
   std::vector<std::string> words;
-  Scheduler scheduler([&](const Command& command) -> absl::StatusOr<CommandResult> {
+  Scheduler scheduler([&](const Invocation& command) -> absl::StatusOr<CommandResult> {
     words.insert(words.end(), command.argv.begin(), command.argv.end());
     return CommandResult{};
   });

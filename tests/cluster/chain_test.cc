@@ -1,0 +1,170 @@
+// A run as a chain of jobs of a real Slurm, whatever happens to them: it ends by itself, in the same
+// losses and the same certificate as on this machine alone.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+#include "tests/cluster/slurm_cluster.h"
+#include "tests/launch/perdure_command.h"
+
+namespace perdure {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::HasSubstr;
+
+class ChainTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = SlurmCluster::WhyNot(); !why.empty()) GTEST_SKIP() << why;
+    folder_ = FreshFolder("chain");
+    WriteNanoData(folder_);
+  }
+  ~ChainTest() override {
+    cluster_.reset();
+    if (!folder_.empty()) fs::remove_all(folder_);
+  }
+
+  void Begin(SlurmClusterOptions options) {
+    options.cpus_per_node = 1;
+    auto started = SlurmCluster::Start(std::move(options));
+    ASSERT_TRUE(started.ok()) << started.status();
+    cluster_ = *std::move(started);
+  }
+
+  // nano on nodes of one rank, which all are this machine.
+  std::vector<std::string> Settings(const std::vector<std::string>& more) const {
+    std::vector<std::string> arguments = {NanoToml(), "--data-dir", folder_};
+    std::vector<std::string> settings = {"layout.tensor=1",
+                                         "layout.pipeline=1",
+                                         "layout.transport=" + BuiltTransport(),
+                                         "job.ranks_per_node=1",
+                                         "job.interface=lo",
+                                         "checkpoint.every=20s",
+                                         "checkpoint.keep_every_steps=1000"};
+    settings.insert(settings.end(), more.begin(), more.end());
+    for (const std::string& setting : settings) arguments.insert(arguments.end(), {"--set", setting});
+    return arguments;
+  }
+  CommandResult Submit(const std::vector<std::string>& settings,
+                       const std::vector<std::string>& options = {}) const {
+    std::vector<std::string> argv = {PerdurePath(), "submit", "--run-dir", run()};
+    const std::vector<std::string> arguments = Settings(settings);
+    argv.insert(argv.end(), arguments.begin(), arguments.end());
+    argv.insert(argv.end(), options.begin(), options.end());
+    return cluster_->Run(argv);
+  }
+  std::string run() const { return folder_ + "/run"; }
+  std::vector<json> Jobs() const {
+    std::vector<json> jobs;
+    std::error_code error;
+    for (const auto& entry : fs::directory_iterator(run() + "/chain/jobs", error))
+      if (json job = json::parse(ReadFile(entry.path()).value_or(""), nullptr, false);
+          job.is_object())
+        jobs.push_back(std::move(job));
+    std::sort(jobs.begin(), jobs.end(),
+              [](const json& a, const json& b) { return a["began"] < b["began"]; });
+    return jobs;
+  }
+  // Everything that the jobs have printed, for whoever looks why a test has failed.
+  std::string Story() const {
+    std::string story;
+    std::error_code error;
+    for (const auto& entry : fs::directory_iterator(run() + "/jobs", error))
+      if (entry.is_regular_file())
+        story += "== " + entry.path().filename().string() + "\n" +
+                 ReadFile(entry.path()).value_or("") + "\n";
+    return story;
+  }
+  bool AwaitComplete(absl::Duration timeout) const {
+    return SlurmCluster::Await(
+        [&] {
+          const std::vector<json> jobs = Jobs();
+          return !jobs.empty() && jobs.back().contains("left") && jobs.back()["exit_code"] == 0;
+        },
+        timeout);
+  }
+  // The same run on this machine alone, undisturbed: the same bits.
+  void ExpectSameAsUndisturbed(const std::vector<std::string>& settings) const {
+    const std::string whole = folder_ + "/whole";
+    std::vector<std::string> arguments = {"run",   "--run-dir", whole, "--nodes", "1",
+                                          "--ranks-per-node", "2", "--quiet"};
+    const std::vector<std::string> rest = Settings(settings);
+    arguments.insert(arguments.end(), rest.begin(), rest.end());
+    const CommandResult undisturbed = Perdure(arguments);
+    ASSERT_EQ(undisturbed.exit_code, 0) << undisturbed.errors;
+    EXPECT_EQ(LossColumn(run(), "loss_bits"), LossColumn(whole, "loss_bits"));
+    EXPECT_EQ(ListedCheckpoints(run()).back()["certificate"],
+              ListedCheckpoints(whole).back()["certificate"]);
+  }
+
+  std::string folder_;
+  std::unique_ptr<SlurmCluster> cluster_;
+};
+
+TEST_F(ChainTest, ARunOfOneJob) {
+  Begin({.nodes = 2});
+  const std::vector<std::string> settings = {"job.nodes=2", "job.time_limit=5min",
+                                             "phase.pretrain.samples=640",
+                                             "phase.extension.samples=24"};
+  const CommandResult submitted = Submit(settings, {"--comment=from a test"});
+  ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
+  EXPECT_THAT(submitted.output, HasSubstr("is queued behind it"));
+  const CommandResult again = Submit(settings);
+  EXPECT_EQ(again.exit_code, 2);
+  EXPECT_THAT(again.errors, HasSubstr("has a chain already"));
+  ASSERT_TRUE(AwaitComplete(absl::Minutes(3))) << Story();
+  EXPECT_EQ(cluster_->AwaitJobState(1, {"COMPLETED"}), absl::OkStatus());
+  EXPECT_EQ(cluster_->AwaitJobState(2, {"CANCELLED"}), absl::OkStatus());
+  EXPECT_EQ(cluster_->JobField(1, "Comment"), "from a test");
+  EXPECT_EQ(Jobs().size(), 1U);
+  ExpectSameAsUndisturbed(settings);
+}
+
+TEST_F(ChainTest, WhatTheSiteDoesNotHaveIsRefused) {
+  Begin({.nodes = 2,
+         .partitions = {{.name = "main", .max_time = "1:00:00"}, {.name = "other"}}});
+  const CommandResult time = Submit({"job.nodes=2", "job.time_limit=2h"});
+  EXPECT_EQ(time.exit_code, 2);
+  EXPECT_THAT(time.errors, HasSubstr("partition main ends jobs after 1h"));
+  const CommandResult nodes = Submit({"job.nodes=3", "job.time_limit=1h"});
+  EXPECT_EQ(nodes.exit_code, 2);
+  EXPECT_THAT(nodes.errors, HasSubstr("needs 3 nodes"));
+  const CommandResult partition = Submit({"job.nodes=2", "slurm.partition=gpu"});
+  EXPECT_EQ(partition.exit_code, 2);
+  EXPECT_THAT(partition.errors, HasSubstr("no such partition; there are main, other"));
+  const CommandResult refused = Submit({"job.nodes=2", "job.time_limit=1h"}, {"--no-such-option"});
+  EXPECT_EQ(refused.exit_code, 2);
+  EXPECT_THAT(refused.errors, HasSubstr("no-such-option"));
+  EXPECT_THAT(cluster_->Run({"squeue", "-h"}).output, testing::IsEmpty());
+}
+
+// Each job leaves before its limit, and the next goes on.
+TEST_F(ChainTest, LongRunOfSeveralJobs) {
+  Begin({.nodes = 2});
+  const std::vector<std::string> settings = {"job.nodes=2", "job.time_limit=1min",
+                                             "phase.pretrain.samples=19200"};
+  const CommandResult submitted = Submit(settings);
+  ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
+  ASSERT_TRUE(AwaitComplete(absl::Minutes(15))) << Story();
+  const std::vector<json> jobs = Jobs();
+  EXPECT_GE(jobs.size(), 4U);
+  for (const json& job : jobs) {
+    EXPECT_EQ(job["exit_code"], job == jobs.back() ? 0 : 75) << job;
+    if (job == jobs.back()) continue;
+    const double unused = job["time_over"].get<double>() - job["left"].get<double>();
+    EXPECT_GT(unused, 0) << job;
+    EXPECT_LT(unused, 15) << job;
+    EXPECT_EQ(cluster_->JobState(job["job"]), "COMPLETED");
+  }
+  ExpectSameAsUndisturbed(settings);
+}
+
+}  // namespace
+}  // namespace perdure
