@@ -13,6 +13,7 @@ void AddAgentCommand(CLI::App& app, int* exit_code) {
   struct Arguments {
     NodeAgentOptions options;
     uint64_t job = 0, restart = 0;
+    int64_t ends_at = 0;
   };
   auto arguments = std::make_shared<Arguments>();
   NodeAgentOptions& options = arguments->options;
@@ -38,12 +39,17 @@ void AddAgentCommand(CLI::App& app, int* exit_code) {
       ->required();
   agent->add_option("--until-step", options.until_step, "As of perdure run")
       ->check(CLI::NonNegativeNumber);
+  agent->add_option("--ends-at", arguments->ends_at, "End of the job's time, seconds since 1970");
+  agent->add_flag("--slurm", options.slurm, "It is Slurm's job of that number");
+  agent->add_option("--name", options.name, "The node's, for people (default: the host's)");
   agent->add_flag("--stops", options.stops, "The job is to stop: as SIGTERM says it");
   agent->add_flag("--quiet", options.quiet, "No progress lines");
   agent->add_flag("--retry", options.retry, "As of perdure run");
   agent->callback([arguments, exit_code] {
     arguments->options.run_directory = std::filesystem::absolute(arguments->options.run_directory);
     arguments->options.job = JobStart(arguments->job, arguments->restart);
+    if (arguments->ends_at > 0)
+      arguments->options.ends_at = absl::FromUnixSeconds(arguments->ends_at);
     *exit_code = RunNodeAgent(arguments->options);
   });
 }

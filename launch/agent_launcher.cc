@@ -101,8 +101,13 @@ void AgentLauncher::Ended(size_t index, const ProcessEnd& end) {
 }
 
 // SIGTERM: one step more and a checkpoint, which is the agents' to do; SIGQUIT, or perhaps a second
-// one: at once.
+// one: at once. SIGUSR1 is for the agents.
 void AgentLauncher::OnSignal(int signal) {
+  if (signal == SIGUSR1) {
+    for (Node& node : nodes_)
+      if (node.agent != nullptr) node.agent->Signal(SIGUSR1);
+    return;
+  }
   if (signal == SIGQUIT || (asked_ && options_.hurries)) {
     why_ = "stopped at once on request";
     Leave(absl::ZeroDuration());
@@ -128,7 +133,7 @@ void AgentLauncher::Leave(absl::Duration patience) {
 absl::Status AgentLauncher::Run() {
   // Ranks whose agent died are ours then: none is left when we leave.
   if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) return ErrnoStatus(errno, "become a subreaper");
-  const int signals[] = {SIGINT, SIGTERM, SIGQUIT};
+  const int signals[] = {SIGINT, SIGTERM, SIGQUIT, SIGUSR1};
   RETURN_IF_ERROR(loop_->AddSignals(signals, [this](int signal) { OnSignal(signal); }));
   for (size_t index = 0; index < nodes_.size(); ++index) RETURN_IF_ERROR(StartAgent(index));
   loop_->Run();

@@ -11,14 +11,12 @@
 #include "launch/agent_launcher.h"
 #include "launch/agent_record.h"
 #include "launch/exit_codes.h"
+#include "launch/job_bounds.h"
 #include "launch/local_lock.h"
-#include "launch/run_data.h"
 #include "launch/run_directory.h"
-#include "monitoring/journal.h"
 #include "runtime/agent/job_start.h"
 #include "runtime/agent/records.h"
 #include "runtime/base/status.h"
-#include "runtime/train/plan.h"
 #include "runtime/wire/event_loop.h"
 
 namespace perdure {
@@ -31,35 +29,6 @@ uint64_t NewJobId() {
 }
 
 void Say(const std::string& line) { std::fprintf(stderr, "perdure run: %s\n", line.c_str()); }
-
-// Prints why the job does not begin; the exit code that fits.
-int RefuseRun(const absl::Status& status) {
-  Say(Message(status));
-  switch (status.code()) {
-    case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kNotFound:
-    case absl::StatusCode::kFailedPrecondition:
-    case absl::StatusCode::kDataLoss:
-      return kExitUsage;
-    default:
-      return kExitFailed;
-  }
-}
-
-// The exit code of a run that has nothing to do, which is said.
-std::optional<int> NothingToDo(const JobOptions& options, const OpenedRun& run) {
-  const std::string& name = run.config.name;
-  if (run.start.step >= StepSchedule(run.config).steps()) {
-    Say(fmt::format("run {} is complete at step {}", name, run.start.step));
-    return kExitComplete;
-  }
-  if (options.until_step < 0 || !run.start.manifest.has_value() ||
-      run.start.step < options.until_step)
-    return std::nullopt;
-  Say(fmt::format("run {} is at step {} already; --until-step {} asks for nothing more", name,
-                  run.start.step, options.until_step));
-  return kExitStopped;
-}
 
 // The last job of the log that has begun and not ended.
 std::optional<uint64_t> OpenJob(const RunLog& log) {
@@ -108,39 +77,9 @@ AgentLauncherOptions LauncherOptions(const JobOptions& options, const LocalLock&
   return launcher;
 }
 
-// What became of the job, for people.
-int Tell(const JobOptions& options, const RunLog& log, const EndRecord& end) {
-  const auto exit_code = static_cast<int>(end.exit_code);
-  const std::string state = exit_code == kExitComplete  ? "complete"
-                            : exit_code == kExitStopped ? "stopped"
-                                                        : "failed";
-  std::string certificate = "none";
-  for (const Record& record : log.records())
-    if (record.type == RecordType::kCommit)
-      if (const absl::StatusOr<CommitRecord> commit = ParseCommit(record.body); commit.ok())
-        certificate = commit->certificate.Hex();
-  if (state != "failed")
-    std::fprintf(stderr, "%s\n",
-                 fmt::format("{} at step {}/{}, certificate {}", state, end.step,
-                             StepSchedule(options.config).steps(), certificate)
-                     .c_str());
-  absl::Status told = RecordState(options.run_directory, options.config, state);
-  const absl::StatusOr<std::unique_ptr<Journal>> journal =
-      Journal::Open(options.run_directory + "/journal.jsonl");
-  told.Update(journal.status());
-  if (journal.ok())
-    told.Update((*journal)->Append("end", {{"generation", log.generation()},
-                                           {"state", state},
-                                           {"step", end.step},
-                                           {"exit_code", exit_code},
-                                           {"why", end.reason}}));
-  if (!told.ok()) Say("warning: " + Message(told));
-  return exit_code;
-}
-
 // The job's exit code. No process of it is left.
-absl::StatusOr<int> RunJob(const JobOptions& options, const LocalLock& lock, RunLog& log,
-                           uint64_t job) {
+absl::StatusOr<int> RunJob(const JobOptions& options, const JobBounds& bounds,
+                           const LocalLock& lock, RunLog& log, uint64_t job) {
   ASSIGN_OR_RETURN(const std::unique_ptr<EventLoop> loop, EventLoop::New());
   if (const absl::Status told = RecordState(options.run_directory, options.config, "starting");
       !told.ok())
@@ -151,34 +90,32 @@ absl::StatusOr<int> RunJob(const JobOptions& options, const LocalLock& lock, Run
     Say(launcher.why());
     RETURN_IF_ERROR(AppendEnd(log, job, launcher.why()));
   }
-  return Tell(options, log, launcher.End().value_or(EndRecord{.exit_code = kExitFailed}));
+  return TellEnd(bounds, log, launcher.End().value_or(EndRecord{.exit_code = kExitFailed}));
 }
 
 }  // namespace
 
 int RunAgentsJob(const JobOptions& options) {
-  // Whether anything fits, said before anything is written.
-  const absl::StatusOr<LayoutConfig> layout =
-      ResolveLayout(options.config, options.nodes * options.ranks_per_node);
-  if (!layout.ok()) return RefuseRun(layout.status());
-  if (const absl::Status data = CheckData(options.config, options.data_directory); !data.ok())
-    return RefuseRun(data);
-  absl::StatusOr<OpenedRun> run = OpenRun(options.run_directory, options.config, options.retry);
-  if (!run.ok()) {
-    RefuseRun(run.status());
-    return absl::IsDataLoss(run.status()) ? kExitNoRestart : kExitUsage;
-  }
-  if (const std::optional<int> exit_code = NothingToDo(options, *run)) return *exit_code;
+  const JobBounds bounds{.speaker = "perdure run",
+                         .config = options.config,
+                         .run_directory = options.run_directory,
+                         .data_directory = options.data_directory,
+                         .ranks = options.nodes * options.ranks_per_node,
+                         .until_step = options.until_step,
+                         .retry = options.retry};
+  BegunJob begun = BeginJob(bounds);
+  if (!begun.run.has_value()) return begun.exit_code;
+  OpenedRun& run = *begun.run;
   // Its coordinator need not be waited for.
-  if (const std::optional<uint64_t> open = OpenJob(run->log);
-      open.has_value() && open == run->lock.last_job()) {
-    const absl::Status ended = AppendEnd(run->log, *open, "its processes are gone");
-    if (!ended.ok()) return RefuseRun(ended);
+  if (const std::optional<uint64_t> open = OpenJob(run.log);
+      open.has_value() && open == run.lock.last_job()) {
+    const absl::Status ended = AppendEnd(run.log, *open, "its processes are gone");
+    if (!ended.ok()) return RefuseJob(bounds, ended);
   }
   const uint64_t job = JobStart(NewJobId(), 0);
-  if (const absl::Status held = run->lock.Hold(job); !held.ok()) return RefuseRun(held);
-  const absl::StatusOr<int> exit_code = RunJob(options, run->lock, run->log, job);
-  return exit_code.ok() ? *exit_code : RefuseRun(exit_code.status());
+  if (const absl::Status held = run.lock.Hold(job); !held.ok()) return RefuseJob(bounds, held);
+  const absl::StatusOr<int> exit_code = RunJob(options, bounds, run.lock, run.log, job);
+  return exit_code.ok() ? *exit_code : RefuseJob(bounds, exit_code.status());
 }
 
 }  // namespace perdure

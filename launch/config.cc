@@ -4,6 +4,7 @@
 #include <map>
 
 #include "launch/config_fields.h"
+#include "launch/sites/sites.h"
 #include "model/parameters.h"
 #include "runtime/base/check.h"
 #include "runtime/base/files.h"
@@ -72,7 +73,11 @@ class Reader {
   explicit Reader(std::string origin) : origin_(std::move(origin)) {}
 
   absl::Status ReadFileText(const std::string& text);
+  // A site's profile, beneath what is read later: nothing that fixes the run's numbers.
+  absl::Status ReadSite(const std::string& text);
   absl::Status ReadSetting(const std::string& setting);
+  void SetOrigin(std::string origin) { origin_ = std::move(origin); }
+  const std::string& site() const { return config_.slurm.site; }
   // Everything was read: are the required keys there, and is the whole sound?
   absl::StatusOr<RunConfig> Finish();
 
@@ -167,6 +172,16 @@ absl::Status Reader::ReadFileText(const std::string& text) {
       RETURN_IF_ERROR(ReadNode("", key, node, RunFields(), config_));
   }
   return absl::OkStatus();
+}
+
+absl::Status Reader::ReadSite(const std::string& text) {
+  RETURN_IF_ERROR(ReadFileText(text));
+  for (const RunField& field : RunFields())
+    if (field.frozen && places_.contains(field.key))
+      return InvalidArgument("{}: {} fixes the numbers of a run: it belongs into run.toml",
+                             places_[field.key], field.key);
+  if (config_.phases.empty()) return absl::OkStatus();
+  return InvalidArgument("{}: phases belong into run.toml", origin_);
 }
 
 // The value of a --set as the only entry of a table: TOML, or a bare word, which is a string. Dates
@@ -326,7 +341,19 @@ absl::StatusOr<RunConfig> LoadConfig(const std::string& path,
   if (!text.ok())
     return InvalidArgument("cannot read the run's configuration: {}; name an existing run.toml",
                            Message(text.status()));
-  return ParseConfig(*text, path, settings);
+  Reader scout(path);
+  RETURN_IF_ERROR(scout.ReadFileText(*text));
+  for (const std::string& setting : settings) RETURN_IF_ERROR(scout.ReadSetting(setting));
+  Reader reader(path);
+  if (!scout.site().empty()) {
+    ASSIGN_OR_RETURN(const Site site, FindSite(scout.site()));
+    reader.SetOrigin(site.origin);
+    RETURN_IF_ERROR(reader.ReadSite(site.text));
+    reader.SetOrigin(path);
+  }
+  RETURN_IF_ERROR(reader.ReadFileText(*text));
+  for (const std::string& setting : settings) RETURN_IF_ERROR(reader.ReadSetting(setting));
+  return reader.Finish();
 }
 
 std::string PrintConfig(const RunConfig& config) {

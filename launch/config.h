@@ -16,7 +16,8 @@
 namespace perdure {
 
 // Reads and validates `path`, with `settings` ("layout.tensor=2", values in TOML syntax; bare words
-// are strings) applied over it. Durations are "20:00:00" or "90s", "20min", "1h".
+// are strings) applied over it, and the profile of its slurm.site beneath. Durations are "20:00:00"
+// or "90s", "20min", "1h".
 absl::StatusOr<RunConfig> LoadConfig(const std::string& path,
                                      const std::vector<std::string>& settings);
 absl::StatusOr<RunConfig> ParseConfig(const std::string& text, const std::string& origin,

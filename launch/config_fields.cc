@@ -115,6 +115,56 @@ struct Steps {
   }
 };
 
+bool IsLine(std::string_view text) {
+  return std::none_of(text.begin(), text.end(),
+                      [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; });
+}
+
+struct OneLine {
+  std::string Check(const std::string& value) const {
+    return IsLine(value) ? "" : "must be one line without control characters";
+  }
+};
+
+struct OneWord {
+  std::string Check(const std::string& value) const {
+    return IsLine(value) && value.find(' ') == std::string::npos ? "" : "must be one word";
+  }
+};
+
+struct Words {
+  std::string Check(const std::vector<std::string>& values) const {
+    const bool fine = std::all_of(values.begin(), values.end(), [](const std::string& value) {
+      return !value.empty() && OneWord{}.Check(value).empty();
+    });
+    return fine ? "" : "must be words, none of them empty";
+  }
+};
+
+struct Options {
+  std::string Check(const std::vector<std::string>& values) const {
+    const bool fine = std::all_of(values.begin(), values.end(), [](const std::string& value) {
+      return value.size() > 1 && value.front() == '-' && IsLine(value);
+    });
+    return fine ? "" : "must be options, each with its value in one: \"--gres=gpu:4\"";
+  }
+};
+
+struct Variables {
+  static bool IsName(std::string_view name) {
+    return !name.empty() && std::isdigit(static_cast<unsigned char>(name.front())) == 0 &&
+           std::all_of(name.begin(), name.end(),
+                       [](unsigned char c) { return std::isalnum(c) != 0 || c == '_'; });
+  }
+  std::string Check(const std::vector<std::string>& values) const {
+    const bool fine = std::all_of(values.begin(), values.end(), [](const std::string& value) {
+      const size_t equals = value.find('=');
+      return equals != std::string::npos && IsName(value.substr(0, equals)) && IsLine(value);
+    });
+    return fine ? "" : "must be \"NAME=value\", each in one line";
+  }
+};
+
 struct Anything {
   template <typename T>
   std::string Check(const T&) const {
@@ -389,6 +439,31 @@ std::vector<Field<JobConfig>> JobFields() {
            "What the work of a slow rank takes of that of others, at least"),
       Make("slow_retry", &J::slow_retry, Durations(),
            "How long a node that was slow is done without; twice as long each time"),
+      Make("leave_margin", &J::leave_margin, Durations(),
+           "Of a job's time, kept when all that it does to leave is done"),
+      Make("interface", &J::interface, Anything(),
+           "Where agents reach each other, for example \"ib0\"; empty: the node's own name"),
+      Make("no_progress_jobs", &J::no_progress_jobs, Integers{1, 1000},
+           "Jobs in a row without a new checkpoint after which the chain stops"),
+  };
+}
+
+std::vector<Field<SlurmConfig>> SlurmFields() {
+  using S = SlurmConfig;
+  return {
+      Make("site", &S::site, Anything(), "Profile of the site: perdure submit --list-sites"),
+      Make("account", &S::account, OneWord{}, "sbatch --account"),
+      Make("account_suffix", &S::account_suffix, OneWord{},
+           "What the site has behind accounts: @h100"),
+      Make("partition", &S::partition, OneWord{}, "sbatch --partition"),
+      Make("qos", &S::qos, OneWord{}, "sbatch --qos"),
+      Make("constraint", &S::constraint, OneLine{}, "sbatch --constraint"),
+      Make("reservation", &S::reservation, OneWord{}, "sbatch --reservation"),
+      Make("options", &S::options, Options{}, "Of sbatch besides, for example [\"--gres=gpu:4\"]"),
+      Make("srun", &S::srun, Options{}, "Of srun besides, for example [\"--cpu-bind=none\"]"),
+      Make("modules", &S::modules, Words{}, "module load, in this order"),
+      Make("environment", &S::environment, Variables{},
+           "Exported in each job, for example [\"NCCL_DEBUG=WARN\"]"),
   };
 }
 
@@ -483,6 +558,7 @@ std::vector<RunField> MakeRunFields() {
   fields = Frozen(std::move(fields));
   Append(fields, "layout", &R::layout, LayoutFields());
   Append(fields, "job", &R::job, JobFields());
+  Append(fields, "slurm", &R::slurm, SlurmFields());
   Append(fields, "checkpoint", &R::checkpoint, CheckpointFields());
   Append(fields, "snapshot", &R::snapshot, SnapshotFields());
   Append(fields, "integrity", &R::integrity, IntegrityFields());

@@ -195,6 +195,20 @@ std::string ReadValue(const toml::node& node, std::vector<int64_t>& value) {
   return "";
 }
 
+std::string ReadValue(const toml::node& node, std::vector<std::string>& value) {
+  const toml::array* array = node.as_array();
+  if (array == nullptr) return "must be an array of strings, for example [\"--exclusive\"]";
+  std::vector<std::string> texts;
+  for (const toml::node& element : *array) {
+    std::string text;
+    if (const std::string wrong = ReadValue(element, text); !wrong.empty())
+      return fmt::format("has an element that {}", wrong);
+    texts.push_back(std::move(text));
+  }
+  value = std::move(texts);
+  return "";
+}
+
 std::string PrintValue(int64_t value) { return fmt::format("{}", value); }
 std::string PrintValue(uint64_t value) { return fmt::format("{}", value); }
 std::string PrintValue(bool value) { return value ? "true" : "false"; }
@@ -229,6 +243,12 @@ std::string PrintValue(absl::Duration value) {
 
 std::string PrintValue(const std::vector<int64_t>& value) {
   return fmt::format("[{}]", fmt::join(value, ", "));
+}
+
+std::string PrintValue(const std::vector<std::string>& value) {
+  std::string text = "[";
+  for (const std::string& each : value) text += (text.size() > 1 ? ", " : "") + PrintValue(each);
+  return text + "]";
 }
 
 std::string PrintValue(const std::vector<SourceConfig>& value) {

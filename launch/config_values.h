@@ -23,6 +23,7 @@ std::string ReadValue(const toml::node& node, std::string& value);
 std::string ReadValue(const toml::node& node, absl::Duration& value);
 std::string ReadValue(const toml::node& node, std::vector<SourceConfig>& value);
 std::string ReadValue(const toml::node& node, std::vector<int64_t>& value);
+std::string ReadValue(const toml::node& node, std::vector<std::string>& value);
 
 std::string PrintValue(int64_t value);
 std::string PrintValue(uint64_t value);
@@ -32,5 +33,6 @@ std::string PrintValue(const std::string& value);
 std::string PrintValue(absl::Duration value);
 std::string PrintValue(const std::vector<SourceConfig>& value);
 std::string PrintValue(const std::vector<int64_t>& value);
+std::string PrintValue(const std::vector<std::string>& value);
 
 }  // namespace perdure

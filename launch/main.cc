@@ -13,8 +13,10 @@
 #include "launch/doctor_command.h"
 #include "launch/drill_command.h"
 #include "launch/exit_codes.h"
+#include "launch/node_command.h"
 #include "launch/plan_command.h"
 #include "launch/run_command.h"
+#include "launch/submit_command.h"
 #include "launch/version.h"
 #include "runtime/agent/rank_main.h"
 
@@ -27,18 +29,26 @@ void RestoreSignals() {
     ::signal(signal, SIG_DFL);
 }
 
+// A batch system sends its notices, and a terminal its keys, to every process of a job: they are for
+// a rank's agent to answer, which ends its ranks by other means.
+void IgnoreNotices() {
+  for (int signal : {SIGHUP, SIGINT, SIGTERM, SIGUSR1}) ::signal(signal, SIG_IGN);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   RestoreSignals();
   // A rank is started by its agent alone; it is no command for people.
-  if (argc == 2 && std::strcmp(argv[1], "rank") == 0)
+  if (argc == 2 && std::strcmp(argv[1], "rank") == 0) {
+    IgnoreNotices();
     return perdure::RunRankMain(
         perdure::FrameSocket(perdure::kRankSocketFd), perdure::kRankPageFd,
         {.parse_config =
              [](const std::string& toml) { return perdure::ParseConfig(toml, "run.toml", {}); },
          .devices = {},
          .hub = nullptr});
+  }
 
   CLI::App app{
       "Perdure: one training run, one loss curve, bit for bit the same whatever jobs, failures and "
@@ -49,6 +59,9 @@ int main(int argc, char** argv) {
                        "The version, and the backends and transports of this build");
   int exit_code = 0;
   perdure::AddRunCommand(app, &exit_code);
+  perdure::AddSubmitCommand(app, &exit_code);
+  perdure::AddJobCommand(app, &exit_code);
+  perdure::AddNodeCommand(app, &exit_code);
   perdure::AddAgentCommand(app, &exit_code);
   perdure::AddStatusCommand(app, &exit_code);
   perdure::AddStopCommand(app, &exit_code);

@@ -16,10 +16,13 @@
 #include "launch/config.h"
 #include "launch/drill_flip.h"
 #include "launch/exit_codes.h"
+#include "launch/job_clock.h"
 #include "launch/job_health.h"
 #include "launch/layout_rule.h"
 #include "launch/run_data.h"
 #include "launch/run_export.h"
+#include "launch/slurm/scheduler.h"
+#include "model/parameters.h"
 #include "runtime/agent/agent.h"
 #include "runtime/agent/job_start.h"
 #include "runtime/agent/log_layouts.h"
@@ -63,6 +66,7 @@ class NodeAgent {
   int Run();
 
  private:
+  absl::Status OpenClock();
   absl::Status OpenRecords();
   absl::Status OpenCheckpoints();
   void OpenRanks(const std::string& run_id);
@@ -77,6 +81,7 @@ class NodeAgent {
   void OnStalls(StepIndex step, const std::vector<SaveWatch::Stall>& stalls);
   void OnFormed(const Coordinator::AllPresent& said);
   void CompareDevices();
+  void LeaveInTime();
   Json OfRanks(const std::vector<SaveWatch::Stall>& stalls) const;
   void Tell();
   Json State() const;
@@ -90,6 +95,7 @@ class NodeAgent {
   std::unique_ptr<EventLoop> loop_;
   std::unique_ptr<AgentRecord> record_;
   std::unique_ptr<JobHealth> health_;
+  std::unique_ptr<JobClock> clock_;
   std::unique_ptr<SnapshotShelf> shelf_;
   std::unique_ptr<RunCheckpoints> checkpoints_;
   std::unique_ptr<ControlLog> log_;
@@ -241,12 +247,14 @@ AgentOptions NodeAgent::OptionsOfAgent(int64_t step) const {
 absl::Status NodeAgent::Begin() {
   RETURN_IF_ERROR(OpenRecords());
   ASSIGN_OR_RETURN(loop_, EventLoop::New());
-  const int signals[] = {SIGTERM, SIGINT, kDrillFlipSignal};
+  const int signals[] = {SIGTERM, SIGINT, SIGUSR1, kDrillFlipSignal};
   RETURN_IF_ERROR(loop_->AddSignals(signals, [this](int signal) {
     asked_ |= signal == SIGTERM;
+    if (signal == SIGUSR1) clock_->AskNow();
     if (signal == kDrillFlipSignal) OnDrillFlip();
   }));
   // Threads, which inherit that signals are blocked, come behind.
+  RETURN_IF_ERROR(OpenClock());
   ASSIGN_OR_RETURN(worker_, Worker::Start());
   RETURN_IF_ERROR(
       loop_->AddFd(worker_->fd(), EventLoop::kReadable, [this](uint32_t) { worker_->Drain(); }));
@@ -281,6 +289,56 @@ absl::Status NodeAgent::Begin() {
            .ended = [this](int exit_code) { End(exit_code); }}));
   Tell();
   return absl::OkStatus();
+}
+
+// Bytes of the state that a node writes, at a rate that any file system has.
+absl::Duration SaveGuess(const RunConfig& config, int64_t nodes) {
+  constexpr double kBytesPerSecond = 250e6;
+  double bytes = 0;
+  for (const TensorSpec& tensor : ModelTensors(config.model, config.numerics.tensor_shards))
+    bytes += 12.0 * static_cast<double>(tensor.size());
+  return absl::Seconds(3) + absl::Seconds(bytes / static_cast<double>(nodes) / kBytesPerSecond);
+}
+
+absl::StatusOr<absl::Time> EndOfJob(const std::string& job) {
+  Scheduler scheduler(RunCommand);
+  ASSIGN_OR_RETURN(const JobView view, scheduler.Job(job));
+  if (!view.end.has_value()) return Internal("Slurm does not say when job {} ends", job);
+  return *view.end;
+}
+
+absl::Status NodeAgent::OpenClock() {
+  JobClock::Options options{
+      .end = options_.ends_at,
+      .ask = nullptr,
+      .leave = {.save = SaveGuess(config_, options_.nodes), .margin = config_.job.leave_margin},
+      .warn = [this](const std::string& line) { record_->Say(line); }};
+  if (options_.slurm)
+    options.ask = [job = JobText(static_cast<int64_t>(JobOf(options_.job)))]() {
+      return EndOfJob(job);
+    };
+  ASSIGN_OR_RETURN(clock_, JobClock::New(loop_.get(), std::move(options)));
+  return absl::OkStatus();
+}
+
+// By whoever leads: before the job's time is over.
+void NodeAgent::LeaveInTime() {
+  const Coordinator& lead = *agent_->lead();
+  const absl::Time now = MonotonicNow();
+  clock_->See(now, {.generation = lead.layout().generation,
+                    .finished = lead.finished(),
+                    .saving = lead.saving(),
+                    .committed = lead.view().commit_step});
+  if (asked_ || !clock_->Leaves(now)) return;
+  asked_ = true;
+  const Json reason = clock_->Reason(now);
+  record_->Event("leaves", reason);
+  record_->Say(
+      fmt::format("the job's time is over in {:.0f} s, and to leave takes {:.0f} s (a step {:.2f}, "
+                  "a save {:.1f}, "
+                  "the rest is margin): stopping after this step with a checkpoint",
+                  reason["left"].get<double>(), reason["needs"].get<double>(),
+                  reason["step"].get<double>(), reason["save"].get<double>()));
 }
 
 // A drill wants a bit of a rank's memory to be wrong.
@@ -498,6 +556,7 @@ void NodeAgent::Tell() {
                         {"devices", health_->Devices()}});
   if (agent_->lead() == nullptr) return;
   // A coordinator that came since does not know.
+  LeaveInTime();
   if (asked_) (void)agent_->TellLead(Coordinator::EndJob{kExitStopped});
   record_->Job(State());
   CompareDevices();

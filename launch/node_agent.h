@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/time/time.h"
 #include "runtime/control/ids.h"
 
 namespace perdure {
@@ -22,13 +23,18 @@ struct NodeAgentOptions {
   uint32_t domain = 0;                  // Of failures.
   std::string interface = "127.0.0.1";  // Where other agents reach this one.
   int64_t until_step = -1;              // Negative: to the end.
-  bool stops = false;                   // As if SIGTERM had come.
-  bool quiet = false;                   // No progress lines.
+  // When the job's time is over, by the time of day; it leaves before. Infinite: never.
+  absl::Time ends_at = absl::InfiniteFuture();
+  bool slurm = false;  // A Slurm job, whose end the scheduler is asked for now and then.
+  std::string name;    // Of the node, for people and for evidence; empty: the host's.
+  bool stops = false;  // As if SIGTERM had come.
+  bool quiet = false;  // No progress lines.
   bool retry = false;  // Attempts to load a checkpoint that failed before do not count.
 };
 
 // Lives until the job ends, and returns its exit code; errors have been printed. SIGTERM: the job
-// is to stop after a step, with a checkpoint. SIGINT is for whoever started us.
+// is to stop after a step, with a checkpoint. SIGUSR1: the end of its time is near, or has moved.
+// SIGINT is for whoever started us.
 int RunNodeAgent(const NodeAgentOptions& options);
 
 }  // namespace perdure

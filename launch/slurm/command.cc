@@ -29,7 +29,7 @@ absl::Duration MonotonicNow() {
   return absl::FromChrono(std::chrono::steady_clock::now().time_since_epoch());
 }
 
-std::vector<std::string> EnvironmentOf(const Command& command) {
+std::vector<std::string> EnvironmentOf(const Invocation& command) {
   std::vector<std::string> all;
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string_view ours = *entry;
@@ -82,7 +82,7 @@ absl::StatusOr<Ends> InputSocket(const std::string& input) {
 
 class Spawned {
  public:
-  explicit Spawned(const Command& command) : command_(command) {}
+  explicit Spawned(const Invocation& command) : command_(command) {}
   // Nothing of the group outlives this.
   ~Spawned() {
     if (pid_ <= 0) return;
@@ -101,7 +101,7 @@ class Spawned {
   bool HasEnded();
   absl::Status Look(absl::Duration wait, CommandResult& result);
 
-  const Command& command_;
+  const Invocation& command_;
   pid_t pid_ = 0;
   UniqueFd input_, output_, errors_;
   size_t given_ = 0;
@@ -226,7 +226,7 @@ absl::StatusOr<CommandResult> Spawned::Finish() {
 
 }  // namespace
 
-absl::StatusOr<CommandResult> RunCommand(const Command& command) {
+absl::StatusOr<CommandResult> RunCommand(const Invocation& command) {
   PERDURE_CHECK(!command.argv.empty());
   Spawned spawned(command);
   RETURN_IF_ERROR(spawned.Start());

@@ -14,7 +14,7 @@
 
 namespace perdure {
 
-struct Command {
+struct Invocation {
   std::vector<std::string> argv;  // argv[0] is searched for in PATH.
   std::string input;              // Its standard input, whole.
   absl::Duration timeout = absl::Seconds(30);
@@ -31,13 +31,13 @@ struct CommandResult {
 
 // DeadlineExceeded: it took longer than its time limit and was killed. NotFound: there is no such
 // program. ResourceExhausted: it wrote more than kCommandOutputMax. All name the command.
-using CommandRunner = std::function<absl::StatusOr<CommandResult>(const Command&)>;
+using CommandRunner = std::function<absl::StatusOr<CommandResult>(const Invocation&)>;
 
 inline constexpr size_t kCommandOutputMax = size_t{64} << 20;  // Of each of the two.
 
 // Runs it in a process group of its own, all of which is killed when the time is over. Blocks.
 // May be called from any thread; children of others are not touched.
-absl::StatusOr<CommandResult> RunCommand(const Command& command);
+absl::StatusOr<CommandResult> RunCommand(const Invocation& command);
 
 // argv in one line for people, with quotes where a shell would want them.
 std::string CommandLine(const std::vector<std::string>& argv);

@@ -90,7 +90,7 @@ Scheduler::Scheduler(CommandRunner runner, Options options)
   PERDURE_CHECK(options_.separator.find('%') == std::string::npos);
 }
 
-absl::StatusOr<CommandResult> Scheduler::Run(Command command) {
+absl::StatusOr<CommandResult> Scheduler::Run(Invocation command) {
   command.timeout = options_.timeout;
   absl::StatusOr<CommandResult> result = runner_(command);
   if (!result.ok()) return RunnerFailure(result.status());
@@ -98,7 +98,7 @@ absl::StatusOr<CommandResult> Scheduler::Run(Command command) {
 }
 
 absl::StatusOr<std::string> Scheduler::Ask(std::vector<std::string> argv) {
-  Command command{.argv = std::move(argv), .without = ChangesAnswers};
+  Invocation command{.argv = std::move(argv), .without = ChangesAnswers};
   command.environment = {{"LC_ALL", "C"},
                          {"TZ", "UTC"},
                          {"SLURM_TIME_FORMAT", "%s"},
@@ -155,7 +155,7 @@ absl::StatusOr<std::vector<JobView>> Scheduler::JobsNamed(const std::string& nam
 absl::StatusOr<int64_t> Scheduler::Submit(const Submission& submission) {
   PERDURE_CHECK(submission.script.empty() || submission.script_path.empty());
   PERDURE_CHECK(submission.arguments.empty() || submission.script.empty());
-  Command command{.argv = {"sbatch", "--parsable"}, .input = submission.script};
+  Invocation command{.argv = {"sbatch", "--parsable"}, .input = submission.script};
   for (const std::string& option : submission.options) command.argv.push_back(option);
   if (!submission.script_path.empty()) command.argv.push_back(submission.script_path);
   for (const std::string& argument : submission.arguments) command.argv.push_back(argument);

@@ -219,6 +219,7 @@ class Coordinator {
   const LogView& view() const { return view_; }
   const Resume& resume() const { return resume_; }  // Of layout().
   size_t ready() const { return ready_; }           // Members that hold its state.
+  StepIndex saving() const { return saving_; }      // Whose state is being saved; -1: none.
   // Of the newest generation of this job: steps that are finished, and what failed first.
   StepIndex finished() const { return finished_; }
   const std::optional<Failure>& cause() const { return cause_; }

@@ -102,6 +102,23 @@ struct JobConfig {
   absl::Duration slow_window = absl::Seconds(20);
   int64_t slow_percent = 150;
   absl::Duration slow_retry = absl::Hours(1);
+  // What is left of a job's time when its processes have ended, if all takes as long as before.
+  absl::Duration leave_margin = absl::Seconds(10);
+  std::string interface;  // Where agents reach each other: "ib0", an address; empty: where the
+                          // node's name leads.
+  // Jobs one after the other that committed no checkpoint, and the chain stops.
+  int64_t no_progress_jobs = 3;
+};
+
+// What is asked of Slurm, and done before a job's first process. Empty: not said.
+struct SlurmConfig {
+  std::string site;  // A profile of launch/sites; what run.toml says itself counts more.
+  std::string account, partition, qos, constraint, reservation;
+  std::string account_suffix;            // Of the account, where it does not end so: "@h100".
+  std::vector<std::string> options;      // Of sbatch besides: "--gres=gpu:4".
+  std::vector<std::string> srun;         // Of srun besides: "--cpu-bind=none".
+  std::vector<std::string> modules;      // Loaded in this order.
+  std::vector<std::string> environment;  // "NAME=value", exported.
 };
 
 struct CheckpointConfig {
@@ -164,6 +181,7 @@ struct RunConfig {
   NumericsConfig numerics;
   LayoutConfig layout;
   JobConfig job;
+  SlurmConfig slurm;
   CheckpointConfig checkpoint;
   SnapshotConfig snapshot;
   IntegrityConfig integrity;

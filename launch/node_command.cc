@@ -1,0 +1,119 @@
+#include "launch/node_command.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <thread>
+
+#include "launch/agent_launcher.h"
+#include "launch/exit_codes.h"
+#include "launch/slurm/allocation.h"
+#include "launch/slurm/hostlist.h"
+#include "launch/slurm/scheduler.h"
+#include "runtime/agent/job_start.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+struct NodeArguments {
+  std::string run_directory, data_directory;
+  std::string names;  // Of all nodes of the job, as Slurm writes them.
+  std::string snapshot_directory;
+  std::vector<std::string> for_agents;  // Handed on.
+};
+
+void Say(const std::string& line) { std::fprintf(stderr, "perdure node: %s\n", line.c_str()); }
+
+// Where this node is in the allocation that the job began with: nodes that were removed since keep
+// their numbers.
+absl::StatusOr<NodeId> IndexOf(const std::vector<std::string>& names, const std::string& name) {
+  const auto at = std::find(names.begin(), names.end(), name);
+  if (at == names.end())
+    return InvalidArgument("node {} is not among the job's nodes ({} of them)", name, names.size());
+  return static_cast<NodeId>(at - names.begin());
+}
+
+// Nodes behind one switch fail together. 0: nothing is known of switches.
+uint32_t DomainOf(const EnvironmentLookup& lookup) {
+  const std::string address = lookup("SLURM_TOPOLOGY_ADDR").value_or("");
+  const std::string pattern = lookup("SLURM_TOPOLOGY_ADDR_PATTERN").value_or("");
+  const size_t last = address.rfind('.');
+  if (pattern.find("switch") == std::string::npos || last == std::string::npos) return 0;
+  uint32_t domain = 2166136261U;  // FNV-1a: any number that the same text gives everywhere.
+  for (const char c : address.substr(0, last))
+    domain = (domain ^ static_cast<unsigned char>(c)) * 16777619U;
+  return std::max(domain, 1U);
+}
+
+// The batch host is gone and with it who would end the job: Slurm keeps the allocation until its
+// time is over. Ends it; the others do the same, which is one more cancelling of what has ended.
+void EndAllocation(int64_t job) {
+  Scheduler scheduler(RunCommand, {.inside_job = true});
+  const absl::StatusOr<JobView> view = scheduler.Job(JobText(job));
+  if (view.ok() && !view->batch_host_lost()) return;
+  if (!view.ok() && absl::IsNotFound(view.status())) return;
+  Say(view.ok() ? fmt::format("the batch host {} was lost: ending the allocation", view->batch_host)
+                : Message(view.status()));
+  if (!view.ok()) return;
+  if (const absl::Status cancelled = scheduler.Cancel(JobText(job)); !cancelled.ok())
+    Say(Message(cancelled));
+}
+
+absl::StatusOr<int> RunNode(const NodeArguments& arguments) {
+  const EnvironmentLookup lookup = ProcessEnvironment();
+  ASSIGN_OR_RETURN(const std::optional<Allocation> allocation, ReadAllocation(lookup));
+  if (!allocation.has_value() || !allocation->node_name.has_value())
+    return FailedPrecondition(
+        "this is no task of a Slurm step: perdure job starts it, perdure run runs a job here");
+  ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                   ExpandHostlist(arguments.names, HostlistGrammar::k23_11));
+  ASSIGN_OR_RETURN(const NodeId node, IndexOf(names, *allocation->node_name));
+  ASSIGN_OR_RETURN(const std::unique_ptr<EventLoop> loop, EventLoop::New());
+  ASSIGN_OR_RETURN(RunLog log, RunLog::Open(arguments.run_directory));
+  const auto cores = static_cast<int64_t>(std::max(1U, std::thread::hardware_concurrency()));
+  AgentLauncherOptions options{
+      .speaker = fmt::format("perdure node {}", *allocation->node_name),
+      .run_directory = arguments.run_directory,
+      .data_directory = arguments.data_directory,
+      .snapshot_directory = arguments.snapshot_directory,
+      .job = JobStart(static_cast<uint64_t>(allocation->job_id),
+                      static_cast<uint64_t>(allocation->restarts)),
+      .nodes = {node},
+      .nodes_of_job = static_cast<int64_t>(names.size()),
+      .cores = std::min(cores, static_cast<int64_t>(allocation->cpus_on_node.value_or(cores))),
+      .arguments = arguments.for_agents,
+      .hurries = false};
+  options.arguments.insert(options.arguments.end(), {"--name", *allocation->node_name, "--slurm"});
+  if (const uint32_t domain = DomainOf(lookup); domain != 0)
+    options.arguments.insert(options.arguments.end(), {"--domain", std::to_string(domain)});
+  AgentLauncher launcher(options, loop.get(), &log);
+  RETURN_IF_ERROR(launcher.Run());
+  if (!launcher.End().has_value()) Say(launcher.why());
+  EndAllocation(allocation->job_id);
+  return launcher.End().has_value() ? static_cast<int>(launcher.End()->exit_code) : kExitFailed;
+}
+
+}  // namespace
+
+void AddNodeCommand(CLI::App& app, int* exit_code) {
+  auto arguments = std::make_shared<NodeArguments>();
+  CLI::App* node =
+      app.add_subcommand("node", "The launcher of one node of a Slurm job; perdure job starts it");
+  node->group("");  // No command for people.
+  node->add_option("run_dir", arguments->run_directory, "The run's directory")->required();
+  node->add_option("--data-dir", arguments->data_directory, "As of perdure agent")->required();
+  node->add_option("--names", arguments->names, "Of the job's nodes")->required();
+  node->add_option("--snapshots", arguments->snapshot_directory, "[snapshot] directory")
+      ->required();
+  node->add_option("agent_options", arguments->for_agents, "Behind --: of the agent");
+  node->callback([arguments, exit_code] {
+    const absl::StatusOr<int> code = RunNode(*arguments);
+    if (!code.ok()) Say(Message(code.status()));
+    *exit_code = code.value_or(kExitUsage);
+  });
+}
+
+}  // namespace perdure

@@ -1,0 +1,214 @@
+#include "launch/slurm_job.h"
+
+#include <signal.h>
+
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "launch/agent_launcher.h"
+#include "launch/agent_record.h"
+#include "launch/chain.h"
+#include "launch/chain_queue.h"
+#include "launch/config.h"
+#include "launch/exit_codes.h"
+#include "launch/job_bounds.h"
+#include "launch/slurm/allocation.h"
+#include "launch/slurm/hostlist.h"
+#include "launch/slurm/scheduler.h"
+#include "runtime/agent/job_start.h"
+#include "runtime/base/status.h"
+
+namespace perdure {
+namespace {
+
+// How long the controller may not answer before a job begins without what it would have said.
+constexpr absl::Duration kAskFor = absl::Minutes(2), kAskAgain = absl::Seconds(5);
+
+void Say(const std::string& line) { std::fprintf(stderr, "perdure job: %s\n", line.c_str()); }
+
+class SlurmJob {
+ public:
+  SlurmJob(SlurmJobOptions options, Allocation allocation, Chain chain, RunConfig config)
+      : options_(std::move(options)),
+        allocation_(std::move(allocation)),
+        chain_(std::move(chain)),
+        config_(std::move(config)),
+        scheduler_(RunCommand, {.inside_job = true}),
+        queue_(&scheduler_, &chain_, options_.run_directory) {}
+
+  int Run();
+
+ private:
+  absl::Time AskEnd();
+  absl::StatusOr<ProcessEnd> RunStep(int64_t until_step, absl::Time end);
+  int Leave(int exit_code, int64_t step, const std::string& why);
+  std::string id() const { return JobText(allocation_.job_id); }
+
+  const SlurmJobOptions options_;
+  const Allocation allocation_;
+  const Chain chain_;
+  RunConfig config_;
+  Scheduler scheduler_;
+  ChainQueue queue_;
+  ChainJob told_;
+};
+
+// The end of the allocation's time, by the time of day. Where the controller is away: as it was
+// asked for, from now on; agents ask again later.
+absl::Time SlurmJob::AskEnd() {
+  if (allocation_.end.has_value()) return *allocation_.end;
+  const absl::Time began = absl::Now();
+  while (true) {
+    const absl::StatusOr<JobView> view = scheduler_.Job(id());
+    if (view.ok() && view->end.has_value()) return *view->end;
+    if (!absl::IsUnavailable(view.status()) || absl::Now() - began > kAskFor) {
+      Say(fmt::format("when this job ends is not known ({}); taken to be in {}",
+                      view.ok() ? "Slurm does not say it" : Message(view.status()),
+                      absl::FormatDuration(config_.job.time_limit)));
+      return began + config_.job.time_limit;
+    }
+    absl::SleepFor(kAskAgain);
+  }
+}
+
+absl::StatusOr<ProcessEnd> SlurmJob::RunStep(int64_t until_step, absl::Time end) {
+  const std::string nodes = std::to_string(allocation_.nodes.size());
+  const std::string logs =
+      fmt::format("{}/jobs/slurm-{}-%n.log", options_.run_directory, allocation_.job_id);
+  // srun is searched for in PATH, as sites arrange it.
+  ProcessOptions step{
+      .argv = {"/usr/bin/env", "srun", "--no-kill", "--kill-on-bad-exit=0", "--wait=0",
+               "--mpi=none", "--input=none", "--nodes=" + nodes, "--ntasks=" + nodes,
+               "--ntasks-per-node=1", "--output=" + logs, "--open-mode=append"},
+      .environment = {},
+      .descriptors = {},
+      .log_path = {},
+      .group = 0};
+  std::vector<std::string>& argv = step.argv;
+  argv.insert(argv.end(), config_.slurm.srun.begin(), config_.slurm.srun.end());
+  ASSIGN_OR_RETURN(const std::string self, ThisProgram());
+  argv.insert(
+      argv.end(),
+      {self, "node", options_.run_directory, "--data-dir", chain_.common().data_directory,
+       "--names", CompressHostlist(allocation_.nodes), "--snapshots", config_.snapshot.directory,
+       "--", "--ranks-per-node", std::to_string(config_.job.ranks_per_node), "--ends-at",
+       std::to_string(absl::ToUnixSeconds(end))});
+  if (!config_.job.interface.empty())
+    argv.insert(argv.end(), {"--interface", config_.job.interface});
+  if (until_step >= 0) argv.insert(argv.end(), {"--until-step", std::to_string(until_step)});
+  if (options_.retry) argv.emplace_back("--retry");
+  ASSIGN_OR_RETURN(const std::unique_ptr<EventLoop> loop, EventLoop::New());
+  // The step's tasks get what Slurm sends by themselves; it is not to end the batch script.
+  const int signals[] = {SIGTERM, SIGINT, SIGUSR1, SIGCONT};
+  std::unique_ptr<SupervisedProcess> srun;
+  RETURN_IF_ERROR(loop->AddSignals(signals, [&](int signal) {
+    Say(fmt::format("signal {} ({})", signal, ::strsignal(signal)));
+    if (signal == SIGINT && srun != nullptr) srun->Signal(SIGTERM);
+  }));
+  OomKills oom = OomKills::OfThisProcess();
+  std::optional<ProcessEnd> ended;
+  ASSIGN_OR_RETURN(srun, SupervisedProcess::Start(loop.get(), &oom, step,
+                                                  {.ended =
+                                                       [&](const ProcessEnd& how) {
+                                                         ended = how;
+                                                         loop->Stop();
+                                                       },
+                                                   .unkillable = nullptr}));
+  loop->Run();
+  return *ended;
+}
+
+// What becomes of the chain.
+int SlurmJob::Leave(int exit_code, int64_t step, const std::string& why) {
+  told_.left = absl::Now();
+  told_.exit_code = exit_code;
+  told_.last_step = step;
+  told_.why = why;
+  if (const absl::Status told = chain_.Tell(told_); !told.ok()) Say("warning: " + Message(told));
+  const absl::Status queued =
+      queue_.After(exit_code, NodesFor(config_, step), allocation_.job_id, why);
+  if (!queued.ok()) Say("warning: " + Message(queued));
+  return exit_code == kExitStopped ? kExitComplete : exit_code;
+}
+
+int SlurmJob::Run() {
+  JobBounds bounds{
+      .speaker = "perdure job",
+      .config = config_,
+      .run_directory = options_.run_directory,
+      .data_directory = chain_.common().data_directory,
+      .ranks = static_cast<int64_t>(allocation_.nodes.size()) * config_.job.ranks_per_node,
+      .retry = options_.retry};
+  Say(fmt::format("job {} (start {}) on {} nodes: {}", id(), allocation_.restarts + 1,
+                  allocation_.nodes.size(), CompressHostlist(allocation_.nodes)));
+  if (const std::optional<Chain::Stop> stop = chain_.stopped()) {
+    Say(fmt::format("the chain was stopped: {}; perdure resume {} lets it go on", stop->why,
+                    options_.run_directory));
+    if (const absl::Status cancelled = queue_.CancelPending(); !cancelled.ok())
+      Say("warning: " + Message(cancelled));
+    return kExitNoRestart;
+  }
+  const std::vector<ChainJob> before = chain_.Jobs();
+  told_ = {.job = allocation_.job_id,
+           .restarts = allocation_.restarts,
+           .nodes = allocation_.nodes,
+           .began = absl::Now()};
+  BegunJob begun = BeginJob(bounds);
+  if (!begun.run.has_value()) return Leave(begun.exit_code, 0, "nothing was begun");
+  config_ = bounds.config = begun.run->config;
+  const int64_t step = begun.run->start.step;
+  told_.first_step = step;
+  if (NoProgress(before, step, config_.job.no_progress_jobs))
+    return Leave(kExitNoRestart, step,
+                 fmt::format("the last {} jobs began at step {} and left no new checkpoint",
+                             config_.job.no_progress_jobs, step));
+  told_.time_over = AskEnd();
+  if (const absl::Status told = chain_.Tell(told_); !told.ok()) Say("warning: " + Message(told));
+  if (const absl::Status queued = queue_.EnsureNext(allocation_.job_id, NodesFor(config_, step));
+      !queued.ok())
+    Say("warning: no job is queued behind this one: " + Message(queued));
+  RunLog log = std::move(begun.run->log);
+  begun.run.reset();  // The lock, too: the run log decides among machines.
+  if (const absl::Status told = RecordState(options_.run_directory, config_, "starting");
+      !told.ok())
+    Say("warning: " + Message(told));
+  const absl::StatusOr<ProcessEnd> ended = RunStep(OtherNodesFrom(config_, step), told_.time_over);
+  if (!ended.ok()) return Leave(RefuseJob(bounds, ended.status()), step, Message(ended.status()));
+  if (const absl::Status read = log.Refresh(); !read.ok())
+    return Leave(RefuseJob(bounds, read), step, Message(read));
+  const uint64_t start = JobStart(static_cast<uint64_t>(allocation_.job_id),
+                                  static_cast<uint64_t>(allocation_.restarts));
+  const std::optional<EndRecord> end = EndOf(log, start);
+  if (!end.has_value()) {
+    const std::string why =
+        fmt::format("srun {}, and the job has no end in the run log", ended->Text());
+    Say(why);
+    return Leave(kExitFailed, step, why);
+  }
+  return Leave(TellEnd(bounds, log, *end), end->step, end->reason);
+}
+
+}  // namespace
+
+int RunSlurmJob(const SlurmJobOptions& options) {
+  const auto refuse = [](const absl::Status& status) {
+    Say(Message(status));
+    return kExitUsage;
+  };
+  absl::StatusOr<std::optional<Allocation>> allocation = ReadAllocation(ProcessEnvironment());
+  if (!allocation.ok()) return refuse(allocation.status());
+  if (!allocation->has_value())
+    return refuse(FailedPrecondition(
+        "this is no Slurm job: perdure submit queues one, perdure run runs one here"));
+  absl::StatusOr<Chain> chain = Chain::Open(options.run_directory);
+  if (!chain.ok()) return refuse(chain.status());
+  absl::StatusOr<RunConfig> config = LoadConfig(chain->config_path(), {});
+  if (!config.ok()) return refuse(config.status());
+  return SlurmJob(options, **std::move(allocation), *std::move(chain), *std::move(config)).Run();
+}
+
+}  // namespace perdure

@@ -1,0 +1,192 @@
+#include "launch/submit_command.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+
+#include "launch/batch_script.h"
+#include "launch/chain.h"
+#include "launch/chain_queue.h"
+#include "launch/config.h"
+#include "launch/exit_codes.h"
+#include "launch/run_data.h"
+#include "launch/sites/sites.h"
+#include "launch/slurm/scheduler.h"
+#include "launch/slurm_job.h"
+#include "runtime/base/files.h"
+#include "runtime/base/status.h"
+#include "runtime/train/plan.h"
+
+namespace perdure {
+namespace {
+
+struct SubmitArguments {
+  std::string config_path, run_directory, data_directory, site;
+  std::vector<std::string> settings;
+  std::vector<std::string> options;  // Of sbatch: whatever this command does not know.
+  bool dry_run = false;
+};
+
+struct Prepared {
+  RunConfig config;
+  std::string run_directory;
+  Chain::Common common;
+  std::string script;
+};
+
+absl::StatusOr<Prepared> Prepare(const SubmitArguments& arguments) {
+  namespace fs = std::filesystem;
+  Prepared prepared;
+  std::vector<std::string> settings = arguments.settings;
+  if (!arguments.site.empty()) settings.push_back("slurm.site=" + arguments.site);
+  ASSIGN_OR_RETURN(prepared.config, LoadConfig(arguments.config_path, settings));
+  const RunConfig& config = prepared.config;
+  prepared.run_directory =
+      fs::absolute(arguments.run_directory.empty() ? fs::path("runs") / config.name
+                                                   : fs::path(arguments.run_directory))
+          .lexically_normal();
+  const std::string folder = fs::absolute(arguments.config_path).parent_path();
+  prepared.common = {.job_name = JobNameOf(config.name, prepared.run_directory),
+                     .data_directory = arguments.data_directory.empty()
+                                           ? folder
+                                           : fs::absolute(arguments.data_directory).string(),
+                     .options = arguments.options};
+  ASSIGN_OR_RETURN(const std::string program, ThisProgram());
+  ASSIGN_OR_RETURN(prepared.script, WriteBatchScript({.config = config,
+                                                      .common = prepared.common,
+                                                      .run_directory = prepared.run_directory,
+                                                      .program = program}));
+  return prepared;
+}
+
+// Whether jobs of this run could be formed on the fewest nodes that any of its phases gets.
+absl::Status CheckLayouts(const RunConfig& config) {
+  for (const PhaseConfig& phase : config.phases) {
+    ASSIGN_OR_RETURN(const NodeRange range,
+                     ParseNodeRange(phase.nodes.empty() ? config.job.nodes : phase.nodes));
+    const absl::StatusOr<LayoutConfig> layout =
+        ResolveLayout(config, range.least * config.job.ranks_per_node);
+    if (!layout.ok())
+      return InvalidArgument("phase {} on {} nodes: {}", phase.name, range.least,
+                             Message(layout.status()));
+  }
+  return absl::OkStatus();
+}
+
+// Whether the partition takes such jobs at all: Slurm itself queues for ever what it never starts.
+absl::Status CheckSite(Scheduler& scheduler, const RunConfig& config) {
+  ASSIGN_OR_RETURN(const std::vector<PartitionView> partitions, scheduler.Partitions());
+  std::string known;
+  const PartitionView* partition = nullptr;
+  for (const PartitionView& each : partitions) {
+    known += (known.empty() ? "" : ", ") + each.name;
+    if (config.slurm.partition.empty() ? each.is_default : each.name == config.slurm.partition)
+      partition = &each;
+  }
+  if (partition == nullptr)
+    return InvalidArgument(
+        "slurm.partition = \"{}\": {}; there are {}", config.slurm.partition,
+        config.slurm.partition.empty() ? "the site has no default one" : "no such partition",
+        known);
+  if (config.job.time_limit > partition->time_max)
+    return InvalidArgument(
+        "job.time_limit is {}, but partition {} ends jobs after {}: --set job.time_limit={}",
+        absl::FormatDuration(config.job.time_limit), partition->name,
+        absl::FormatDuration(partition->time_max), absl::FormatDuration(partition->time_max));
+  for (const PhaseConfig& phase : config.phases) {
+    ASSIGN_OR_RETURN(const NodeRange range,
+                     ParseNodeRange(phase.nodes.empty() ? config.job.nodes : phase.nodes));
+    const int64_t least = range.least + config.job.spares;
+    const int64_t most = std::min<int64_t>(partition->nodes_total,
+                                           partition->nodes_max.value_or(partition->nodes_total));
+    if (least > most)
+      return InvalidArgument(
+          "phase {} needs {} nodes ({} and {} spares), but a job of partition {} gets {} at most",
+          phase.name, least, range.least, config.job.spares, partition->name, most);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Submit(const SubmitArguments& arguments) {
+  ASSIGN_OR_RETURN(const Prepared prepared, Prepare(arguments));
+  const RunConfig& config = prepared.config;
+  RETURN_IF_ERROR(CheckLayouts(config));
+  const std::string nodes = NodesFor(config, 0);
+  if (arguments.dry_run) {
+    std::vector<std::string> argv = {"sbatch"};
+    argv.insert(argv.end(), arguments.options.begin(), arguments.options.end());
+    argv.insert(argv.end(), {"--nodes=" + nodes, "--dependency=singleton",
+                             prepared.run_directory + "/chain/job.sh"});
+    std::printf("# %s/chain/job.sh\n%s\n# %s\n", prepared.run_directory.c_str(),
+                prepared.script.c_str(), CommandLine(argv).c_str());
+    return absl::OkStatus();
+  }
+  RETURN_IF_ERROR(CheckData(config, prepared.common.data_directory));
+  Scheduler scheduler(RunCommand);
+  RETURN_IF_ERROR(CheckSite(scheduler, config));
+  RETURN_IF_ERROR(MakeDirectories(prepared.run_directory + "/jobs"));
+  ASSIGN_OR_RETURN(const Chain chain, Chain::Create(prepared.run_directory, prepared.common));
+  ChainQueue queue(&scheduler, &chain, prepared.run_directory);
+  ASSIGN_OR_RETURN(const std::vector<JobView> jobs, scheduler.JobsNamed(prepared.common.job_name));
+  for (const JobView& job : jobs)
+    if (!IsOver(job.state))
+      return FailedPrecondition(
+          "run {} has a chain already: job {} ({}{}); look with perdure status {}", config.name,
+          job.id, job.state_word, job.reason.empty() ? "" : ", " + job.reason,
+          prepared.run_directory);
+  RETURN_IF_ERROR(ReplaceFile(chain.config_path(), PrintConfig(config)));
+  RETURN_IF_ERROR(ReplaceFile(chain.script_path(), prepared.script));
+  RETURN_IF_ERROR(chain.GoOn());
+  ASSIGN_OR_RETURN(const int64_t first, queue.Submit(0, nodes));
+  std::printf("job %s is queued for run %s on %s nodes\n", JobText(first).c_str(),
+              config.name.c_str(), nodes.c_str());
+  ASSIGN_OR_RETURN(const int64_t second, queue.Submit(first, nodes));
+  std::printf("job %s is queued behind it\nlook with: perdure status %s\n", JobText(second).c_str(),
+              prepared.run_directory.c_str());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddSubmitCommand(CLI::App& app, int* exit_code) {
+  auto arguments = std::make_shared<SubmitArguments>();
+  CLI::App* submit = app.add_subcommand(
+      "submit", "Queues a run as a chain of Slurm jobs; what it does not know goes to sbatch");
+  submit->add_option("config", arguments->config_path, "run.toml")->required();
+  submit->add_option("--run-dir", arguments->run_directory,
+                     "The run's directory, the same on every node (default: runs/NAME)");
+  submit->add_option("--data-dir", arguments->data_directory,
+                     "What mixture paths are relative to (default: run.toml's folder)");
+  submit->add_option("--site", arguments->site, "Short for --set slurm.site=NAME");
+  submit->add_option("--set", arguments->settings, "key=value over run.toml; may be repeated")
+      ->allow_extra_args(false);
+  submit->add_flag("--dry-run", arguments->dry_run, "Print script and command, queue nothing");
+  submit->add_flag_callback(
+      "--list-sites",
+      [] {
+        for (const Site& site : KnownSites()) std::printf("%s\n", site.name.c_str());
+        throw CLI::Success();
+      },
+      "Profiles that --site knows");
+  submit->allow_extras();
+  submit->callback([submit, arguments, exit_code] {
+    arguments->options = submit->remaining();
+    const absl::Status submitted = Submit(*arguments);
+    if (!submitted.ok()) std::fprintf(stderr, "perdure submit: %s\n", Message(submitted).c_str());
+    *exit_code = submitted.ok() ? kExitComplete : kExitUsage;
+  });
+}
+
+void AddJobCommand(CLI::App& app, int* exit_code) {
+  auto options = std::make_shared<SlurmJobOptions>();
+  CLI::App* job = app.add_subcommand("job", "What the script of a chain's job becomes");
+  job->group("");  // No command for people.
+  job->add_option("run_dir", options->run_directory, "The run's directory")->required();
+  job->callback([options, exit_code] {
+    options->run_directory = std::filesystem::absolute(options->run_directory);
+    *exit_code = RunSlurmJob(*options);
+  });
+}
+
+}  // namespace perdure
