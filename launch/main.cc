@@ -29,8 +29,8 @@ void RestoreSignals() {
     ::signal(signal, SIG_DFL);
 }
 
-// A batch system sends its notices, and a terminal its keys, to every process of a job: they are for
-// a rank's agent to answer, which ends its ranks by other means.
+// A batch system sends its notices, and a terminal its keys, to every process of a job: they are
+// for a rank's agent to answer, which ends its ranks by other means.
 void IgnoreNotices() {
   for (int signal : {SIGHUP, SIGINT, SIGTERM, SIGUSR1}) ::signal(signal, SIG_IGN);
 }

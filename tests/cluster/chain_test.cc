@@ -1,5 +1,5 @@
-// A run as a chain of jobs of a real Slurm, whatever happens to them: it ends by itself, in the same
-// losses and the same certificate as on this machine alone.
+// A run as a chain of jobs of a real Slurm, whatever happens to them: it ends by itself, in the
+// same losses and the same certificate as on this machine alone.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -49,7 +49,8 @@ class ChainTest : public testing::Test {
                                          "checkpoint.every=20s",
                                          "checkpoint.keep_every_steps=1000"};
     settings.insert(settings.end(), more.begin(), more.end());
-    for (const std::string& setting : settings) arguments.insert(arguments.end(), {"--set", setting});
+    for (const std::string& setting : settings)
+      arguments.insert(arguments.end(), {"--set", setting});
     return arguments;
   }
   CommandResult Submit(const std::vector<std::string>& settings,
@@ -90,11 +91,30 @@ class ChainTest : public testing::Test {
         },
         timeout);
   }
+  bool AwaitStep(int64_t step) const {
+    return SlurmCluster::Await(
+        [&] {
+          const std::vector<std::string> steps = LossColumn(run(), "step");
+          return !steps.empty() && std::stoll(steps.back()) >= step;
+        },
+        absl::Minutes(3));
+  }
+  // Submits, hurts the run once it has come to that step, and waits until it is complete.
+  void RunThrough(const std::vector<std::string>& settings, int64_t step,
+                  const std::function<absl::Status()>& hurt) {
+    const CommandResult submitted = Submit(settings);
+    ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
+    ASSERT_TRUE(AwaitStep(step)) << Story();
+    ASSERT_EQ(hurt(), absl::OkStatus()) << Story();
+    ASSERT_TRUE(AwaitComplete(absl::Minutes(10))) << Story();
+    ExpectSameAsUndisturbed(settings);
+  }
+
   // The same run on this machine alone, undisturbed: the same bits.
   void ExpectSameAsUndisturbed(const std::vector<std::string>& settings) const {
     const std::string whole = folder_ + "/whole";
-    std::vector<std::string> arguments = {"run",   "--run-dir", whole, "--nodes", "1",
-                                          "--ranks-per-node", "2", "--quiet"};
+    std::vector<std::string> arguments = {"run", "--run-dir",        whole, "--nodes",
+                                          "1",   "--ranks-per-node", "2",   "--quiet"};
     const std::vector<std::string> rest = Settings(settings);
     arguments.insert(arguments.end(), rest.begin(), rest.end());
     const CommandResult undisturbed = Perdure(arguments);
@@ -113,7 +133,7 @@ TEST_F(ChainTest, ARunOfOneJob) {
   const std::vector<std::string> settings = {"job.nodes=2", "job.time_limit=5min",
                                              "phase.pretrain.samples=640",
                                              "phase.extension.samples=24"};
-  const CommandResult submitted = Submit(settings, {"--comment=from a test"});
+  const CommandResult submitted = Submit(settings, {"--comment=from-a-test"});
   ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
   EXPECT_THAT(submitted.output, HasSubstr("is queued behind it"));
   const CommandResult again = Submit(settings);
@@ -122,14 +142,13 @@ TEST_F(ChainTest, ARunOfOneJob) {
   ASSERT_TRUE(AwaitComplete(absl::Minutes(3))) << Story();
   EXPECT_EQ(cluster_->AwaitJobState(1, {"COMPLETED"}), absl::OkStatus());
   EXPECT_EQ(cluster_->AwaitJobState(2, {"CANCELLED"}), absl::OkStatus());
-  EXPECT_EQ(cluster_->JobField(1, "Comment"), "from a test");
+  EXPECT_EQ(cluster_->JobField(1, "Comment"), "from-a-test");
   EXPECT_EQ(Jobs().size(), 1U);
   ExpectSameAsUndisturbed(settings);
 }
 
 TEST_F(ChainTest, WhatTheSiteDoesNotHaveIsRefused) {
-  Begin({.nodes = 2,
-         .partitions = {{.name = "main", .max_time = "1:00:00"}, {.name = "other"}}});
+  Begin({.nodes = 2, .partitions = {{.name = "main", .max_time = "1:00:00"}, {.name = "other"}}});
   const CommandResult time = Submit({"job.nodes=2", "job.time_limit=2h"});
   EXPECT_EQ(time.exit_code, 2);
   EXPECT_THAT(time.errors, HasSubstr("partition main ends jobs after 1h"));
@@ -163,6 +182,105 @@ TEST_F(ChainTest, LongRunOfSeveralJobs) {
     EXPECT_LT(unused, 15) << job;
     EXPECT_EQ(cluster_->JobState(job["job"]), "COMPLETED");
   }
+  ExpectSameAsUndisturbed(settings);
+}
+
+// What is left goes on in the same job, and ends it: nobody else would.
+TEST_F(ChainTest, LongANodeIsLost) {
+  Begin({.nodes = 3});
+  RunThrough({"job.nodes=\"2-3\"", "job.time_limit=10min"}, 10,
+             [&] { return cluster_->LoseNode("n2"); });
+  EXPECT_EQ(Jobs().size(), 1U);
+  EXPECT_THAT(JournalEvents(run(), "generation").back()["nodes"], 2);
+}
+
+TEST_F(ChainTest, LongTheBatchHostIsLost) {
+  Begin({.nodes = 3});
+  RunThrough({"job.nodes=\"2-3\"", "job.time_limit=10min"}, 10,
+             [&] { return cluster_->LoseNode(cluster_->BatchHost(1)); });
+  // Who would have told of the first job was lost with it; the second found nothing left to do.
+  const std::vector<json> jobs = Jobs();
+  ASSERT_EQ(jobs.size(), 2U);
+  EXPECT_FALSE(jobs[0].contains("left"));
+  EXPECT_EQ(cluster_->JobState(1), "CANCELLED");
+  EXPECT_EQ(jobs[1]["why"], "nothing was begun");
+}
+
+TEST_F(ChainTest, LongAJobIsRequeued) {
+  Begin({.nodes = 2});
+  RunThrough({"job.nodes=2", "job.time_limit=10min"}, 10, [&] { return cluster_->Requeue(1); });
+  const std::vector<json> jobs = Jobs();
+  ASSERT_EQ(jobs.size(), 2U);
+  EXPECT_EQ(jobs[0]["job"], jobs[1]["job"]);
+  EXPECT_EQ(jobs[1]["restarts"], 1);
+  EXPECT_GT(jobs[1]["first_step"], 0);
+}
+
+TEST_F(ChainTest, LongTheControllerIsAway) {
+  Begin({.nodes = 2});
+  RunThrough({"job.nodes=2", "job.time_limit=10min"}, 10, [&]() -> absl::Status {
+    absl::Status done = cluster_->AwaitSaved(1);
+    done.Update(cluster_->KillController());
+    EXPECT_TRUE(AwaitStep(60)) << "training does not need it";
+    done.Update(cluster_->StartController());
+    return done;
+  });
+  EXPECT_EQ(Jobs().size(), 1U);
+}
+
+TEST_F(ChainTest, LongAJobIsPreempted) {
+  Begin(
+      {.nodes = 2,
+       .partitions = {{.name = "main", .preempt_mode = "REQUEUE", .grace_time = absl::Seconds(20)},
+                      {.name = "urgent", .priority_tier = 10}},
+       .lines = {"PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE"}});
+  RunThrough({"job.nodes=2", "job.time_limit=10min"}, 10, [&]() -> absl::Status {
+    ASSIGN_OR_RETURN(const SlurmCluster::JobId urgent, cluster_->Preempt("urgent", 2));
+    RETURN_IF_ERROR(cluster_->AwaitJobState(urgent, {"RUNNING"}));
+    return cluster_->Run({"scancel", std::to_string(urgent)}).exit_code == 0
+               ? absl::OkStatus()
+               : Internal("scancel failed");
+  });
+  EXPECT_GT(Jobs().back()["first_step"], 0) << "the notice was enough for a checkpoint";
+}
+
+// Each job takes what it gets.
+TEST_F(ChainTest, LongFewerNodesAndMoreAgain) {
+  Begin({.nodes = 2});
+  const std::vector<std::string> settings = {"job.nodes=\"1-2\"", "job.time_limit=1min",
+                                             "phase.pretrain.samples=12000"};
+  const CommandResult submitted = Submit(settings);
+  ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
+  ASSERT_TRUE(AwaitStep(5)) << Story();
+  ASSERT_EQ(cluster_->DrainNode("n2"), absl::OkStatus());
+  const auto began = [&](size_t jobs) {
+    return SlurmCluster::Await([&] { return Jobs().size() == jobs; }, absl::Minutes(3));
+  };
+  ASSERT_TRUE(began(2)) << Story();
+  ASSERT_EQ(cluster_->ResumeNode("n2"), absl::OkStatus());
+  ASSERT_TRUE(AwaitComplete(absl::Minutes(10))) << Story();
+  const std::vector<json> jobs = Jobs();
+  ASSERT_GE(jobs.size(), 3U);
+  EXPECT_EQ(jobs[0]["nodes"].size(), 2U);
+  EXPECT_EQ(jobs[1]["nodes"].size(), 1U);
+  EXPECT_EQ(jobs[2]["nodes"].size(), 2U);
+  ExpectSameAsUndisturbed(settings);
+}
+
+TEST_F(ChainTest, LongAPhaseOnOtherNodes) {
+  Begin({.nodes = 4});
+  const std::vector<std::string> settings = {"job.nodes=4", "job.time_limit=10min",
+                                             "phase.pretrain.samples=1600",
+                                             "phase.extension.nodes=1"};
+  const CommandResult submitted = Submit(settings);
+  ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
+  ASSERT_TRUE(AwaitComplete(absl::Minutes(10))) << Story();
+  const std::vector<json> jobs = Jobs();
+  ASSERT_EQ(jobs.size(), 2U);
+  EXPECT_EQ(jobs[0]["nodes"].size(), 4U);
+  EXPECT_EQ(jobs[0]["exit_code"], 75);
+  EXPECT_EQ(jobs[1]["nodes"].size(), 1U);
+  EXPECT_EQ(jobs[0]["last_step"], jobs[1]["first_step"]);
   ExpectSameAsUndisturbed(settings);
 }
 
