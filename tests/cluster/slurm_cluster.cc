@@ -257,6 +257,14 @@ FoundProcesses SlurmCluster::ProcessesOf(const std::string& node) const {
 }
 
 absl::Status SlurmCluster::KillNode(const std::string& node) {
+  // All at one instant, as a machine dies. One behind another, an srun that is killed is found dead
+  // by its second process, which has the step killed on all nodes.
+  FoundProcesses stopped, found = ProcessesOf(node);
+  while (!std::includes(stopped.begin(), stopped.end(), found.begin(), found.end())) {
+    SignalEach(found, SIGSTOP);
+    stopped.insert(found.begin(), found.end());
+    found = ProcessesOf(node);
+  }
   if (!KillAll([&] { return ProcessesOf(node); }))
     return Internal("processes of node {} survive SIGKILL", node);
   return absl::OkStatus();
