@@ -126,7 +126,7 @@ TEST_F(SchedulerLoss, LongTheBatchHostIsLostAndATaskCancelsTheJob) {
 
 // srun has a second process, which has the step killed when it finds the first one dead. A batch
 // host that dies does not do that: both are gone at once.
-TEST_F(SchedulerLoss, AnSrunThatIsKilledTakesItsStepAlong) {
+TEST_F(SchedulerLoss, LongAnSrunThatIsKilledTakesItsStepAlong) {
   const JobId job = Submit({"-w", "n[1-2]", "--no-kill"},
                            "srun --no-kill --wait=0 bash -c 'echo beat >>$SLURMD_NODENAME.beats\n"
                            "trap : TERM; while :; do sleep 0.05; done' &\n"
