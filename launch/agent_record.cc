@@ -137,13 +137,14 @@ void AgentRecord::Node(const std::string& directory, const Json& node) {
 }
 
 absl::Status RecordState(const std::string& run_directory, const RunConfig& config,
-                         const std::string& state) {
+                         const std::string& state, int64_t slurm_job) {
   Json status = Json::object();
   const absl::StatusOr<std::string> text = ReadFile(run_directory + "/status.json");
   if (text.ok())
     if (Json before = Json::parse(*text, nullptr, /*allow_exceptions=*/false); before.is_object())
       status = std::move(before);
   status.update(StatusHead(config, ::getpid()));
+  status["slurm_job"] = slurm_job;
   status["state"] = state;
   // What is over is told as it was.
   if (state == "starting") status["nodes"] = Json::array();
@@ -169,7 +170,8 @@ bool JobLives(std::string_view state) {
   return state == "starting" || state == "running" || state == "recovering" || state == "stopping";
 }
 
-absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directory) {
+absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directory,
+                                                  const SlurmLives& slurm_lives) {
   const std::string path = run_directory + "/status.json";
   const absl::StatusOr<std::string> text = ReadFile(path);
   if (!text.ok())
@@ -180,8 +182,14 @@ absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directo
     return DataLoss("{} is not a status; the next job writes it anew", path);
   const std::string state = read["state"];
   const bool live = JobLives(state);
-  const bool lost = live && !ProcessLives(read.value("launcher_pid", 0),
-                                          read.value("launcher_start", uint64_t{0}));
+  const auto slurm_job = read.value("slurm_job", int64_t{0});
+  const auto lives = [&]() -> bool {
+    if (slurm_job == 0)
+      return ProcessLives(read.value("launcher_pid", 0), read.value("launcher_start", uint64_t{0}));
+    // Its launchers are elsewhere.
+    return slurm_lives == nullptr || slurm_lives(slurm_job).value_or(true);
+  };
+  const bool lost = live && !lives();
   nlohmann::ordered_json status;
   const auto copy = [&](const char* key) { status[key] = read.value(key, Json()); };
   copy("name");
@@ -209,6 +217,7 @@ absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directo
     if (std::find(nodes.begin(), nodes.end(), lead->get<NodeId>()) == nodes.end())
       nodes.push_back(lead->get<NodeId>());
   copy("job");
+  copy("slurm_job");
   copy("coordinator");
   copy("launcher_pid");
   copy("launcher_start");

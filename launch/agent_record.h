@@ -7,9 +7,11 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -69,15 +71,19 @@ class AgentRecord {
 
 // status.json as whoever starts a job has it: before an agent speaks (starting), and when none is
 // left (complete, stopped, failed).
+// `slurm_job`: Slurm's number of it; 0: none.
 absl::Status RecordState(const std::string& run_directory, const RunConfig& config,
-                         const std::string& state);
+                         const std::string& state, int64_t slurm_job = 0);
 
 // Whether a job whose status names that state has processes.
 bool JobLives(std::string_view state);
 
 // What `perdure status` shows: status.json with the newest step and what each node runs. The state
-// is "lost" where whoever started the job is gone. NotFound: no job has begun. DataLoss: it is no
+// is "lost" where whoever started the job is gone: of Slurm's jobs `slurm_lives` knows that, or,
+// where it is empty or answers nothing, nobody. NotFound: no job has begun. DataLoss: it is no
 // status.
-absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directory);
+using SlurmLives = std::function<std::optional<bool>(int64_t slurm_job)>;
+absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directory,
+                                                  const SlurmLives& slurm_lives = {});
 
 }  // namespace perdure

@@ -120,6 +120,17 @@ absl::Status Chain::Tell(const ChainJob& job) const {
                      json.dump() + "\n");
 }
 
+absl::Status Chain::TellAsked(int64_t job, const std::string& nodes) const {
+  RETURN_IF_ERROR(MakeDirectories(directory_ + "/asked"));
+  return ReplaceFile(fmt::format("{}/asked/{}", directory_, job), nodes + "\n");
+}
+
+std::string Chain::Asked(int64_t job) const {
+  std::string nodes = ReadFile(fmt::format("{}/asked/{}", directory_, job)).value_or("");
+  if (!nodes.empty() && nodes.back() == '\n') nodes.pop_back();
+  return nodes;
+}
+
 absl::Status Chain::StopFor(const Stop& stop) const {
   if (stopped().has_value()) return absl::OkStatus();
   const Json json = {{"why", stop.why}, {"job", stop.job}, {"time", Seconds(stop.time)}};

@@ -58,6 +58,11 @@ class Chain {
   // Over what it told before.
   absl::Status Tell(const ChainJob& job) const;
 
+  // On how many nodes a job was asked to be, as NodesFor has it: while it waits Slurm shows what it
+  // expects to give. Empty: not known.
+  absl::Status TellAsked(int64_t job, const std::string& nodes) const;
+  std::string Asked(int64_t job) const;
+
   // No job begins any more, until it is let go on. The first reason counts.
   absl::Status StopFor(const Stop& stop) const;
   std::optional<Stop> stopped() const;

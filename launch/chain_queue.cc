@@ -10,17 +10,6 @@
 #include "runtime/base/status.h"
 
 namespace perdure {
-namespace {
-
-// "4" or "2-4", as a pending job asks for them.
-std::string NodesOf(const JobView& job) {
-  return job.nodes_max == 0 || job.nodes_max == job.nodes_min
-             ? std::to_string(job.nodes_min)
-             : fmt::format("{}-{}", job.nodes_min, job.nodes_max);
-}
-
-}  // namespace
-
 absl::StatusOr<std::vector<JobView>> ChainQueue::Pending(int64_t but) {
   ASSIGN_OR_RETURN(const std::vector<JobView> jobs,
                    scheduler_->JobsNamed(chain_->common().job_name));
@@ -28,6 +17,14 @@ absl::StatusOr<std::vector<JobView>> ChainQueue::Pending(int64_t but) {
   for (const JobView& job : jobs)
     if (job.state == JobState::kPending && job.id != but) pending.push_back(job);
   return pending;
+}
+
+absl::StatusOr<std::vector<JobView>> ChainQueue::Running() {
+  ASSIGN_OR_RETURN(std::vector<JobView> jobs, scheduler_->JobsNamed(chain_->common().job_name));
+  std::erase_if(jobs, [](const JobView& job) {
+    return job.state == JobState::kPending || IsOver(job.state);
+  });
+  return jobs;
 }
 
 absl::StatusOr<int64_t> ChainQueue::Submit(int64_t behind, const std::string& nodes) {
@@ -39,7 +36,9 @@ absl::StatusOr<int64_t> ChainQueue::Submit(int64_t behind, const std::string& no
   submission.options.emplace_back(behind > 0
                                       ? fmt::format("--dependency=afterany:{},singleton", behind)
                                       : "--dependency=singleton");
-  return scheduler_->Submit(submission);
+  ASSIGN_OR_RETURN(const int64_t job, scheduler_->Submit(submission));
+  RETURN_IF_ERROR(chain_->TellAsked(job, nodes));
+  return job;
 }
 
 absl::Status ChainQueue::EnsureNext(int64_t job, const std::string& nodes) {
@@ -59,12 +58,10 @@ absl::Status ChainQueue::After(int exit_code, const std::string& nodes, int64_t 
     done.Update(CancelPending());
     return done;
   }
+  if (chain_->stopped().has_value()) return CancelPending();
   ASSIGN_OR_RETURN(const std::vector<JobView> pending, Pending(job));
-  for (const JobView& next : pending) {
-    // Its size may not be told from outside before it was asked for by itself.
-    ASSIGN_OR_RETURN(const JobView whole, scheduler_->Job(JobText(next.id)));
-    if (NodesOf(whole) == nodes) return absl::OkStatus();
-  }
+  for (const JobView& next : pending)
+    if (chain_->Asked(next.id) == nodes) return absl::OkStatus();
   // Other nodes than are asked for, as where the next phase has its own: another job.
   RETURN_IF_ERROR(Submit(job, nodes).status());
   for (const JobView& next : pending) RETURN_IF_ERROR(scheduler_->Cancel(JobText(next.id)));

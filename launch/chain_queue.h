@@ -22,6 +22,8 @@ class ChainQueue {
 
   // Pending jobs of this chain but `but`, by id.
   absl::StatusOr<std::vector<JobView>> Pending(int64_t but = 0);
+  // Those that have begun and not ended.
+  absl::StatusOr<std::vector<JobView>> Running();
   // Queues one on `nodes` (as --nodes has them), behind job `behind`; 0: behind whatever job of the
   // chain there is.
   absl::StatusOr<int64_t> Submit(int64_t behind, const std::string& nodes);

@@ -77,7 +77,7 @@ int TellEnd(const JobBounds& job, const RunLog& log, const EndRecord& end) {
                  fmt::format("{} at step {}/{}, certificate {}", state, end.step,
                              StepSchedule(job.config).steps(), certificate)
                      .c_str());
-  absl::Status told = RecordState(job.run_directory, job.config, state);
+  absl::Status told = RecordState(job.run_directory, job.config, state, job.slurm_job);
   const absl::StatusOr<std::unique_ptr<Journal>> journal =
       Journal::Open(job.run_directory + "/journal.jsonl");
   told.Update(journal.status());

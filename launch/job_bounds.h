@@ -22,6 +22,7 @@ struct JobBounds {
   std::string data_directory;  // Absolute.
   int64_t ranks = 1;
   int64_t until_step = -1;  // Negative: to the end.
+  int64_t slurm_job = 0;    // Slurm's number of it; 0: none.
   bool retry = false;       // Attempts to load a checkpoint that failed before do not count.
 };
 

@@ -16,6 +16,8 @@
 #include "launch/node_command.h"
 #include "launch/plan_command.h"
 #include "launch/run_command.h"
+#include "launch/status_command.h"
+#include "launch/stop_command.h"
 #include "launch/submit_command.h"
 #include "launch/version.h"
 #include "runtime/agent/rank_main.h"
@@ -65,6 +67,8 @@ int main(int argc, char** argv) {
   perdure::AddAgentCommand(app, &exit_code);
   perdure::AddStatusCommand(app, &exit_code);
   perdure::AddStopCommand(app, &exit_code);
+  perdure::AddPauseCommand(app, &exit_code);
+  perdure::AddResumeCommand(app, &exit_code);
   perdure::AddDrillCommand(app, &exit_code);
   perdure::AddPlanCommand(app, &exit_code);
   perdure::AddDoctorCommand(app, &exit_code);

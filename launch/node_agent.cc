@@ -516,6 +516,7 @@ Json NodeAgent::State() const {
     slow.push_back({{"node", node.node}, {"percent", node.percent}, {"left_out", node.avoided}});
   return {{"state", state},
           {"job", options_.job},
+          {"slurm_job", options_.slurm ? JobOf(options_.job) : 0},
           {"coordinator", options_.node},
           {"generation", layout.generation},
           {"layout",

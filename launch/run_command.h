@@ -1,4 +1,4 @@
-// `perdure run`, `perdure status`, `perdure stop`.
+// `perdure run`.
 #pragma once
 
 namespace CLI {
@@ -7,9 +7,7 @@ class App;
 
 namespace perdure {
 
-// Each adds a subcommand; its callback stores the process's exit code in *exit_code.
+// Adds the subcommand; its callback stores the process's exit code in *exit_code.
 void AddRunCommand(CLI::App& app, int* exit_code);
-void AddStatusCommand(CLI::App& app, int* exit_code);
-void AddStopCommand(CLI::App& app, int* exit_code);
 
 }  // namespace perdure

@@ -146,8 +146,7 @@ int SlurmJob::Run() {
   Say(fmt::format("job {} (start {}) on {} nodes: {}", id(), allocation_.restarts + 1,
                   allocation_.nodes.size(), CompressHostlist(allocation_.nodes)));
   if (const std::optional<Chain::Stop> stop = chain_.stopped()) {
-    Say(fmt::format("the chain was stopped: {}; perdure resume {} lets it go on", stop->why,
-                    options_.run_directory));
+    Say(fmt::format("the chain was stopped: {}; perdure submit begins another", stop->why));
     if (const absl::Status cancelled = queue_.CancelPending(); !cancelled.ok())
       Say("warning: " + Message(cancelled));
     return kExitNoRestart;
@@ -173,7 +172,8 @@ int SlurmJob::Run() {
     Say("warning: no job is queued behind this one: " + Message(queued));
   RunLog log = std::move(begun.run->log);
   begun.run.reset();  // The lock, too: the run log decides among machines.
-  if (const absl::Status told = RecordState(options_.run_directory, config_, "starting");
+  if (const absl::Status told =
+          RecordState(options_.run_directory, config_, "starting", allocation_.job_id);
       !told.ok())
     Say("warning: " + Message(told));
   const absl::StatusOr<ProcessEnd> ended = RunStep(OtherNodesFrom(config_, step), told_.time_over);

@@ -190,6 +190,11 @@ absl::Status Scheduler::Cancel(const std::string& job) {
   return Tell({"scancel", job});
 }
 
+absl::Status Scheduler::Signal(const std::string& job, const std::string& signal) {
+  RETURN_IF_ERROR(CheckJob(job));
+  return Tell({"scancel", "--signal=" + signal, job});
+}
+
 absl::Status Scheduler::CancelPendingNamed(const std::string& name) {
   RETURN_IF_ERROR(CheckName(name));
   // Not by --me, which scancel has from 22.05 on.

@@ -72,6 +72,9 @@ class Scheduler {
   // Those of the user's jobs of that name that are pending. None is OK.
   absl::Status CancelPendingNamed(const std::string& name);
   absl::Status Requeue(const std::string& job);
+  // To all processes of its steps, the batch script not among them: "TERM". OK also if it has
+  // ended.
+  absl::Status Signal(const std::string& job, const std::string& signal);
 
   // Of a pending job.
   absl::Status SetExcludedNodes(const std::string& job, std::span<const std::string> nodes);

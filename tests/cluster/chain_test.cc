@@ -61,6 +61,13 @@ class ChainTest : public testing::Test {
     argv.insert(argv.end(), options.begin(), options.end());
     return cluster_->Run(argv);
   }
+  // Of this run.
+  CommandResult PerdureOf(const std::string& command, const std::vector<std::string>& more = {}) {
+    std::vector<std::string> argv = {PerdurePath(), command, run()};
+    argv.insert(argv.end(), more.begin(), more.end());
+    return cluster_->Run(argv);
+  }
+  json Status() { return json::parse(PerdureOf("status", {"--json"}).output, nullptr, false); }
   std::string run() const { return folder_ + "/run"; }
   std::vector<json> Jobs() const {
     std::vector<json> jobs;
@@ -136,6 +143,7 @@ TEST_F(ChainTest, ARunOfOneJob) {
   const CommandResult submitted = Submit(settings, {"--comment=from-a-test"});
   ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
   EXPECT_THAT(submitted.output, HasSubstr("is queued behind it"));
+  EXPECT_THAT(PerdureOf("status").output, HasSubstr("queued, 2 nodes"));
   const CommandResult again = Submit(settings);
   EXPECT_EQ(again.exit_code, 2);
   EXPECT_THAT(again.errors, HasSubstr("has a chain already"));
@@ -162,6 +170,37 @@ TEST_F(ChainTest, WhatTheSiteDoesNotHaveIsRefused) {
   EXPECT_EQ(refused.exit_code, 2);
   EXPECT_THAT(refused.errors, HasSubstr("no-such-option"));
   EXPECT_THAT(cluster_->Run({"squeue", "-h"}).output, testing::IsEmpty());
+}
+
+TEST_F(ChainTest, IsHeldAndStoppedAndGoesOn) {
+  Begin({.nodes = 2});
+  const std::vector<std::string> settings = {"job.nodes=2", "job.time_limit=10min",
+                                             "phase.pretrain.samples=800"};
+  ASSERT_EQ(Submit(settings).exit_code, 0);
+  ASSERT_TRUE(AwaitStep(3)) << Story();
+  const json status = Status();
+  EXPECT_EQ(status["state"], "running") << status;
+  EXPECT_EQ(status["slurm_job"], 1);
+  EXPECT_EQ(status["chain"]["jobs"][0]["ended"], "runs");
+  EXPECT_EQ(status["chain"]["queued"][0]["job"], 2);
+  EXPECT_EQ(status["chain"]["dry"], false);
+  EXPECT_GT(status["chain"]["left"]["seconds"], 0);
+  EXPECT_THAT(PerdureOf("status").output, HasSubstr("queued, 2 nodes: Dependency"));
+  EXPECT_THAT(PerdureOf("pause").output, HasSubstr("job 2 is held"));
+  EXPECT_THAT(cluster_->JobField(2, "Reason"), HasSubstr("JobHeld"));
+  EXPECT_THAT(PerdureOf("resume").output, HasSubstr("job 2 is released"));
+  EXPECT_TRUE(SlurmCluster::Await([&] { return cluster_->JobField(2, "Reason") == "Dependency"; }));
+  const CommandResult stopped = PerdureOf("stop");
+  EXPECT_EQ(stopped.exit_code, 0) << stopped.errors;
+  EXPECT_THAT(stopped.output, HasSubstr("stopped at step"));
+  EXPECT_EQ(cluster_->JobState(1), "COMPLETED");
+  EXPECT_EQ(cluster_->JobState(2), "CANCELLED");
+  EXPECT_EQ(Status()["chain"]["stopped"], "perdure stop");
+  EXPECT_EQ(PerdureOf("pause").exit_code, 2) << "nothing is queued";
+  ASSERT_EQ(Submit(settings).exit_code, 0);
+  ASSERT_TRUE(AwaitComplete(absl::Minutes(3))) << Story();
+  EXPECT_EQ(Status()["state"], "complete");
+  ExpectSameAsUndisturbed(settings);
 }
 
 // Each job leaves before its limit, and the next goes on.
