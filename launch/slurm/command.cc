@@ -92,14 +92,14 @@ class Spawned {
   }
 
   absl::Status Start();
-  absl::StatusOr<CommandResult> Finish();
+  absl::StatusOr<InvocationResult> Finish();
 
  private:
   // False at the end of it.
   absl::StatusOr<bool> Take(UniqueFd& from, std::string& to) const;
   void GiveInput();
   bool HasEnded();
-  absl::Status Look(absl::Duration wait, CommandResult& result);
+  absl::Status Look(absl::Duration wait, InvocationResult& result);
 
   const Invocation& command_;
   pid_t pid_ = 0;
@@ -182,7 +182,7 @@ bool Spawned::HasEnded() {
   return info.si_pid == pid_;
 }
 
-absl::Status Spawned::Look(absl::Duration wait, CommandResult& result) {
+absl::Status Spawned::Look(absl::Duration wait, InvocationResult& result) {
   pollfd fds[3];
   nfds_t count = 0;
   if (output_.open()) fds[count++] = {output_.get(), POLLIN, 0};
@@ -198,8 +198,8 @@ absl::Status Spawned::Look(absl::Duration wait, CommandResult& result) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<CommandResult> Spawned::Finish() {
-  CommandResult result;
+absl::StatusOr<InvocationResult> Spawned::Finish() {
+  InvocationResult result;
   const absl::Duration deadline = MonotonicNow() + command_.timeout;
   for (;;) {
     // Asked first: what it wrote before its end is then in the pipes, and taken below.
@@ -226,7 +226,7 @@ absl::StatusOr<CommandResult> Spawned::Finish() {
 
 }  // namespace
 
-absl::StatusOr<CommandResult> RunCommand(const Invocation& command) {
+absl::StatusOr<InvocationResult> RunCommand(const Invocation& command) {
   PERDURE_CHECK(!command.argv.empty());
   Spawned spawned(command);
   RETURN_IF_ERROR(spawned.Start());

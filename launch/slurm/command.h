@@ -24,20 +24,20 @@ struct Invocation {
   std::function<bool(const std::string& name)> without;
 };
 
-struct CommandResult {
+struct InvocationResult {
   int exit_code = 0;  // 128 + signal if one killed it.
   std::string output, errors;
 };
 
 // DeadlineExceeded: it took longer than its time limit and was killed. NotFound: there is no such
 // program. ResourceExhausted: it wrote more than kCommandOutputMax. All name the command.
-using CommandRunner = std::function<absl::StatusOr<CommandResult>(const Invocation&)>;
+using CommandRunner = std::function<absl::StatusOr<InvocationResult>(const Invocation&)>;
 
 inline constexpr size_t kCommandOutputMax = size_t{64} << 20;  // Of each of the two.
 
 // Runs it in a process group of its own, all of which is killed when the time is over. Blocks.
 // May be called from any thread; children of others are not touched.
-absl::StatusOr<CommandResult> RunCommand(const Invocation& command);
+absl::StatusOr<InvocationResult> RunCommand(const Invocation& command);
 
 // argv in one line for people, with quotes where a shell would want them.
 std::string CommandLine(const std::vector<std::string>& argv);

@@ -90,9 +90,9 @@ Scheduler::Scheduler(CommandRunner runner, Options options)
   PERDURE_CHECK(options_.separator.find('%') == std::string::npos);
 }
 
-absl::StatusOr<CommandResult> Scheduler::Run(Invocation command) {
+absl::StatusOr<InvocationResult> Scheduler::Run(Invocation command) {
   command.timeout = options_.timeout;
-  absl::StatusOr<CommandResult> result = runner_(command);
+  absl::StatusOr<InvocationResult> result = runner_(command);
   if (!result.ok()) return RunnerFailure(result.status());
   return result;
 }
@@ -103,7 +103,7 @@ absl::StatusOr<std::string> Scheduler::Ask(std::vector<std::string> argv) {
                          {"TZ", "UTC"},
                          {"SLURM_TIME_FORMAT", "%s"},
                          {"SLURM_BITSTR_LEN", "0"}};  // Arrays' elements are not abbreviated.
-  ASSIGN_OR_RETURN(CommandResult result, Run(command));
+  ASSIGN_OR_RETURN(InvocationResult result, Run(command));
   if (result.exit_code != 0) return CommandFailure(command.argv, result);
   return std::move(result.output);
 }
@@ -161,7 +161,7 @@ absl::StatusOr<int64_t> Scheduler::Submit(const Submission& submission) {
   for (const std::string& argument : submission.arguments) command.argv.push_back(argument);
   // The job gets the environment of sbatch, so nothing is set here.
   if (options_.inside_job) command.without = DescribesJob;
-  const absl::StatusOr<CommandResult> result = Run(command);
+  const absl::StatusOr<InvocationResult> result = Run(command);
   if (absl::IsUnavailable(result.status()))
     return Unavailable("{}. The job may have been queued all the same: look for it by its name",
                        Message(result.status()));

@@ -97,7 +97,7 @@ class Scheduler {
   absl::StatusOr<std::vector<PastJob>> History(absl::Time since, const std::string& partition);
 
  private:
-  absl::StatusOr<CommandResult> Run(Invocation command);
+  absl::StatusOr<InvocationResult> Run(Invocation command);
   // The output of a command that ended well.
   absl::StatusOr<std::string> Ask(std::vector<std::string> argv);
   absl::Status Tell(std::vector<std::string> argv);

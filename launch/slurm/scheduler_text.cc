@@ -126,7 +126,7 @@ absl::StatusOr<int64_t> ParseSubmitted(std::string_view text) {
   return *id;
 }
 
-absl::Status CommandFailure(const std::vector<std::string>& argv, const CommandResult& result) {
+absl::Status CommandFailure(const std::vector<std::string>& argv, const InvocationResult& result) {
   struct Words {
     absl::StatusCode code;
     std::string_view advice;

@@ -52,6 +52,6 @@ absl::StatusOr<std::vector<PastJob>> ParseHistory(std::string_view text);
 // "123" or "123;cluster", on the last line: some sites print a greeting first.
 absl::StatusOr<int64_t> ParseSubmitted(std::string_view text);
 // The error of a command that ended with a code other than 0. See scheduler.h for the codes.
-absl::Status CommandFailure(const std::vector<std::string>& argv, const CommandResult& result);
+absl::Status CommandFailure(const std::vector<std::string>& argv, const InvocationResult& result);
 
 }  // namespace perdure

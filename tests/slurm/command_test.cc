@@ -24,14 +24,14 @@ using testing::StartsWith;
 
 Invocation Shell(const std::string& script) { return {.argv = {"sh", "-c", script}}; }
 
-CommandResult ResultOf(const Invocation& command) {
-  const absl::StatusOr<CommandResult> result = RunCommand(command);
+InvocationResult ResultOf(const Invocation& command) {
+  const absl::StatusOr<InvocationResult> result = RunCommand(command);
   EXPECT_TRUE(result.ok()) << result.status();
-  return result.value_or(CommandResult{.exit_code = -1});
+  return result.value_or(InvocationResult{.exit_code = -1});
 }
 
 TEST(Command, GivesCodeAndBothOutputs) {
-  const CommandResult result = ResultOf(Shell("echo out; echo err >&2; exit 7"));
+  const InvocationResult result = ResultOf(Shell("echo out; echo err >&2; exit 7"));
   EXPECT_EQ(result.exit_code, 7);
   EXPECT_EQ(result.output, "out\n");
   EXPECT_EQ(result.errors, "err\n");
@@ -80,7 +80,7 @@ TEST(Command, StartsWithNoSignalBlockedOrIgnored) {
   sigaddset(&term, SIGTERM);
   ASSERT_EQ(::sigprocmask(SIG_BLOCK, &term, &before), 0);
   const auto handler = ::signal(SIGPIPE, SIG_IGN);
-  const CommandResult result =
+  const InvocationResult result =
       ResultOf({.argv = {"sed", "-n", "s/^Sig\\(Blk\\|Ign\\):\\s*//p", "/proc/self/status"}});
   ::signal(SIGPIPE, handler);
   ::sigprocmask(SIG_SETMASK, &before, nullptr);
@@ -139,7 +139,7 @@ TEST(Command, TimeOutKillsTheWholeGroup) {
 
 TEST(Command, WhoStaysBehindIsKilledAndNotWaitedFor) {
   ASSERT_EQ(::prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
-  const CommandResult result = ResultOf(Shell("sleep 1000 & echo $$"));
+  const InvocationResult result = ResultOf(Shell("sleep 1000 & echo $$"));
   EXPECT_EQ(result.exit_code, 0);
   AwaitEndOf(std::atoi(result.output.c_str()));
 }

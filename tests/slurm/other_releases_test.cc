@@ -34,9 +34,9 @@ JobView Job(const std::string& text) {
 
 TEST(OtherReleases, NoCommandHasOptionsThat2108Lacks) {
   std::vector<std::string> words;
-  Scheduler scheduler([&](const Invocation& command) -> absl::StatusOr<CommandResult> {
+  Scheduler scheduler([&](const Invocation& command) -> absl::StatusOr<InvocationResult> {
     words.insert(words.end(), command.argv.begin(), command.argv.end());
-    return CommandResult{};
+    return InvocationResult{};
   });
   EXPECT_TRUE(scheduler.CancelPendingNamed("x").ok());
   EXPECT_TRUE(scheduler.JobsNamed("x").ok());

@@ -59,7 +59,7 @@ std::vector<std::string> RecordNames(const std::string& release) {
 
 CommandRunner Replay(std::vector<std::string> names) {
   const auto left = std::make_shared<std::vector<std::string>>(std::move(names));
-  return [left](const Invocation& command) -> absl::StatusOr<CommandResult> {
+  return [left](const Invocation& command) -> absl::StatusOr<InvocationResult> {
     if (left->empty()) {
       ADD_FAILURE() << "asked for more: " << CommandLine(command.argv);
       return Internal("no record is left");
@@ -71,8 +71,8 @@ CommandRunner Replay(std::vector<std::string> names) {
   };
 }
 
-CommandRunner Always(CommandResult result) {
-  return [result](const Invocation&) -> absl::StatusOr<CommandResult> { return result; };
+CommandRunner Always(InvocationResult result) {
+  return [result](const Invocation&) -> absl::StatusOr<InvocationResult> { return result; };
 }
 
 }  // namespace perdure

@@ -14,7 +14,7 @@ inline constexpr char kRecordedSeparator[] = "<~|~>";
 
 struct RecordedCommand {
   std::vector<std::string> argv;
-  CommandResult result;
+  InvocationResult result;
 };
 // `name`: "22.05/running".
 RecordedCommand ReadRecord(const std::string& name);
@@ -24,6 +24,6 @@ std::vector<std::string> RecordNames(const std::string& release);
 // Answers with these records in turn, and fails the test if it is asked for anything else.
 CommandRunner Replay(std::vector<std::string> names);
 // Answers everything so.
-CommandRunner Always(CommandResult result);
+CommandRunner Always(InvocationResult result);
 
 }  // namespace perdure

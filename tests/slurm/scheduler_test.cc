@@ -131,9 +131,9 @@ TEST(Scheduler, ANameMayHoldAWholeRecord) {
   const std::string name = "x" + rest.substr(0, rest.size() - 1) + "\nJobId=7 JobName=y";
   std::string text = ReadRecord("22.05/pending").result.output;
   text.replace(0, text.find(" UserId="), "JobId=6 JobName=" + name);
-  const auto runner = [&](const Invocation& command) -> absl::StatusOr<CommandResult> {
-    if (command.argv[0] == "scontrol") return CommandResult{.output = text};
-    return CommandResult{.output = "6<~|~>" + name + "<~|~>\n"};
+  const auto runner = [&](const Invocation& command) -> absl::StatusOr<InvocationResult> {
+    if (command.argv[0] == "scontrol") return InvocationResult{.output = text};
+    return InvocationResult{.output = "6<~|~>" + name + "<~|~>\n"};
   };
   const auto job = Scheduler(runner, {.separator = kRecordedSeparator}).Job("6");
   ASSERT_TRUE(job.ok()) << job.status();
@@ -284,7 +284,7 @@ TEST(Scheduler, UnknownJobs) {
   Expect(Recorded({"unknown-hold"}).Hold("99999"), Code::kNotFound, "Invalid job id specified");
   Expect(Recorded({"unknown-element"}).Job("4_99").status(), Code::kNotFound, "Job 4_99 not found");
   // Forgotten between the answer and the question for its name.
-  Scheduler forgetful([](const Invocation& command) -> absl::StatusOr<CommandResult> {
+  Scheduler forgetful([](const Invocation& command) -> absl::StatusOr<InvocationResult> {
     return ReadRecord(command.argv[0] == "squeue" ? "22.05/unknown-name" : "22.05/evil-name")
         .result;
   });
@@ -362,14 +362,14 @@ TEST(Scheduler, NoAccounting) {
 TEST(Scheduler, NoSlurmHere) {
   Expect(Recorded({"no-cluster"}).JobsNamed("x").status(), Code::kFailedPrecondition,
          "belongs to no Slurm cluster");
-  Scheduler without([](const Invocation&) -> absl::StatusOr<CommandResult> {
+  Scheduler without([](const Invocation&) -> absl::StatusOr<InvocationResult> {
     return NotFound("there is no program 'squeue' in PATH");
   });
   Expect(without.JobsNamed("x").status(), Code::kFailedPrecondition, "no program 'squeue'");
 }
 
 TEST(Scheduler, ATimeOutMaySubmitAllTheSame) {
-  Scheduler slow([](const Invocation&) -> absl::StatusOr<CommandResult> {
+  Scheduler slow([](const Invocation&) -> absl::StatusOr<InvocationResult> {
     return DeadlineExceeded("'sbatch' did not end");
   });
   Expect(slow.Hold("3"), Code::kUnavailable, "did not end");
@@ -537,9 +537,9 @@ TEST(Scheduler, History) {
 
 TEST(Scheduler, QuestionsHaveOneLanguageAndClock) {
   Invocation asked;
-  Scheduler scheduler([&](const Invocation& command) -> absl::StatusOr<CommandResult> {
+  Scheduler scheduler([&](const Invocation& command) -> absl::StatusOr<InvocationResult> {
     asked = command;
-    return CommandResult{};
+    return InvocationResult{};
   });
   EXPECT_TRUE(scheduler.JobsNamed("x").ok());
   EXPECT_THAT(asked.environment,
@@ -553,9 +553,9 @@ TEST(Scheduler, QuestionsHaveOneLanguageAndClock) {
 
 TEST(Scheduler, JobsGetTheEnvironmentOfTheirUser) {
   Invocation asked;
-  const auto runner = [&](const Invocation& command) -> absl::StatusOr<CommandResult> {
+  const auto runner = [&](const Invocation& command) -> absl::StatusOr<InvocationResult> {
     asked = command;
-    return CommandResult{.output = "7\n"};
+    return InvocationResult{.output = "7\n"};
   };
   Submission submission{.options = {"--time=1"}, .script = "#!/bin/sh\ntrue\n"};
   EXPECT_EQ(*Scheduler(runner).Submit(submission), 7);
@@ -578,9 +578,9 @@ TEST(Scheduler, JobsGetTheEnvironmentOfTheirUser) {
 
 TEST(Scheduler, SeparatorsCannotBeGuessed) {
   std::vector<std::string> formats;
-  const auto runner = [&](const Invocation& command) -> absl::StatusOr<CommandResult> {
+  const auto runner = [&](const Invocation& command) -> absl::StatusOr<InvocationResult> {
     formats.push_back(command.argv.back());
-    return CommandResult{};
+    return InvocationResult{};
   };
   EXPECT_TRUE(Scheduler(runner).JobsNamed("x").ok());
   EXPECT_TRUE(Scheduler(runner).JobsNamed("x").ok());
