@@ -30,16 +30,6 @@ uint64_t NewJobId() {
 
 void Say(const std::string& line) { std::fprintf(stderr, "perdure run: %s\n", line.c_str()); }
 
-// The last job of the log that has begun and not ended.
-std::optional<uint64_t> OpenJob(const RunLog& log) {
-  std::optional<uint64_t> open;
-  for (const Record& record : log.records()) {
-    if (record.type == RecordType::kLead) open = record.author.at.job;
-    if (record.type == RecordType::kEnd && open == record.author.at.job) open.reset();
-  }
-  return open;
-}
-
 // What a job that is over did not say itself. REQUIRES: none of its processes is left.
 absl::Status AppendEnd(RunLog& log, uint64_t job, const std::string& reason) {
   int64_t step = 0;

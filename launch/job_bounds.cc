@@ -33,6 +33,15 @@ std::optional<int> NothingToDo(const JobBounds& job, const OpenedRun& run) {
 
 }  // namespace
 
+std::optional<uint64_t> OpenJob(const RunLog& log) {
+  std::optional<uint64_t> open;
+  for (const Record& record : log.records()) {
+    if (record.type == RecordType::kLead) open = record.author.at.job;
+    if (record.type == RecordType::kEnd && open == record.author.at.job) open.reset();
+  }
+  return open;
+}
+
 int RefuseJob(const JobBounds& job, const absl::Status& status) {
   Say(job, Message(status));
   switch (status.code()) {

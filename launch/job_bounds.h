@@ -34,6 +34,9 @@ struct BegunJob {
 };
 BegunJob BeginJob(const JobBounds& job);
 
+// The last job of the log that has begun and not ended.
+std::optional<uint64_t> OpenJob(const RunLog& log);
+
 // An error in words, and the exit code that fits.
 int RefuseJob(const JobBounds& job, const absl::Status& status);
 

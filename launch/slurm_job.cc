@@ -28,6 +28,9 @@ namespace {
 // How long the controller may not answer before a job begins without what it would have said.
 constexpr absl::Duration kAskFor = absl::Minutes(2), kAskAgain = absl::Seconds(5);
 
+// How long a job of this run that still lives may take to be gone.
+constexpr absl::Duration kWaitForOther = absl::Minutes(1);
+
 void Say(const std::string& line) { std::fprintf(stderr, "perdure job: %s\n", line.c_str()); }
 
 class SlurmJob {
@@ -43,6 +46,7 @@ class SlurmJob {
   int Run();
 
  private:
+  std::optional<int64_t> OtherJob(const RunLog& log);
   absl::Time AskEnd();
   absl::StatusOr<ProcessEnd> RunStep(int64_t until_step, absl::Time end);
   int Leave(int exit_code, int64_t step, const std::string& why);
@@ -56,6 +60,22 @@ class SlurmJob {
   ChainQueue queue_;
   ChainJob told_;
 };
+
+// Another Slurm job that runs this run and goes on doing so: a chain too many. What the run log has
+// of jobs that are gone the agents settle among themselves.
+std::optional<int64_t> SlurmJob::OtherJob(const RunLog& log) {
+  const std::optional<uint64_t> open = OpenJob(log);
+  const auto other = static_cast<int64_t>(JobOf(open.value_or(0)));
+  if (other == 0 || other == allocation_.job_id) return std::nullopt;
+  const absl::Time until = absl::Now() + kWaitForOther;
+  while (true) {
+    const absl::StatusOr<JobView> view = scheduler_.Job(JobText(other));
+    const bool lives = view.ok() && view->state != JobState::kPending && !IsOver(view->state);
+    if (!lives) return std::nullopt;
+    if (absl::Now() > until) return other;
+    absl::SleepFor(kAskAgain);
+  }
+}
 
 // The end of the allocation's time, by the time of day. Where the controller is away: as it was
 // asked for, from now on; agents ask again later.
@@ -128,6 +148,7 @@ int SlurmJob::Leave(int exit_code, int64_t step, const std::string& why) {
   told_.exit_code = exit_code;
   told_.last_step = step;
   told_.why = why;
+  Say(fmt::format("leaves: {}", why));
   if (const absl::Status told = chain_.Tell(told_); !told.ok()) Say("warning: " + Message(told));
   const absl::Status queued =
       queue_.After(exit_code, NodesFor(config_, step), allocation_.job_id, why);
@@ -161,6 +182,8 @@ int SlurmJob::Run() {
   config_ = bounds.config = begun.run->config;
   const int64_t step = begun.run->start.step;
   told_.first_step = step;
+  if (const std::optional<int64_t> other = OtherJob(begun.run->log))
+    return Leave(kExitStopped, step, fmt::format("job {} runs this run", *other));
   if (NoProgress(before, step, config_.job.no_progress_jobs))
     return Leave(kExitNoRestart, step,
                  fmt::format("the last {} jobs began at step {} and left no new checkpoint",

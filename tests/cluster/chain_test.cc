@@ -3,8 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "runtime/base/files.h"
@@ -94,7 +94,9 @@ class ChainTest : public testing::Test {
     return SlurmCluster::Await(
         [&] {
           const std::vector<json> jobs = Jobs();
-          return !jobs.empty() && jobs.back().contains("left") && jobs.back()["exit_code"] == 0;
+          return std::any_of(jobs.begin(), jobs.end(), [](const json& job) {
+            return job.contains("left") && job["exit_code"] == 0;
+          });
         },
         timeout);
   }
@@ -222,6 +224,18 @@ TEST_F(ChainTest, LongRunOfSeveralJobs) {
     EXPECT_EQ(cluster_->JobState(job["job"]), "COMPLETED");
   }
   ExpectSameAsUndisturbed(settings);
+}
+
+// Somebody queues the script by hand, beside the chain: Slurm lets both run.
+TEST_F(ChainTest, LongAnotherJobBesideIt) {
+  Begin({.nodes = 4});
+  CommandResult queued;
+  RunThrough({"job.nodes=2", "job.time_limit=10min"}, 5, [&]() -> absl::Status {
+    queued = cluster_->Run({"sbatch", "--nodes=2", "--job-name=by-hand", run() + "/chain/job.sh"});
+    return cluster_->AwaitJobState(3, {"COMPLETED"}, absl::Minutes(3));
+  });
+  EXPECT_EQ(queued.exit_code, 0) << queued.errors;
+  EXPECT_THAT(ReadFile(run() + "/jobs/slurm-3.log").value_or(""), HasSubstr("job 1 runs this run"));
 }
 
 // What is left goes on in the same job, and ends it: nobody else would.
