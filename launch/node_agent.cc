@@ -12,7 +12,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "launch/agent_record.h"
+#include "launch/chain.h"
 #include "launch/config.h"
 #include "launch/drill_flip.h"
 #include "launch/exit_codes.h"
@@ -22,6 +24,7 @@
 #include "launch/run_data.h"
 #include "launch/run_export.h"
 #include "launch/slurm/scheduler.h"
+#include "launch/triggers.h"
 #include "model/parameters.h"
 #include "runtime/agent/agent.h"
 #include "runtime/agent/job_start.h"
@@ -44,6 +47,8 @@ using Json = nlohmann::json;
 
 // How often what people read is brought up to date.
 constexpr absl::Duration kTell = absl::Milliseconds(200);
+// Each look is two calls to a file system that others share.
+constexpr absl::Duration kTriggers = absl::Seconds(2);
 // How long a generation's nodes may take to say what their devices reach.
 constexpr absl::Duration kDevicesMax = absl::Seconds(30);
 
@@ -82,6 +87,8 @@ class NodeAgent {
   void OnFormed(const Coordinator::AllPresent& said);
   void CompareDevices();
   void LeaveInTime();
+  void LookForTriggers();
+  void OnTriggers(const Triggers& asked);
   Json OfRanks(const std::vector<SaveWatch::Stall>& stalls) const;
   void Tell();
   Json State() const;
@@ -109,12 +116,14 @@ class NodeAgent {
   std::optional<Generation> formed_;
   absl::Time formed_at_;
   bool comparing_ = false;
+  absl::Time triggers_at_ = absl::InfinitePast();  // When they are looked for again.
   std::optional<int> exit_code_;
 };
 
 absl::Status NodeAgent::OpenRecords() {
   logs_ = fmt::format("{}/jobs/{}", options_.run_directory, options_.job);
   RETURN_IF_ERROR(MakeDirectories(logs_));
+  RETURN_IF_ERROR(MakeDirectories(options_.run_directory + "/triggers"));
   ASSIGN_OR_RETURN(record_, AgentRecord::Open(options_.run_directory, config_, options_.quiet));
   health_ = std::make_unique<JobHealth>(
       static_cast<int>(options_.node),
@@ -341,6 +350,38 @@ void NodeAgent::LeaveInTime() {
                   reason["step"].get<double>(), reason["save"].get<double>()));
 }
 
+// By whoever leads: what people ask for by files.
+void NodeAgent::LookForTriggers() {
+  if (MonotonicNow() < triggers_at_) return;
+  triggers_at_ = absl::InfiniteFuture();
+  worker_->Post([this, run = options_.run_directory]() -> Worker::Then {
+    return [this, asked = TakeTriggers(run)] { OnTriggers(asked); };
+  });
+}
+
+void NodeAgent::OnTriggers(const Triggers& asked) {
+  triggers_at_ = MonotonicNow() + kTriggers;
+  const auto say = [this](const char* what) {
+    record_->Event("trigger", {{"what", what}});
+    record_->Say(fmt::format("asked by {}/triggers/{}", options_.run_directory, what));
+  };
+  if (asked.save) {
+    say("save");
+    (void)agent_->TellLead(Coordinator::SaveNow{});
+  }
+  if (!asked.stop) return;
+  say("stop");
+  asked_ = true;
+  const absl::StatusOr<Chain> chain = Chain::Open(options_.run_directory);
+  if (absl::IsNotFound(chain.status())) return;
+  const absl::Status stopped =
+      chain.ok() ? chain->StopFor({.why = "triggers/stop",
+                                   .job = static_cast<int64_t>(JobOf(options_.job)),
+                                   .time = absl::Now()})
+                 : chain.status();
+  if (!stopped.ok()) record_->Say("the chain is not stopped: " + Message(stopped));
+}
+
 // A drill wants a bit of a rank's memory to be wrong.
 void NodeAgent::OnDrillFlip() {
   const absl::StatusOr<DrillFlip> flip =
@@ -558,6 +599,7 @@ void NodeAgent::Tell() {
   if (agent_->lead() == nullptr) return;
   // A coordinator that came since does not know.
   LeaveInTime();
+  LookForTriggers();
   if (asked_) (void)agent_->TellLead(Coordinator::EndJob{kExitStopped});
   record_->Job(State());
   CompareDevices();

@@ -104,6 +104,20 @@ TEST_F(AgentsJob, StopsAlthoughItsAgentDies) {
   EXPECT_EQ(std::to_string(listed.back()["step"].get<int64_t>()), LossColumn(run_, "step").back());
 }
 
+TEST_F(AgentsJob, DoesWhatFilesAskFor) {
+  const int pid = Start({});
+  ASSERT_TRUE(AwaitStep(2));
+  ASSERT_TRUE(ReplaceFile(run_ + "/triggers/save", "").ok());
+  ASSERT_TRUE(Await([&](const auto&) { return !ListedCheckpoints(run_).empty(); }))
+      << "the first one by time would come after a minute";
+  EXPECT_FALSE(fs::exists(run_ + "/triggers/save"));
+  ASSERT_TRUE(ReplaceFile(run_ + "/triggers/stop", "please").ok());
+  EXPECT_EQ(WaitFor(pid), 75);
+  EXPECT_FALSE(fs::exists(run_ + "/triggers/stop"));
+  EXPECT_EQ(StatusOf(run_)["state"], "stopped");
+  ASSERT_EQ(JournalEvents(run_, "trigger").size(), 2U);
+}
+
 TEST_F(AgentsJob, StopsAtOnceWhenThatIsAskedFor) {
   const int pid = Start({});
   ASSERT_TRUE(AwaitStep(2));
