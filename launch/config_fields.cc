@@ -84,6 +84,12 @@ struct AbsolutePath {
   }
 };
 
+struct PathOrNone {
+  std::string Check(const std::string& value) const {
+    return value.empty() ? "" : AbsolutePath{}.Check(value);
+  }
+};
+
 struct WindowsOrNone {
   std::string Check(absl::Duration value) const {
     return value >= absl::ZeroDuration() && value <= absl::Hours(24) ? ""
@@ -443,6 +449,8 @@ std::vector<Field<JobConfig>> JobFields() {
            "Of a job's time, kept when all that it does to leave is done"),
       Make("interface", &J::interface, Anything(),
            "Where agents reach each other, for example \"ib0\"; empty: the node's own name"),
+      Make("hook", &J::hook, PathOrNone{},
+           "Program that is told when jobs of a chain begin and leave: docs/operating.md"),
       Make("no_progress_jobs", &J::no_progress_jobs, Integers{1, 1000},
            "Jobs in a row without a new checkpoint after which the chain stops"),
   };

@@ -3,6 +3,7 @@
 #include <signal.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -29,6 +30,7 @@ namespace {
 constexpr absl::Duration kAskFor = absl::Minutes(2), kAskAgain = absl::Seconds(5);
 
 // How long a job of this run that still lives may take to be gone.
+constexpr absl::Duration kHook = absl::Minutes(1);
 constexpr absl::Duration kWaitForOther = absl::Minutes(1);
 
 void Say(const std::string& line) { std::fprintf(stderr, "perdure job: %s\n", line.c_str()); }
@@ -46,9 +48,10 @@ class SlurmJob {
   int Run();
 
  private:
-  std::optional<int64_t> OtherJob(const RunLog& log);
+  absl::StatusOr<std::optional<int64_t>> OtherJob();
   absl::Time AskEnd();
   absl::StatusOr<ProcessEnd> RunStep(int64_t until_step, absl::Time end);
+  void TellHook(const std::string& event, int64_t step, const std::string& why);
   int Leave(int exit_code, int64_t step, const std::string& why);
   std::string id() const { return JobText(allocation_.job_id); }
 
@@ -63,7 +66,10 @@ class SlurmJob {
 
 // Another Slurm job that runs this run and goes on doing so: a chain too many. What the run log has
 // of jobs that are gone the agents settle among themselves.
-std::optional<int64_t> SlurmJob::OtherJob(const RunLog& log) {
+absl::StatusOr<std::optional<int64_t>> SlurmJob::OtherJob() {
+  std::error_code error;
+  if (!std::filesystem::exists(options_.run_directory + "/run.toml", error)) return std::nullopt;
+  ASSIGN_OR_RETURN(const RunLog log, RunLog::Open(options_.run_directory));
   const std::optional<uint64_t> open = OpenJob(log);
   const auto other = static_cast<int64_t>(JobOf(open.value_or(0)));
   if (other == 0 || other == allocation_.job_id) return std::nullopt;
@@ -142,6 +148,26 @@ absl::StatusOr<ProcessEnd> SlurmJob::RunStep(int64_t until_step, absl::Time end)
   return *ended;
 }
 
+// People's own program, which may send a mail or call a web service. Nothing waits for what it
+// thinks of it.
+void SlurmJob::TellHook(const std::string& event, int64_t step, const std::string& why) {
+  if (config_.job.hook.empty()) return;
+  Invocation hook{.argv = {config_.job.hook, event},
+                  .timeout = kHook,
+                  .environment = {{"PERDURE_EVENT", event},
+                                  {"PERDURE_RUN", config_.name},
+                                  {"PERDURE_RUN_DIR", options_.run_directory},
+                                  {"PERDURE_JOB", id()},
+                                  {"PERDURE_STEP", std::to_string(step)},
+                                  {"PERDURE_WHY", why}}};
+  const absl::StatusOr<InvocationResult> told = RunCommand(hook);
+  if (!told.ok())
+    Say("warning: " + Message(told.status()));
+  else if (told->exit_code != 0)
+    Say(fmt::format("warning: job.hook {} {} ended with {}: {}", config_.job.hook, event,
+                    told->exit_code, told->errors.substr(0, 1000)));
+}
+
 // What becomes of the chain.
 int SlurmJob::Leave(int exit_code, int64_t step, const std::string& why) {
   told_.left = absl::Now();
@@ -153,6 +179,8 @@ int SlurmJob::Leave(int exit_code, int64_t step, const std::string& why) {
   const absl::Status queued =
       queue_.After(exit_code, NodesFor(config_, step), allocation_.job_id, why);
   if (!queued.ok()) Say("warning: " + Message(queued));
+  const bool over = chain_.stopped().has_value();
+  TellHook(exit_code == kExitComplete ? "complete" : over ? "stopped" : "left", step, why);
   return exit_code == kExitStopped ? kExitComplete : exit_code;
 }
 
@@ -177,13 +205,17 @@ int SlurmJob::Run() {
            .restarts = allocation_.restarts,
            .nodes = allocation_.nodes,
            .began = absl::Now()};
+  const absl::StatusOr<std::optional<int64_t>> other = OtherJob();
+  if (!other.ok()) return Leave(RefuseJob(bounds, other.status()), 0, Message(other.status()));
+  if (other->has_value()) {
+    Say(fmt::format("job {} runs this run: nothing is left to do here", **other));
+    return kExitComplete;
+  }
   BegunJob begun = BeginJob(bounds);
   if (!begun.run.has_value()) return Leave(begun.exit_code, 0, "nothing was begun");
   config_ = bounds.config = begun.run->config;
   const int64_t step = begun.run->start.step;
   told_.first_step = step;
-  if (const std::optional<int64_t> other = OtherJob(begun.run->log))
-    return Leave(kExitStopped, step, fmt::format("job {} runs this run", *other));
   if (NoProgress(before, step, config_.job.no_progress_jobs))
     return Leave(kExitNoRestart, step,
                  fmt::format("the last {} jobs began at step {} and left no new checkpoint",
@@ -193,6 +225,7 @@ int SlurmJob::Run() {
   if (const absl::Status queued = queue_.EnsureNext(allocation_.job_id, NodesFor(config_, step));
       !queued.ok())
     Say("warning: no job is queued behind this one: " + Message(queued));
+  TellHook("began", step, "");
   RunLog log = std::move(begun.run->log);
   begun.run.reset();  // The lock, too: the run log decides among machines.
   if (const absl::Status told =

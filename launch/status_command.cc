@@ -63,13 +63,27 @@ Json Forecast(const std::string& run_directory, const Chain& chain, int64_t step
   return {{"seconds", seconds}, {"jobs", std::ceil(seconds / std::max(1.0, of_a_job))}};
 }
 
+// Of the time of all jobs, what the steps took that count; null: not known. A job that could not
+// say when it was gone took until the next one began.
+Json Goodput(const std::string& run_directory, const std::vector<ChainJob>& jobs) {
+  const absl::StatusOr<double> steps = ReadStepSeconds(run_directory + "/metrics/loss.csv");
+  absl::Duration all;
+  for (size_t i = 0; i < jobs.size(); ++i)
+    all += jobs[i].left.value_or(i + 1 < jobs.size() ? jobs[i + 1].began : absl::Now()) -
+           jobs[i].began;
+  if (!steps.ok() || all <= absl::ZeroDuration()) return nullptr;
+  return *steps / absl::ToDoubleSeconds(all);
+}
+
 Json ChainJson(const std::string& run_directory, const Chain& chain, int64_t steps_total,
                const std::string& state) {
   Scheduler scheduler(RunCommand, {.timeout = kAsk});
   const absl::StatusOr<std::vector<JobView>> known = scheduler.JobsNamed(chain.common().job_name);
   const std::vector<JobView> views = known.value_or(std::vector<JobView>());
   Json json = {{"job_name", chain.common().job_name}, {"jobs", Json::array()}};
-  for (const ChainJob& job : chain.Jobs()) json["jobs"].push_back(JobJson(job, views));
+  const std::vector<ChainJob> jobs = chain.Jobs();
+  for (const ChainJob& job : jobs) json["jobs"].push_back(JobJson(job, views));
+  json["goodput"] = Goodput(run_directory, jobs);
   json["queued"] = Json::array();
   bool any = false;
   for (const JobView& view : views) {
@@ -111,6 +125,9 @@ void PrintChain(const Json& chain, const std::string& run_directory) {
     std::printf(
         "  nothing is queued, and the run is not complete: perdure submit goes on with %s\n",
         run_directory.c_str());
+  if (chain["goodput"].is_number())
+    std::printf("goodput     %.1f %% of the time of its jobs\n",
+                100 * chain["goodput"].get<double>());
   if (chain["left"].is_object())
     std::printf(
         "left        %s of steps, %.0f jobs\n",

@@ -9,6 +9,7 @@
 #include <bit>
 #include <cerrno>
 #include <charconv>
+#include <functional>
 #include <limits>
 #include <utility>
 
@@ -157,18 +158,37 @@ absl::StatusOr<std::optional<LossRow>> LastLossRow(const std::string& path) {
   return ParseRow(path, std::string_view(window.rows).substr(begin, end - begin));
 }
 
-absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path, int64_t from) {
+namespace {
+
+// All whole rows from the one of step `from` on, perhaps some before it.
+absl::Status ForEachRow(const std::string& path, int64_t from,
+                        const std::function<void(const LossRow&)>& see) {
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd.open()) return ErrnoStatus(errno, "open " + path);
   ASSIGN_OR_RETURN(const Window window, ReadEnd(fd.get(), path, from));
-  std::map<int64_t, std::string> bits;
   std::string_view rest = window.rows;
   for (size_t end = rest.find('\n'); end != std::string_view::npos; end = rest.find('\n')) {
     ASSIGN_OR_RETURN(const LossRow row, ParseRow(path, rest.substr(0, end)));
-    if (row.step >= from) bits[row.step] = LossBits(row.loss);
+    see(row);
     rest.remove_prefix(end + 1);
   }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path, int64_t from) {
+  std::map<int64_t, std::string> bits;
+  RETURN_IF_ERROR(ForEachRow(path, from, [&](const LossRow& row) {
+    if (row.step >= from) bits[row.step] = LossBits(row.loss);
+  }));
   return bits;
+}
+
+absl::StatusOr<double> ReadStepSeconds(const std::string& path) {
+  double seconds = 0;
+  RETURN_IF_ERROR(ForEachRow(path, 0, [&](const LossRow& row) { seconds += row.step_seconds; }));
+  return seconds;
 }
 
 std::string LossBits(double loss) { return fmt::format("{:016x}", std::bit_cast<uint64_t>(loss)); }

@@ -53,6 +53,10 @@ class LossCsv {
 absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& path,
                                                             int64_t from = 0);
 
+// The time of all steps that count, in seconds: each once, however often it was taken. Errors
+// likewise.
+absl::StatusOr<double> ReadStepSeconds(const std::string& path);
+
 // The last whole row; none where there is none yet. NotFound: no file. DataLoss: it is not ours.
 absl::StatusOr<std::optional<LossRow>> LastLossRow(const std::string& path);
 

@@ -106,6 +106,7 @@ struct JobConfig {
   absl::Duration leave_margin = absl::Seconds(10);
   std::string interface;  // Where agents reach each other: "ib0", an address; empty: where the
                           // node's name leads.
+  std::string hook;       // A program that is told what becomes of a chain; empty: none.
   // Jobs one after the other that committed no checkpoint, and the chain stops.
   int64_t no_progress_jobs = 3;
 };

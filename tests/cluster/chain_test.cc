@@ -139,8 +139,13 @@ class ChainTest : public testing::Test {
 
 TEST_F(ChainTest, ARunOfOneJob) {
   Begin({.nodes = 2});
+  const std::string hook = folder_ + "/hook";
+  ASSERT_TRUE(ReplaceFile(hook, "#!/bin/sh\necho \"$1 $PERDURE_JOB $PERDURE_STEP\" >>" + folder_ +
+                                    "/told\nexit 3\n")
+                  .ok());
+  fs::permissions(hook, fs::perms::owner_all);
   const std::vector<std::string> settings = {"job.nodes=2", "job.time_limit=5min",
-                                             "phase.pretrain.samples=640",
+                                             "job.hook=" + hook, "phase.pretrain.samples=640",
                                              "phase.extension.samples=24"};
   const CommandResult submitted = Submit(settings, {"--comment=from-a-test"});
   ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
@@ -154,6 +159,9 @@ TEST_F(ChainTest, ARunOfOneJob) {
   EXPECT_EQ(cluster_->AwaitJobState(2, {"CANCELLED"}), absl::OkStatus());
   EXPECT_EQ(cluster_->JobField(1, "Comment"), "from-a-test");
   EXPECT_EQ(Jobs().size(), 1U);
+  const std::string last = Jobs()[0]["last_step"].dump();
+  EXPECT_EQ(ReadFile(folder_ + "/told").value_or(""), "began 1 0\ncomplete 1 " + last + "\n");
+  EXPECT_THAT(Story(), HasSubstr("complete ended with 3")) << "and nothing came of it";
   ExpectSameAsUndisturbed(settings);
 }
 
@@ -201,7 +209,10 @@ TEST_F(ChainTest, IsHeldAndStoppedAndGoesOn) {
   EXPECT_EQ(PerdureOf("pause").exit_code, 2) << "nothing is queued";
   ASSERT_EQ(Submit(settings).exit_code, 0);
   ASSERT_TRUE(AwaitComplete(absl::Minutes(3))) << Story();
-  EXPECT_EQ(Status()["state"], "complete");
+  const json complete = Status();
+  EXPECT_EQ(complete["state"], "complete");
+  EXPECT_GT(complete["chain"]["goodput"], 0);
+  EXPECT_LT(complete["chain"]["goodput"], 1);
   ExpectSameAsUndisturbed(settings);
 }
 
@@ -230,10 +241,12 @@ TEST_F(ChainTest, LongRunOfSeveralJobs) {
 TEST_F(ChainTest, LongAnotherJobBesideIt) {
   Begin({.nodes = 4});
   CommandResult queued;
-  RunThrough({"job.nodes=2", "job.time_limit=10min"}, 5, [&]() -> absl::Status {
-    queued = cluster_->Run({"sbatch", "--nodes=2", "--job-name=by-hand", run() + "/chain/job.sh"});
-    return cluster_->AwaitJobState(3, {"COMPLETED"}, absl::Minutes(3));
-  });
+  RunThrough({"job.nodes=2", "job.time_limit=10min", "phase.pretrain.samples=16000"}, 5,
+             [&]() -> absl::Status {
+               queued = cluster_->Run(
+                   {"sbatch", "--nodes=2", "--job-name=by-hand", run() + "/chain/job.sh"});
+               return cluster_->AwaitJobState(3, {"COMPLETED"}, absl::Minutes(3));
+             });
   EXPECT_EQ(queued.exit_code, 0) << queued.errors;
   EXPECT_THAT(ReadFile(run() + "/jobs/slurm-3.log").value_or(""), HasSubstr("job 1 runs this run"));
 }

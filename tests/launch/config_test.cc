@@ -144,7 +144,22 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
            .health_check = false,
            .slow_window = absl::Seconds(7),
            .slow_percent = 222,
-           .slow_retry = absl::Minutes(8)};
+           .slow_retry = absl::Minutes(8),
+           .leave_margin = absl::Seconds(21),
+           .interface = "ib0",
+           .hook = "/bin/mail",
+           .no_progress_jobs = 5};
+  c.slurm = {.site = "generic",
+             .account = "abc@x",
+             .partition = "p",
+             .qos = "q",
+             .constraint = "a&b c",
+             .reservation = "r",
+             .account_suffix = "@x",
+             .options = {"--a=\"b\"", "-c\\"},
+             .srun = {"--d"},
+             .modules = {"m/1"},
+             .environment = {"A=\u00e9 'b'"}};
   c.checkpoint = {.every = absl::Milliseconds(1500),
                   .every_steps = 8,
                   .keep_last = 9,
@@ -187,6 +202,8 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
   EXPECT_EQ(again->job.time_limit, c.job.time_limit);
   EXPECT_EQ(again->checkpoint.every, c.checkpoint.every);
   EXPECT_EQ(again->checkpoint.export_steps, c.checkpoint.export_steps);
+  EXPECT_EQ(again->slurm.options, c.slurm.options);
+  EXPECT_EQ(again->slurm.environment, c.slurm.environment);
   EXPECT_EQ(again->snapshot.directory, "/run/user/7");
   EXPECT_EQ(again->monitoring.tensorboard, false);
   // No value above is the default, but for the kinds that have only one.
@@ -343,7 +360,7 @@ TEST(CheckFrozen, SectionsAreFrozenAsDocumented) {
   for (const RunField& field : RunFields()) {
     const std::string section(KeyParent(field.key));
     const bool free =
-        section == "layout" || section == "job" || section == "checkpoint" ||
+        section == "layout" || section == "job" || section == "slurm" || section == "checkpoint" ||
         section == "snapshot" || section == "monitoring" ||
         (section == "integrity" && field.key != "integrity.grad_norm_max" &&
          field.key != "integrity.spike_max" && field.key != "integrity.rollback_steps");

@@ -177,6 +177,18 @@ TEST_F(LossCsvTest, LossBitsFromAStepOn) {
   EXPECT_TRUE(ReadLossBits(path_, 10)->empty());
 }
 
+TEST_F(LossCsvTest, StepSecondsAreOfAllSteps) {
+  EXPECT_TRUE(absl::IsNotFound(ReadStepSeconds(path_ + ".absent").status()));
+  Train(0, 9);
+  const auto seconds = ReadStepSeconds(path_);
+  ASSERT_TRUE(seconds.ok()) << seconds.status();
+  double sum = 0;
+  for (int64_t step = 1; step <= 9; ++step) sum += Row(step).step_seconds;
+  EXPECT_NEAR(*seconds, sum, 1e-5);
+  Train(5, 9);  // Again, from the step after 5 on.
+  EXPECT_NEAR(ReadStepSeconds(path_).value_or(0), sum, 1e-5);
+}
+
 // More rows than are read at first, and cuts on all sides of where that begins.
 TEST_F(LossCsvTest, ALongRunIsCutAnywhere) {
   constexpr int64_t kSteps = 6000;
