@@ -2,11 +2,18 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <iterator>
+#include <set>
 #include <utility>
 
 #include "absl/time/clock.h"
 #include "launch/exit_codes.h"
+#include "launch/node_book.h"
+#include "launch/sbatch_options.h"
+#include "launch/slurm/hostlist.h"
+#include "launch/slurm/slurm_words.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -36,6 +43,11 @@ absl::StatusOr<int64_t> ChainQueue::Submit(int64_t behind, const std::string& no
                         .script_path = chain_->script_path(),
                         .arguments = {}};
   submission.options.emplace_back("--nodes=" + nodes);
+  const absl::StatusOr<Exclusion> exclusion = ExclusionFor(nodes);
+  if (!exclusion.ok())
+    options_.say("warning: the book of nodes is not heeded: " + Message(exclusion.status()));
+  else if (exclusion->of_book)
+    submission.options.emplace_back("--exclude=" + CompressHostlist(exclusion->nodes));
   submission.options.emplace_back(behind > 0
                                       ? fmt::format("--dependency=afterany:{},singleton", behind)
                                       : "--dependency=singleton");
@@ -44,7 +56,11 @@ absl::StatusOr<int64_t> ChainQueue::Submit(int64_t behind, const std::string& no
 
 absl::Status ChainQueue::EnsureNext(int64_t job, const std::string& nodes) {
   ASSIGN_OR_RETURN(const std::vector<JobView> pending, Pending(job));
-  return pending.empty() ? Submit(job, nodes).status() : absl::OkStatus();
+  if (pending.empty()) return Submit(job, nodes).status();
+  for (const JobView& next : pending)
+    if (const absl::Status done = ExcludeOf(next, nodes); !done.ok())
+      options_.say("warning: the book of nodes is not heeded: " + Message(done));
+  return absl::OkStatus();
 }
 
 absl::Status ChainQueue::CancelPending() {
@@ -63,12 +79,97 @@ absl::Status ChainQueue::After(int exit_code, const std::string& nodes, int64_t 
   for (const JobView& next : pending) {
     // Its size may not be told from outside before it was asked for by itself.
     ASSIGN_OR_RETURN(const JobView whole, scheduler_->Job(JobText(next.id)));
-    if (NodesOf(whole) == nodes) return absl::OkStatus();
+    if (NodesOf(whole) == nodes) return ExcludeOf(whole, nodes);
   }
   // Other nodes than are asked for, as where the next phase has its own: another job.
   RETURN_IF_ERROR(Submit(job, nodes).status());
   for (const JobView& next : pending) RETURN_IF_ERROR(scheduler_->Cancel(JobText(next.id)));
   return absl::OkStatus();
+}
+
+// ---- nodes that are done without
+
+std::vector<std::string> ChainQueue::SbatchOptions() const {
+  std::vector<std::string> options = options_.slurm.options;
+  const std::vector<std::string>& more = chain_->common().options;
+  options.insert(options.end(), more.begin(), more.end());
+  return options;
+}
+
+absl::StatusOr<std::set<std::string>> ChainQueue::NodesOfPartition() {
+  const std::string named =
+      ValueOf(kPartitionOption, SbatchOptions()).value_or(options_.slurm.partition);
+  ASSIGN_OR_RETURN(const std::vector<PartitionView> partitions, scheduler_->Partitions());
+  std::set<std::string> nodes;
+  for (const PartitionView& partition : partitions)
+    // Of several with commas Slurm takes whichever starts first.
+    if (named.empty() ? partition.is_default
+                      : ("," + named + ",").find("," + partition.name + ",") != std::string::npos)
+      nodes.insert(partition.nodes.begin(), partition.nodes.end());
+  if (nodes.empty())
+    return FailedPrecondition("Slurm knows no nodes of partition \"{}\" to do without", named);
+  return nodes;
+}
+
+absl::StatusOr<ChainQueue::Exclusion> ChainQueue::ExclusionFor(const std::string& nodes) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> users, ExcludedByOptions(SbatchOptions()));
+  ASSIGN_OR_RETURN(const NodeRange range, ParseNodeRange(nodes));
+  ASSIGN_OR_RETURN(EvidenceBook::Options options, BookOptionsFor(nodes));
+  const NodeBook on_disk(options_.run_directory);
+  ASSIGN_OR_RETURN(const NodeBook::Contents contents, on_disk.Read(options));
+  const absl::Time now = absl::Now();
+  std::vector<EvidenceBook::Verdict> excluded = contents.book.Excluded(now);
+  const size_t found = excluded.size();
+  if (found > 0) {
+    // What jobs could get but for the book. Slurm refuses names that it does not know.
+    ASSIGN_OR_RETURN(std::set<std::string> others, NodesOfPartition());
+    for (const std::string& node : users) others.erase(node);
+    const auto is_no_choice = [&](const EvidenceBook::Verdict& verdict) {
+      return !others.contains(verdict.node);
+    };
+    std::erase_if(excluded, is_no_choice);
+    // A job that would get too few nodes is refused, or waits for ever.
+    const int64_t room = std::max<int64_t>(0, std::ssize(others) - range.least);
+    for (int64_t most = std::ssize(excluded) - 1; std::ssize(excluded) > room; --most) {
+      options.excluded_max = static_cast<int>(most);
+      ASSIGN_OR_RETURN(const NodeBook::Contents fewer, on_disk.Read(options));
+      excluded = fewer.book.Excluded(now);
+      std::erase_if(excluded, is_no_choice);
+    }
+  }
+  std::string lines;
+  for (const EvidenceBook::Verdict& verdict : excluded)
+    lines += "\n  the next job does without " + verdict.reason;
+  if (excluded.size() < found)
+    lines += fmt::format("\n  {} more would be, but other partitions have them, or {} nodes would not be left",
+                         found - excluded.size(), range.least);
+  if (!lines.empty() && lines != said_) options_.say(lines.substr(3));
+  said_ = lines;
+  std::set<std::string> both(users.begin(), users.end());
+  for (const EvidenceBook::Verdict& verdict : excluded) both.insert(verdict.node);
+  return Exclusion{.of_book = both.size() > users.size(), .nodes = {both.begin(), both.end()}};
+}
+
+absl::Status ChainQueue::ExcludeOf(const JobView& job, const std::string& nodes) {
+  ASSIGN_OR_RETURN(const Exclusion exclusion, ExclusionFor(nodes));
+  const std::set<std::string> has(job.excluded.begin(), job.excluded.end());
+  if (std::equal(has.begin(), has.end(), exclusion.nodes.begin(), exclusion.nodes.end()))
+    return absl::OkStatus();
+  return scheduler_->SetExcludedNodes(JobText(job.id), exclusion.nodes);
+}
+
+absl::Status ChainQueue::ExcludeOfPending(int64_t but) {
+  ASSIGN_OR_RETURN(const std::vector<JobView> pending, Pending(but));
+  for (const JobView& next : pending) {
+    ASSIGN_OR_RETURN(const JobView whole, scheduler_->Job(JobText(next.id)));
+    RETURN_IF_ERROR(ExcludeOf(whole, NodesOf(whole)));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<EvidenceBook::Options> BookOptionsFor(const std::string& nodes) {
+  ASSIGN_OR_RETURN(const NodeRange range, ParseNodeRange(nodes));
+  return EvidenceBook::Options{.nodes = std::max({1, range.least, range.most})};
 }
 
 absl::StatusOr<std::string> ThisProgram() {
