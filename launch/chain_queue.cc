@@ -141,8 +141,9 @@ absl::StatusOr<ChainQueue::Exclusion> ChainQueue::ExclusionFor(const std::string
   for (const EvidenceBook::Verdict& verdict : excluded)
     lines += "\n  the next job does without " + verdict.reason;
   if (excluded.size() < found)
-    lines += fmt::format("\n  {} more would be, but other partitions have them, or {} nodes would not be left",
-                         found - excluded.size(), range.least);
+    lines += fmt::format(
+        "\n  {} more would be, but other partitions have them, or {} nodes would not be left",
+        found - excluded.size(), range.least);
   if (!lines.empty() && lines != said_) options_.say(lines.substr(3));
   said_ = lines;
   std::set<std::string> both(users.begin(), users.end());

@@ -124,12 +124,12 @@ absl::Status NodeAgent::OpenRecords() {
       JobHealth::Hooks{.event = [this](const std::string& event,
                                        const Json& fields) { record_->Event(event, fields); },
                        .warn = [this](const std::string& line) { record_->Say(line); }});
-  evidence_ = std::make_unique<JobEvidence>(
-      JobEvidence::Options{.run_directory = options_.run_directory,
-                           .job = options_.job,
-                           .node = options_.node,
-                           .names = options_.names},
-      [this](const std::string& line) { record_->Say(line); });
+  evidence_ =
+      std::make_unique<JobEvidence>(JobEvidence::Options{.run_directory = options_.run_directory,
+                                                         .job = options_.job,
+                                                         .node = options_.node,
+                                                         .names = options_.names},
+                                    [this](const std::string& line) { record_->Say(line); });
   return absl::OkStatus();
 }
 

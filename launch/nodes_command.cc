@@ -86,7 +86,8 @@ int List(const NodesArguments& arguments) {
     std::printf("%-*s  points  verdict   entries  reason\n", columns, "node");
   for (const EvidenceBook::Verdict& verdict : judgement.nodes)
     std::printf("%-*s  %6d  %-8s  %7d  %s\n", columns, verdict.node.c_str(), verdict.points,
-                WordsOf(verdict).c_str(), verdict.entries, verdict.reason.c_str());
+                WordsOf(verdict).c_str(), verdict.entries,
+                verdict.reason.substr(verdict.node.size() + 2).c_str());
   for (const EvidenceBook::SuspectProgram& program : judgement.programs)
     std::printf("%s\n", program.reason.c_str());
   if (contents->passed_over > 0)
