@@ -79,6 +79,7 @@ absl::Status ChainQueue::After(int exit_code, const std::string& nodes, int64_t 
   for (const JobView& next : pending) {
     // Its size may not be told from outside before it was asked for by itself.
     ASSIGN_OR_RETURN(const JobView whole, scheduler_->Job(JobText(next.id)));
+    options_.say("DEBUG " + NodesOf(whole) + " / " + nodes);
     if (NodesOf(whole) == nodes) return ExcludeOf(whole, nodes);
   }
   // Other nodes than are asked for, as where the next phase has its own: another job.
@@ -115,35 +116,38 @@ absl::StatusOr<ChainQueue::Exclusion> ChainQueue::ExclusionFor(const std::string
   ASSIGN_OR_RETURN(const std::vector<std::string> users, ExcludedByOptions(SbatchOptions()));
   ASSIGN_OR_RETURN(const NodeRange range, ParseNodeRange(nodes));
   ASSIGN_OR_RETURN(EvidenceBook::Options options, BookOptionsFor(nodes));
-  const NodeBook on_disk(options_.run_directory);
-  ASSIGN_OR_RETURN(const NodeBook::Contents contents, on_disk.Read(options));
+  ASSIGN_OR_RETURN(const NodeBook::Contents contents,
+                   NodeBook(options_.run_directory).Read(options));
   const absl::Time now = absl::Now();
   std::vector<EvidenceBook::Verdict> excluded = contents.book.Excluded(now);
-  const size_t found = excluded.size();
-  if (found > 0) {
-    // What jobs could get but for the book. Slurm refuses names that it does not know.
-    ASSIGN_OR_RETURN(std::set<std::string> others, NodesOfPartition());
-    for (const std::string& node : users) others.erase(node);
-    const auto is_no_choice = [&](const EvidenceBook::Verdict& verdict) {
-      return !others.contains(verdict.node);
+  size_t kept = 0;
+  if (!excluded.empty()) {
+    // What jobs could get but for the book. Slurm refuses names that it does not know, and they
+    // must not use up how many may be excluded.
+    ASSIGN_OR_RETURN(std::set<std::string> choice, NodesOfPartition());
+    for (const std::string& node : users) choice.erase(node);
+    std::vector<EvidenceEntry> entries = contents.book.Entries();
+    std::erase_if(entries,
+                  [&](const EvidenceEntry& entry) { return !choice.contains(entry.node); });
+    const auto judge = [&]() -> absl::StatusOr<std::vector<EvidenceBook::Verdict>> {
+      ASSIGN_OR_RETURN(const EvidenceBook book,
+                       EvidenceBook::Restore(options, entries, contents.book.pins()));
+      return book.Excluded(now);
     };
-    std::erase_if(excluded, is_no_choice);
+    ASSIGN_OR_RETURN(excluded, judge());
+    kept = excluded.size();
     // A job that would get too few nodes is refused, or waits for ever.
-    const int64_t room = std::max<int64_t>(0, std::ssize(others) - range.least);
-    for (int64_t most = std::ssize(excluded) - 1; std::ssize(excluded) > room; --most) {
-      options.excluded_max = static_cast<int>(most);
-      ASSIGN_OR_RETURN(const NodeBook::Contents fewer, on_disk.Read(options));
-      excluded = fewer.book.Excluded(now);
-      std::erase_if(excluded, is_no_choice);
-    }
+    options.excluded_max = static_cast<int>(
+        std::clamp<int64_t>(std::ssize(choice) - range.least, 0, options.excluded_max));
+    ASSIGN_OR_RETURN(excluded, judge());
+    kept -= excluded.size();
   }
   std::string lines;
   for (const EvidenceBook::Verdict& verdict : excluded)
     lines += "\n  the next job does without " + verdict.reason;
-  if (excluded.size() < found)
-    lines += fmt::format(
-        "\n  {} more would be, but other partitions have them, or {} nodes would not be left",
-        found - excluded.size(), range.least);
+  if (kept > 0)
+    lines += fmt::format("\n  {} more would be done without, but {} nodes are needed", kept,
+                         range.least);
   if (!lines.empty() && lines != said_) options_.say(lines.substr(3));
   said_ = lines;
   std::set<std::string> both(users.begin(), users.end());
