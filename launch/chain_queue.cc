@@ -57,9 +57,8 @@ absl::StatusOr<int64_t> ChainQueue::Submit(int64_t behind, const std::string& no
 absl::Status ChainQueue::EnsureNext(int64_t job, const std::string& nodes) {
   ASSIGN_OR_RETURN(const std::vector<JobView> pending, Pending(job));
   if (pending.empty()) return Submit(job, nodes).status();
-  for (const JobView& next : pending)
-    if (const absl::Status done = ExcludeOf(next, nodes); !done.ok())
-      options_.say("warning: the book of nodes is not heeded: " + Message(done));
+  if (const absl::Status done = ExcludeOfPending(nodes, job); !done.ok())
+    options_.say("warning: the book of nodes is not heeded: " + Message(done));
   return absl::OkStatus();
 }
 
@@ -79,7 +78,6 @@ absl::Status ChainQueue::After(int exit_code, const std::string& nodes, int64_t 
   for (const JobView& next : pending) {
     // Its size may not be told from outside before it was asked for by itself.
     ASSIGN_OR_RETURN(const JobView whole, scheduler_->Job(JobText(next.id)));
-    options_.say("DEBUG " + NodesOf(whole) + " / " + nodes);
     if (NodesOf(whole) == nodes) return ExcludeOf(whole, nodes);
   }
   // Other nodes than are asked for, as where the next phase has its own: another job.
@@ -163,12 +161,9 @@ absl::Status ChainQueue::ExcludeOf(const JobView& job, const std::string& nodes)
   return scheduler_->SetExcludedNodes(JobText(job.id), exclusion.nodes);
 }
 
-absl::Status ChainQueue::ExcludeOfPending(int64_t but) {
+absl::Status ChainQueue::ExcludeOfPending(const std::string& nodes, int64_t but) {
   ASSIGN_OR_RETURN(const std::vector<JobView> pending, Pending(but));
-  for (const JobView& next : pending) {
-    ASSIGN_OR_RETURN(const JobView whole, scheduler_->Job(JobText(next.id)));
-    RETURN_IF_ERROR(ExcludeOf(whole, NodesOf(whole)));
-  }
+  for (const JobView& next : pending) RETURN_IF_ERROR(ExcludeOf(next, nodes));
   return absl::OkStatus();
 }
 

@@ -42,9 +42,8 @@ class ChainQueue {
   // asks for `nodes`; where it does not, none is, and the chain says why it stopped.
   absl::Status After(int exit_code, const std::string& nodes, int64_t job, const std::string& why);
   absl::Status CancelPending();
-  // Has the pending jobs but `but` do without what is to be done without now, each on as many nodes
-  // as it asks for.
-  absl::Status ExcludeOfPending(int64_t but = 0);
+  // Has the pending jobs but `but`, which ask for `nodes`, do without what is to be done without now.
+  absl::Status ExcludeOfPending(const std::string& nodes, int64_t but = 0);
 
  private:
   struct Exclusion {

@@ -32,15 +32,20 @@ int Fail(const absl::Status& status) {
   return absl::IsInvalidArgument(status) ? kExitUsage : kExitFailed;
 }
 
-// As the next job of the chain is judged; without a chain, as one on one node.
+// What the next job of a chain asks for.
+std::string NextNodes(const Chain& chain, const RunConfig& config) {
+  int64_t step = 0;
+  for (const ChainJob& job : chain.Jobs()) step = std::max({step, job.first_step, job.last_step});
+  return NodesFor(config, step);
+}
+
+// As that job is judged; without a chain, as one on one node.
 absl::StatusOr<EvidenceBook::Options> OptionsOf(const std::string& run_directory) {
   const absl::StatusOr<Chain> chain = Chain::Open(run_directory);
   if (absl::IsNotFound(chain.status())) return EvidenceBook::Options{};
   RETURN_IF_ERROR(chain.status());
   ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(chain->config_path(), {}));
-  int64_t step = 0;
-  for (const ChainJob& job : chain->Jobs()) step = std::max({step, job.first_step, job.last_step});
-  return BookOptionsFor(NodesFor(config, step));
+  return BookOptionsFor(NextNodes(*chain, config));
 }
 
 std::string WordsOf(const EvidenceBook::Verdict& verdict) {
@@ -109,7 +114,7 @@ void TellPending(const std::string& run_directory) {
       Scheduler scheduler(RunCommand);
       ChainQueue queue(&scheduler, &*chain,
                        {.run_directory = run_directory, .slurm = config->slurm, .say = say});
-      told.Update(queue.ExcludeOfPending());
+      told.Update(queue.ExcludeOfPending(NextNodes(*chain, *config)));
     }
   }
   if (!told.ok())

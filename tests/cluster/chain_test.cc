@@ -299,6 +299,8 @@ TEST_F(ChainTest, LongANodeIsLostAgainAndAgain) {
   const auto without = [&] { return cluster_->JobField(std::stoll(next), "ExcNodeList"); };
   EXPECT_EQ(without(), "n3");
   EXPECT_EQ(VerdictOn("n1") + VerdictOn("n2"), "") << "their connections broke with it";
+  EXPECT_EQ(Nodes({"pin", run(), "n1"}).exit_code, 0);
+  EXPECT_EQ(without(), "n3") << "also where somebody says something of another";
   const CommandResult cleared = Nodes({"clear", run(), "n3"});
   ASSERT_EQ(cleared.exit_code, 0) << cleared.errors;
   EXPECT_EQ(without(), "(null)") << cleared.errors;
