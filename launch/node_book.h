@@ -1,8 +1,8 @@
 // The book of a run on disk, RUN/nodes: what was seen of its nodes, which of them are pinned, which
 // a person has cleared. It outlives jobs. Each process that has seen something has a file of its
 // own, and appends a line by one write; a pin is a file, a clearing one that is replaced whole. So
-// any number may write and read at a time, on any shared file system, without locks. Docs:
-// docs/formats.md, "RUN/nodes".
+// any number may write and read at a time, on any shared file system, without locks.
+// docs/formats.md, section 13, has its files.
 //
 // Whoever reads takes what can be read: lines that are torn, or that somebody has tampered with,
 // are passed over and counted.
