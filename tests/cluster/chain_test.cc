@@ -67,10 +67,12 @@ class ChainTest : public testing::Test {
   std::vector<json> Jobs() const {
     std::vector<json> jobs;
     std::error_code error;
-    for (const auto& entry : fs::directory_iterator(run() + "/chain/jobs", error))
+    for (const auto& entry : fs::directory_iterator(run() + "/chain/jobs", error)) {
+      if (entry.path().extension() != ".json") continue;  // One that is being replaced.
       if (json job = json::parse(ReadFile(entry.path()).value_or(""), nullptr, false);
           job.is_object())
         jobs.push_back(std::move(job));
+    }
     std::sort(jobs.begin(), jobs.end(),
               [](const json& a, const json& b) { return a["began"] < b["began"]; });
     return jobs;
@@ -247,6 +249,30 @@ TEST_F(ChainTest, LongRunOfSeveralJobs) {
   ExpectSameAsUndisturbed(settings);
 }
 
+// Certain evidence is enough by itself. The job that waits keeps its place.
+TEST_F(ChainTest, LongANodeIsFoundBad) {
+  Begin({.nodes = 3});
+  const CommandResult submitted =
+      Submit({"job.nodes=2", "job.time_limit=20min", "phase.pretrain.samples=1000000"});
+  ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
+  ASSERT_TRUE(AwaitStep(1)) << Story();
+  EXPECT_EQ(Jobs().back()["nodes"], (json{"n1", "n2"}));
+  // It flips a bit and is found out; nobody knows that it was done on purpose.
+  const CommandResult drilled =
+      cluster_->Run({PerdurePath(), "drill", run(), "--kind", "corrupt", "--seed", "1"},
+                    {.input = "", .environment = {}, .directory = "", .user = std::nullopt});
+  ASSERT_EQ(drilled.exit_code, 0) << drilled.output << drilled.errors << Story();
+  const bool first = VerdictOn("n1") == "excluded";
+  const std::string bad = first ? "n1" : "n2", good = first ? "n2" : "n1";
+  EXPECT_EQ(VerdictOn(bad), "excluded") << Nodes({run()}).output;
+  EXPECT_EQ(VerdictOn(good), "");
+  EXPECT_EQ(cluster_->JobField(2, "ExcNodeList"), "(null)");
+  ASSERT_EQ(cluster_->Run({"scancel", "--signal=TERM", "1"}).exit_code, 0);
+  ASSERT_TRUE(AwaitJobs(2)) << Story();
+  EXPECT_EQ(Jobs().back()["job"], 2);
+  EXPECT_EQ(Jobs().back()["nodes"], (json{good, "n3"})) << Story();
+}
+
 // What is left goes on in the same job, and ends it: nobody else would.
 TEST_F(ChainTest, LongANodeIsLost) {
   Begin({.nodes = 3});
@@ -263,12 +289,19 @@ TEST_F(ChainTest, LongANodeIsLostAgainAndAgain) {
   const CommandResult submitted =
       Submit({"job.nodes=\"2-3\"", "job.time_limit=20min", "phase.pretrain.samples=1000000"});
   ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
+  // In a generation that was not there when this was asked before.
+  size_t before = 0;
   const auto trains_on = [&](int64_t nodes) {
     return SlurmCluster::Await(
         [&] {
           const std::vector<json> generations = JournalEvents(run(), "generation");
-          return !generations.empty() && generations.back()["nodes"] == nodes &&
-                 StatusOf(run()).value("state", "") == "running";
+          const json status = StatusOf(run());
+          if (generations.size() <= before || generations.back()["nodes"] != nodes ||
+              status.value("state", "") != "running" ||
+              status["generation"] != generations.back()["generation"])
+            return false;
+          before = generations.size();
+          return true;
         },
         absl::Minutes(3));
   };
