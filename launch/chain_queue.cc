@@ -2,14 +2,22 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <iterator>
+#include <set>
 #include <utility>
 
 #include "absl/time/clock.h"
 #include "launch/exit_codes.h"
+#include "launch/node_book.h"
+#include "launch/sbatch_options.h"
+#include "launch/slurm/hostlist.h"
+#include "launch/slurm/slurm_words.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
+
 absl::StatusOr<std::vector<JobView>> ChainQueue::Pending(int64_t but) {
   ASSIGN_OR_RETURN(const std::vector<JobView> jobs,
                    scheduler_->JobsNamed(chain_->common().job_name));
@@ -33,6 +41,11 @@ absl::StatusOr<int64_t> ChainQueue::Submit(int64_t behind, const std::string& no
                         .script_path = chain_->script_path(),
                         .arguments = {}};
   submission.options.emplace_back("--nodes=" + nodes);
+  const absl::StatusOr<Exclusion> exclusion = ExclusionFor(nodes);
+  if (!exclusion.ok())
+    options_.say("warning: the book of nodes is not heeded: " + Message(exclusion.status()));
+  else if (exclusion->of_book)
+    submission.options.emplace_back("--exclude=" + CompressHostlist(exclusion->nodes));
   submission.options.emplace_back(behind > 0
                                       ? fmt::format("--dependency=afterany:{},singleton", behind)
                                       : "--dependency=singleton");
@@ -43,7 +56,10 @@ absl::StatusOr<int64_t> ChainQueue::Submit(int64_t behind, const std::string& no
 
 absl::Status ChainQueue::EnsureNext(int64_t job, const std::string& nodes) {
   ASSIGN_OR_RETURN(const std::vector<JobView> pending, Pending(job));
-  return pending.empty() ? Submit(job, nodes).status() : absl::OkStatus();
+  if (pending.empty()) return Submit(job, nodes).status();
+  if (const absl::Status done = ExcludeOfPending(nodes, job); !done.ok())
+    options_.say("warning: the book of nodes is not heeded: " + Message(done));
+  return absl::OkStatus();
 }
 
 absl::Status ChainQueue::CancelPending() {
@@ -61,11 +77,100 @@ absl::Status ChainQueue::After(int exit_code, const std::string& nodes, int64_t 
   if (chain_->stopped().has_value()) return CancelPending();
   ASSIGN_OR_RETURN(const std::vector<JobView> pending, Pending(job));
   for (const JobView& next : pending)
-    if (chain_->Asked(next.id) == nodes) return absl::OkStatus();
+    if (chain_->Asked(next.id) == nodes) {
+      ASSIGN_OR_RETURN(const JobView whole, scheduler_->Job(JobText(next.id)));
+      return ExcludeOf(whole, nodes);
+    }
   // Other nodes than are asked for, as where the next phase has its own: another job.
   RETURN_IF_ERROR(Submit(job, nodes).status());
   for (const JobView& next : pending) RETURN_IF_ERROR(scheduler_->Cancel(JobText(next.id)));
   return absl::OkStatus();
+}
+
+// ---- nodes that are done without
+
+std::vector<std::string> ChainQueue::SbatchOptions() const {
+  std::vector<std::string> options = options_.slurm.options;
+  const std::vector<std::string>& more = chain_->common().options;
+  options.insert(options.end(), more.begin(), more.end());
+  return options;
+}
+
+absl::StatusOr<std::set<std::string>> ChainQueue::NodesOfPartition() {
+  const std::string named =
+      ValueOf(kPartitionOption, SbatchOptions()).value_or(options_.slurm.partition);
+  ASSIGN_OR_RETURN(const std::vector<PartitionView> partitions, scheduler_->Partitions());
+  std::set<std::string> nodes;
+  for (const PartitionView& partition : partitions)
+    // Of several with commas Slurm takes whichever starts first.
+    if (named.empty() ? partition.is_default
+                      : ("," + named + ",").find("," + partition.name + ",") != std::string::npos)
+      nodes.insert(partition.nodes.begin(), partition.nodes.end());
+  if (nodes.empty())
+    return FailedPrecondition("Slurm knows no nodes of partition \"{}\" to do without", named);
+  return nodes;
+}
+
+absl::StatusOr<ChainQueue::Exclusion> ChainQueue::ExclusionFor(const std::string& nodes) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> users, ExcludedByOptions(SbatchOptions()));
+  ASSIGN_OR_RETURN(const NodeRange range, ParseNodeRange(nodes));
+  ASSIGN_OR_RETURN(EvidenceBook::Options options, BookOptionsFor(nodes));
+  ASSIGN_OR_RETURN(const NodeBook::Contents contents,
+                   NodeBook(options_.run_directory).Read(options));
+  const absl::Time now = absl::Now();
+  std::vector<EvidenceBook::Verdict> excluded = contents.book.Excluded(now);
+  size_t kept = 0;
+  if (!excluded.empty()) {
+    // What jobs could get but for the book. Slurm refuses names that it does not know, and they
+    // must not use up how many may be excluded.
+    ASSIGN_OR_RETURN(std::set<std::string> choice, NodesOfPartition());
+    for (const std::string& node : users) choice.erase(node);
+    std::vector<EvidenceEntry> entries = contents.book.Entries();
+    std::erase_if(entries,
+                  [&](const EvidenceEntry& entry) { return !choice.contains(entry.node); });
+    const auto judge = [&]() -> absl::StatusOr<std::vector<EvidenceBook::Verdict>> {
+      ASSIGN_OR_RETURN(const EvidenceBook book,
+                       EvidenceBook::Restore(options, entries, contents.book.pins()));
+      return book.Excluded(now);
+    };
+    ASSIGN_OR_RETURN(excluded, judge());
+    kept = excluded.size();
+    // A job that would get too few nodes is refused, or waits for ever.
+    options.excluded_max = static_cast<int>(
+        std::clamp<int64_t>(std::ssize(choice) - range.least, 0, options.excluded_max));
+    ASSIGN_OR_RETURN(excluded, judge());
+    kept -= excluded.size();
+  }
+  std::string lines;
+  for (const EvidenceBook::Verdict& verdict : excluded)
+    lines += "\n  the next job does without " + verdict.reason;
+  if (kept > 0)
+    lines += fmt::format("\n  {} more would be done without, but {} nodes are needed", kept,
+                         range.least);
+  if (!lines.empty() && lines != said_) options_.say(lines.substr(3));
+  said_ = lines;
+  std::set<std::string> both(users.begin(), users.end());
+  for (const EvidenceBook::Verdict& verdict : excluded) both.insert(verdict.node);
+  return Exclusion{.of_book = both.size() > users.size(), .nodes = {both.begin(), both.end()}};
+}
+
+absl::Status ChainQueue::ExcludeOf(const JobView& job, const std::string& nodes) {
+  ASSIGN_OR_RETURN(const Exclusion exclusion, ExclusionFor(nodes));
+  const std::set<std::string> has(job.excluded.begin(), job.excluded.end());
+  if (std::equal(has.begin(), has.end(), exclusion.nodes.begin(), exclusion.nodes.end()))
+    return absl::OkStatus();
+  return scheduler_->SetExcludedNodes(JobText(job.id), exclusion.nodes);
+}
+
+absl::Status ChainQueue::ExcludeOfPending(const std::string& nodes, int64_t but) {
+  ASSIGN_OR_RETURN(const std::vector<JobView> pending, Pending(but));
+  for (const JobView& next : pending) RETURN_IF_ERROR(ExcludeOf(next, nodes));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<EvidenceBook::Options> BookOptionsFor(const std::string& nodes) {
+  ASSIGN_OR_RETURN(const NodeRange range, ParseNodeRange(nodes));
+  return EvidenceBook::Options{.nodes = std::max({1, range.least, range.most})};
 }
 
 absl::StatusOr<std::string> ThisProgram() {

@@ -14,6 +14,7 @@
 #include "launch/drill_command.h"
 #include "launch/exit_codes.h"
 #include "launch/node_command.h"
+#include "launch/nodes_command.h"
 #include "launch/plan_command.h"
 #include "launch/run_command.h"
 #include "launch/status_command.h"
@@ -69,6 +70,7 @@ int main(int argc, char** argv) {
   perdure::AddStopCommand(app, &exit_code);
   perdure::AddPauseCommand(app, &exit_code);
   perdure::AddResumeCommand(app, &exit_code);
+  perdure::AddNodesCommand(app, &exit_code);
   perdure::AddDrillCommand(app, &exit_code);
   perdure::AddPlanCommand(app, &exit_code);
   perdure::AddDoctorCommand(app, &exit_code);

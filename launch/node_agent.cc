@@ -19,6 +19,7 @@
 #include "launch/drill_flip.h"
 #include "launch/exit_codes.h"
 #include "launch/job_clock.h"
+#include "launch/job_evidence.h"
 #include "launch/job_health.h"
 #include "launch/layout_rule.h"
 #include "launch/run_data.h"
@@ -102,6 +103,7 @@ class NodeAgent {
   std::unique_ptr<EventLoop> loop_;
   std::unique_ptr<AgentRecord> record_;
   std::unique_ptr<JobHealth> health_;
+  std::unique_ptr<JobEvidence> evidence_;
   std::unique_ptr<JobClock> clock_;
   std::unique_ptr<SnapshotShelf> shelf_;
   std::unique_ptr<RunCheckpoints> checkpoints_;
@@ -130,6 +132,12 @@ absl::Status NodeAgent::OpenRecords() {
       JobHealth::Hooks{.event = [this](const std::string& event,
                                        const Json& fields) { record_->Event(event, fields); },
                        .warn = [this](const std::string& line) { record_->Say(line); }});
+  evidence_ =
+      std::make_unique<JobEvidence>(JobEvidence::Options{.run_directory = options_.run_directory,
+                                                         .job = options_.job,
+                                                         .node = options_.node,
+                                                         .names = options_.names},
+                                    [this](const std::string& line) { record_->Say(line); });
   return absl::OkStatus();
 }
 
@@ -220,6 +228,7 @@ void NodeAgent::OpenRanks(const std::string& run_id) {
   };
   hooks.evidence = [this](int32_t local_rank, int32_t rank, const Json& evidence) {
     health_->OnEvidence(local_rank, rank, evidence);
+    evidence_->HearDevice(absl::Now(), ranks_->generation(), evidence);
   };
   hooks.remark = [this](const std::string& line) {
     record_->Event("remark", {{"node", options_.node}, {"line", line}});
@@ -404,6 +413,10 @@ void NodeAgent::OnEvidence(const Coordinator::Evidence& evidence) {
     fields["clock"] = absl::ToDoubleSeconds(MonotonicNow() - absl::UnixEpoch());
   }
   record_->Event("evidence", fields);
+  // Whoever ends a job may end its nodes one by one.
+  if (asked_ && evidence.kind == EvidenceKind::kNodeLost) return;
+  evidence_->Hear(absl::Now(), agent_->lead()->layout().generation, evidence.node, evidence.kind,
+                  evidence.number);
 }
 
 void NodeAgent::OnWentBack(const Coordinator::WentBack& went) {
@@ -502,6 +515,9 @@ void NodeAgent::OnFormed(const Coordinator::AllPresent& said) {
        {"resumes", said.step},
        {"checkpoint",
         chosen.ok() ? fmt::format("{}/ckpt/{}", options_.run_directory, chosen->name) : ""}});
+  const std::vector<FailedGeneration>& failures = agent_->lead()->view().failures;
+  evidence_->Form(absl::Now(), said.generation, agent_->lead()->members(),
+                  asked_ ? std::vector<FailedGeneration>{} : failures);
   formed_ = said.generation;
   formed_at_ = MonotonicNow();
 }
@@ -608,6 +624,7 @@ void NodeAgent::Tell() {
 void NodeAgent::End(int exit_code) {
   if (exit_code_.has_value()) return;
   exit_code_ = exit_code;
+  if (agent_->lead() != nullptr) evidence_->End(absl::Now());
   ranks_->End([this] { loop_->Stop(); });
 }
 

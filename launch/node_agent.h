@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "runtime/control/ids.h"
@@ -26,7 +27,9 @@ struct NodeAgentOptions {
   // When the job's time is over, by the time of day; it leaves before. Infinite: never.
   absl::Time ends_at = absl::InfiniteFuture();
   bool slurm = false;  // A Slurm job, whose end the scheduler is asked for now and then.
-  std::string name;    // Of the node, for people and for evidence; empty: the host's.
+  // Of the job's nodes, by number: by them the book of the run knows what was seen of each. Empty:
+  // it is not told.
+  std::vector<std::string> names;
   bool stops = false;  // As if SIGTERM had come.
   bool quiet = false;  // No progress lines.
   bool retry = false;  // Attempts to load a checkpoint that failed before do not count.

@@ -86,7 +86,7 @@ absl::StatusOr<int> RunNode(const NodeArguments& arguments) {
       .cores = std::min(cores, static_cast<int64_t>(allocation->cpus_on_node.value_or(cores))),
       .arguments = arguments.for_agents,
       .hurries = false};
-  options.arguments.insert(options.arguments.end(), {"--name", *allocation->node_name, "--slurm"});
+  options.arguments.insert(options.arguments.end(), {"--names", arguments.names, "--slurm"});
   if (const uint32_t domain = DomainOf(lookup); domain != 0)
     options.arguments.insert(options.arguments.end(), {"--domain", std::to_string(domain)});
   AgentLauncher launcher(options, loop.get(), &log);

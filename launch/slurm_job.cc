@@ -43,7 +43,8 @@ class SlurmJob {
         chain_(std::move(chain)),
         config_(std::move(config)),
         scheduler_(RunCommand, {.inside_job = true}),
-        queue_(&scheduler_, &chain_, options_.run_directory) {}
+        queue_(&scheduler_, &chain_,
+               {.run_directory = options_.run_directory, .slurm = config_.slurm, .say = Say}) {}
 
   int Run();
 

@@ -55,7 +55,7 @@ absl::Status StopHere(const StopArguments& arguments) {
 absl::Status StopChain(const StopArguments& arguments, const Chain& chain) {
   constexpr absl::Duration kLook = absl::Seconds(1), kSayEvery = absl::Minutes(1);
   Scheduler scheduler(RunCommand);
-  ChainQueue queue(&scheduler, &chain, arguments.run_directory);
+  ChainQueue queue(&scheduler, &chain, {.run_directory = arguments.run_directory});
   RETURN_IF_ERROR(chain.StopFor({.why = "perdure stop", .job = 0, .time = absl::Now()}));
   RETURN_IF_ERROR(queue.CancelPending());
   std::printf("nothing of the chain is queued any more\n");
@@ -87,7 +87,7 @@ absl::Status Stop(const StopArguments& arguments) {
 absl::Status Hold(const std::string& run_directory, bool hold) {
   ASSIGN_OR_RETURN(const Chain chain, Chain::Open(run_directory));
   Scheduler scheduler(RunCommand);
-  ChainQueue queue(&scheduler, &chain, run_directory);
+  ChainQueue queue(&scheduler, &chain, {.run_directory = run_directory});
   ASSIGN_OR_RETURN(const std::vector<JobView> pending, queue.Pending());
   for (const JobView& job : pending) {
     RETURN_IF_ERROR(hold ? scheduler.Hold(JobText(job.id)) : scheduler.Release(JobText(job.id)));

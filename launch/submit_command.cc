@@ -127,7 +127,10 @@ absl::Status Submit(const SubmitArguments& arguments) {
   RETURN_IF_ERROR(CheckSite(scheduler, config));
   RETURN_IF_ERROR(MakeDirectories(prepared.run_directory + "/jobs"));
   ASSIGN_OR_RETURN(const Chain chain, Chain::Create(prepared.run_directory, prepared.common));
-  ChainQueue queue(&scheduler, &chain, prepared.run_directory);
+  ChainQueue queue(&scheduler, &chain,
+                   {.run_directory = prepared.run_directory,
+                    .slurm = config.slurm,
+                    .say = [](const std::string& line) { std::printf("%s\n", line.c_str()); }});
   ASSIGN_OR_RETURN(const std::vector<JobView> jobs, scheduler.JobsNamed(prepared.common.job_name));
   for (const JobView& job : jobs)
     if (!IsOver(job.state))

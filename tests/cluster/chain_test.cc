@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "absl/time/clock.h"
+#include "launch/node_book.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
 #include "tests/cluster/slurm_cluster.h"
@@ -72,10 +74,12 @@ class ChainTest : public testing::Test {
   std::vector<json> Jobs() const {
     std::vector<json> jobs;
     std::error_code error;
-    for (const auto& entry : fs::directory_iterator(run() + "/chain/jobs", error))
+    for (const auto& entry : fs::directory_iterator(run() + "/chain/jobs", error)) {
+      if (entry.path().extension() != ".json") continue;  // One that is being replaced.
       if (json job = json::parse(ReadFile(entry.path()).value_or(""), nullptr, false);
           job.is_object())
         jobs.push_back(std::move(job));
+    }
     std::sort(jobs.begin(), jobs.end(),
               [](const json& a, const json& b) { return a["began"] < b["began"]; });
     return jobs;
@@ -99,6 +103,21 @@ class ChainTest : public testing::Test {
           });
         },
         timeout);
+  }
+  bool AwaitJobs(size_t count) const {
+    return SlurmCluster::Await([&] { return Jobs().size() == count; }, absl::Minutes(3));
+  }
+  // `perdure nodes` in these words; its verdict on `node` is in the answer of the one that lists.
+  CommandResult Nodes(const std::vector<std::string>& words) const {
+    std::vector<std::string> argv = {PerdurePath(), "nodes"};
+    argv.insert(argv.end(), words.begin(), words.end());
+    return cluster_->Run(argv);
+  }
+  std::string VerdictOn(const std::string& node) const {
+    const json listed = json::parse(Nodes({run(), "--json"}).output, nullptr, false);
+    for (const json& each : listed.is_object() ? listed["nodes"] : json::array())
+      if (each["node"] == node) return each["verdict"];
+    return "";
   }
   bool AwaitStep(int64_t step) const {
     return SlurmCluster::Await(
@@ -216,6 +235,51 @@ TEST_F(ChainTest, IsHeldAndStoppedAndGoesOn) {
   ExpectSameAsUndisturbed(settings);
 }
 
+// What is known of nodes goes along with what the user wants, as far as enough others are left.
+TEST_F(ChainTest, PendingJobsDoWithoutBadNodes) {
+  Begin({.nodes = 4});
+  const auto hold = [&](const std::string& node) {
+    return NodeBook(run()).Append("8-0", {.node = node,
+                                          .time = absl::Now(),
+                                          .kind = EvidenceKind::kSilentCorruption,
+                                          .generation = 3,
+                                          .job = "7"});
+  };
+  fs::create_directories(run());
+  ASSERT_EQ(hold("n3"), absl::OkStatus());
+  ASSERT_EQ(hold("n9"), absl::OkStatus()) << "which this cluster does not have";
+  const auto queue = [&](const std::string& nodes, const std::vector<std::string>& options) {
+    fs::remove_all(run() + "/chain");
+    std::vector<std::string> more = {"--hold"};
+    more.insert(more.end(), options.begin(), options.end());
+    return Submit({"job.nodes=" + nodes, "job.time_limit=5min"}, more);
+  };
+  const auto without = [&](int job) { return cluster_->JobField(job, "ExcNodeList"); };
+  CommandResult queued = queue("2", {"-x", "n[1]"});
+  ASSERT_EQ(queued.exit_code, 0) << queued.errors;
+  EXPECT_THAT(queued.output, HasSubstr("does without n3: 1 x silent corruption"));
+  EXPECT_EQ(without(1), "n[1,3]");
+  EXPECT_EQ(without(2), "n[1,3]");
+  // Those that wait are told at once.
+  CommandResult told = Nodes({"pin", run(), "n3"});
+  EXPECT_EQ(told.exit_code, 0) << told.errors;
+  EXPECT_EQ(told.errors, "");
+  EXPECT_EQ(without(1), "n1");
+  EXPECT_EQ(without(2), "n1");
+  told = Nodes({"unpin", run(), "n3"});
+  EXPECT_EQ(without(2), "n[1,3]") << told.errors;
+  told = Nodes({"clear", run(), "n3"});
+  EXPECT_EQ(without(2), "n1") << told.errors;
+  EXPECT_EQ(VerdictOn("n3"), "used");
+  // Without it too few would be left.
+  ASSERT_EQ(cluster_->CancelAll(), absl::OkStatus());
+  ASSERT_EQ(hold("n4"), absl::OkStatus());
+  queued = queue("4", {});
+  ASSERT_EQ(queued.exit_code, 0) << queued.errors;
+  EXPECT_THAT(queued.output, HasSubstr("1 more would be done without, but 4 nodes are needed"));
+  EXPECT_EQ(without(3), "(null)");
+}
+
 // Each job leaves before its limit, and the next goes on.
 TEST_F(ChainTest, LongRunOfSeveralJobs) {
   Begin({.nodes = 2});
@@ -251,6 +315,30 @@ TEST_F(ChainTest, LongAnotherJobBesideIt) {
   EXPECT_THAT(ReadFile(run() + "/jobs/slurm-3.log").value_or(""), HasSubstr("job 1 runs this run"));
 }
 
+// Certain evidence is enough by itself. The job that waits keeps its place.
+TEST_F(ChainTest, LongANodeIsFoundBad) {
+  Begin({.nodes = 3});
+  const CommandResult submitted =
+      Submit({"job.nodes=2", "job.time_limit=20min", "phase.pretrain.samples=1000000"});
+  ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
+  ASSERT_TRUE(AwaitStep(1)) << Story();
+  EXPECT_EQ(Jobs().back()["nodes"], (json{"n1", "n2"}));
+  // It flips a bit and is found out; nobody knows that it was done on purpose.
+  const CommandResult drilled =
+      cluster_->Run({PerdurePath(), "drill", run(), "--kind", "corrupt", "--seed", "1"},
+                    {.input = "", .environment = {}, .directory = "", .user = std::nullopt});
+  ASSERT_EQ(drilled.exit_code, 0) << drilled.output << drilled.errors << Story();
+  const bool first = VerdictOn("n1") == "excluded";
+  const std::string bad = first ? "n1" : "n2", good = first ? "n2" : "n1";
+  EXPECT_EQ(VerdictOn(bad), "excluded") << Nodes({run()}).output;
+  EXPECT_EQ(VerdictOn(good), "");
+  EXPECT_EQ(cluster_->JobField(2, "ExcNodeList"), "(null)");
+  ASSERT_EQ(cluster_->Run({"scancel", "--signal=TERM", "1"}).exit_code, 0);
+  ASSERT_TRUE(AwaitJobs(2)) << Story();
+  EXPECT_EQ(Jobs().back()["job"], 2);
+  EXPECT_EQ(Jobs().back()["nodes"], (json{good, "n3"})) << Story();
+}
+
 // What is left goes on in the same job, and ends it: nobody else would.
 TEST_F(ChainTest, LongANodeIsLost) {
   Begin({.nodes = 3});
@@ -258,6 +346,66 @@ TEST_F(ChainTest, LongANodeIsLost) {
              [&] { return cluster_->LoseNode("n2"); });
   EXPECT_EQ(Jobs().size(), 1U);
   EXPECT_THAT(JournalEvents(run(), "generation").back()["nodes"], 2);
+}
+
+// Once may be chance. It is back each time, but the third job does without it, until somebody says
+// that it is good again.
+TEST_F(ChainTest, LongANodeIsLostAgainAndAgain) {
+  Begin({.nodes = 3});
+  const CommandResult submitted =
+      Submit({"job.nodes=\"2-3\"", "job.time_limit=20min", "phase.pretrain.samples=1000000"});
+  ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
+  // In a generation that was not there when this was asked before.
+  size_t before = 0;
+  const auto trains_on = [&](int64_t nodes) {
+    return SlurmCluster::Await(
+        [&] {
+          const std::vector<json> generations = JournalEvents(run(), "generation");
+          const json status = StatusOf(run());
+          if (generations.size() <= before || generations.back()["nodes"] != nodes ||
+              status.value("state", "") != "running" ||
+              status["generation"] != generations.back()["generation"])
+            return false;
+          before = generations.size();
+          return true;
+        },
+        absl::Minutes(3));
+  };
+  // What a notice of Slurm's does, too: the job leaves with a checkpoint.
+  const auto leave = [&] {
+    const std::vector<json> jobs = Jobs();
+    const std::string job = std::to_string(jobs.back()["job"].get<int64_t>());
+    return cluster_->Run({"scancel", "--signal=TERM", job}).exit_code == 0 &&
+           AwaitJobs(jobs.size() + 1);
+  };
+  for (size_t job = 1; job <= 2; ++job) {
+    ASSERT_TRUE(AwaitJobs(job)) << Story();
+    EXPECT_EQ(Jobs().back()["nodes"].size(), 3U) << "it is back";
+    ASSERT_TRUE(trains_on(3)) << Story();
+    ASSERT_EQ(cluster_->LoseNode("n3"), absl::OkStatus());
+    ASSERT_TRUE(trains_on(2)) << Story();
+    EXPECT_EQ(VerdictOn("n3"), job == 1 ? "used" : "excluded") << Nodes({run()}).output;
+    ASSERT_EQ(cluster_->StartNode("n3"), absl::OkStatus());
+    ASSERT_EQ(cluster_->ResumeNode("n3"), absl::OkStatus());
+    ASSERT_EQ(cluster_->AwaitNodeState("n3", {"idle"}), absl::OkStatus());
+    ASSERT_TRUE(leave()) << Story();
+  }
+  EXPECT_EQ(Jobs().back()["nodes"], (json{"n1", "n2"})) << Story();
+  EXPECT_THAT(Story(), HasSubstr("does without n3: 2 x node lost"));
+  ASSERT_TRUE(trains_on(2)) << Story();
+  const std::string next = cluster_->Run({"squeue", "-h", "-t", "PD", "-o", "%A"}).output;
+  ASSERT_NE(next, "");
+  const auto without = [&] { return cluster_->JobField(std::stoll(next), "ExcNodeList"); };
+  EXPECT_EQ(without(), "n3");
+  EXPECT_EQ(VerdictOn("n1") + VerdictOn("n2"), "") << "their connections broke with it";
+  EXPECT_EQ(Nodes({"pin", run(), "n1"}).exit_code, 0);
+  EXPECT_EQ(without(), "n3") << "also where somebody says something of another";
+  const CommandResult cleared = Nodes({"clear", run(), "n3"});
+  ASSERT_EQ(cleared.exit_code, 0) << cleared.errors;
+  EXPECT_EQ(without(), "(null)") << cleared.errors;
+  ASSERT_TRUE(leave()) << Story();
+  EXPECT_EQ(Jobs().back()["nodes"].size(), 3U);
+  EXPECT_TRUE(trains_on(3)) << Story();
 }
 
 TEST_F(ChainTest, LongTheBatchHostIsLost) {
@@ -319,10 +467,7 @@ TEST_F(ChainTest, LongFewerNodesAndMoreAgain) {
   ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
   ASSERT_TRUE(AwaitStep(5)) << Story();
   ASSERT_EQ(cluster_->DrainNode("n2"), absl::OkStatus());
-  const auto began = [&](size_t jobs) {
-    return SlurmCluster::Await([&] { return Jobs().size() == jobs; }, absl::Minutes(3));
-  };
-  ASSERT_TRUE(began(2)) << Story();
+  ASSERT_TRUE(AwaitJobs(2)) << Story();
   ASSERT_EQ(cluster_->ResumeNode("n2"), absl::OkStatus());
   ASSERT_TRUE(AwaitComplete(absl::Minutes(10))) << Story();
   const std::vector<json> jobs = Jobs();
