@@ -42,7 +42,8 @@ class ChainQueue {
   // asks for `nodes`; where it does not, none is, and the chain says why it stopped.
   absl::Status After(int exit_code, const std::string& nodes, int64_t job, const std::string& why);
   absl::Status CancelPending();
-  // Has the pending jobs but `but`, which ask for `nodes`, do without what is to be done without now.
+  // Has the pending jobs but `but`, which ask for `nodes`, do without what is to be done without
+  // now.
   absl::Status ExcludeOfPending(const std::string& nodes, int64_t but = 0);
 
  private:
