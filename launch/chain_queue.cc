@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <array>
-#include <iterator>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -12,6 +12,7 @@
 #include "launch/exit_codes.h"
 #include "launch/node_book.h"
 #include "launch/sbatch_options.h"
+#include "launch/slurm/allocation.h"
 #include "launch/slurm/hostlist.h"
 #include "launch/slurm/slurm_words.h"
 #include "runtime/base/status.h"
@@ -97,8 +98,11 @@ std::vector<std::string> ChainQueue::SbatchOptions() const {
 }
 
 absl::StatusOr<std::set<std::string>> ChainQueue::NodesOfPartition() {
-  const std::string named =
-      ValueOf(kPartitionOption, SbatchOptions()).value_or(options_.slurm.partition);
+  // What counts for sbatch: its command line, then the environment, then the script.
+  std::optional<std::string> option = ValueOf(kPartitionOption, chain_->common().options);
+  if (!option.has_value()) option = ProcessEnvironment()("SBATCH_PARTITION");
+  if (!option.has_value()) option = ValueOf(kPartitionOption, options_.slurm.options);
+  const std::string named = option.value_or(options_.slurm.partition);
   ASSIGN_OR_RETURN(const std::vector<PartitionView> partitions, scheduler_->Partitions());
   std::set<std::string> nodes;
   for (const PartitionView& partition : partitions)
