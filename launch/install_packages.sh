@@ -58,6 +58,7 @@ echo "packages: installing ${missing[*]}"
 "${as_root[@]}" apt-get update -qq
 "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 for daemon in "${new_daemons[@]}"; do
-  "${as_root[@]}" update-rc.d "$daemon" disable >/dev/null
+  "${as_root[@]}" update-rc.d "$daemon" disable >/dev/null ||
+    echo "packages: $daemon is installed and may start at the next boot: update-rc.d $daemon disable" >&2
 done
 echo "packages: installed"
