@@ -48,6 +48,7 @@ int RefuseJob(const JobBounds& job, const absl::Status& status) {
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kNotFound:
     case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kDataLoss:
       return kExitUsage;
     default:
@@ -63,8 +64,8 @@ BegunJob BeginJob(const JobBounds& job) {
     return {.run = {}, .exit_code = RefuseJob(job, data)};
   absl::StatusOr<OpenedRun> run = OpenRun(job.run_directory, job.config, job.retry);
   if (!run.ok()) {
-    RefuseJob(job, run.status());
-    return {.run = {}, .exit_code = absl::IsDataLoss(run.status()) ? kExitNoRestart : kExitUsage};
+    const int refused = RefuseJob(job, run.status());
+    return {.run = {}, .exit_code = absl::IsDataLoss(run.status()) ? kExitNoRestart : refused};
   }
   if (const std::optional<int> exit_code = NothingToDo(job, *run))
     return {.run = {}, .exit_code = *exit_code};

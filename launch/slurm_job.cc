@@ -29,9 +29,8 @@ namespace {
 // How long the controller may not answer before a job begins without what it would have said.
 constexpr absl::Duration kAskFor = absl::Minutes(2), kAskAgain = absl::Seconds(5);
 
-// How long a job of this run that still lives may take to be gone.
-constexpr absl::Duration kHook = absl::Minutes(1);
-constexpr absl::Duration kWaitForOther = absl::Minutes(1);
+// How long a job of this run that still lives may take to be gone; how long a hook may run.
+constexpr absl::Duration kWaitForOther = absl::Minutes(1), kHook = absl::Minutes(1);
 
 void Say(const std::string& line) { std::fprintf(stderr, "perdure job: %s\n", line.c_str()); }
 
@@ -192,6 +191,7 @@ int SlurmJob::Run() {
       .run_directory = options_.run_directory,
       .data_directory = chain_.common().data_directory,
       .ranks = static_cast<int64_t>(allocation_.nodes.size()) * config_.job.ranks_per_node,
+      .slurm_job = allocation_.job_id,
       .retry = options_.retry};
   Say(fmt::format("job {} (start {}) on {} nodes: {}", id(), allocation_.restarts + 1,
                   allocation_.nodes.size(), CompressHostlist(allocation_.nodes)));
