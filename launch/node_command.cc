@@ -1,5 +1,8 @@
 #include "launch/node_command.h"
 
+#include <netdb.h>
+#include <sys/socket.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -13,6 +16,7 @@
 #include "launch/slurm/hostlist.h"
 #include "launch/slurm/scheduler.h"
 #include "runtime/agent/job_start.h"
+#include "runtime/base/digest.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -22,6 +26,7 @@ struct NodeArguments {
   std::string run_directory, data_directory;
   std::string names;  // Of all nodes of the job, as Slurm writes them.
   std::string snapshot_directory;
+  std::string interface;                // job.interface.
   std::vector<std::string> for_agents;  // Handed on.
 };
 
@@ -42,10 +47,38 @@ uint32_t DomainOf(const EnvironmentLookup& lookup) {
   const std::string pattern = lookup("SLURM_TOPOLOGY_ADDR_PATTERN").value_or("");
   const size_t last = address.rfind('.');
   if (pattern.find("switch") == std::string::npos || last == std::string::npos) return 0;
-  uint32_t domain = 2166136261U;  // FNV-1a: any number that the same text gives everywhere.
-  for (const char c : address.substr(0, last))
-    domain = (domain ^ static_cast<unsigned char>(c)) * 16777619U;
+  // Any number that the same text gives everywhere.
+  const Digest digest = DigestOf(address.substr(0, last));
+  uint32_t domain = 0;
+  for (size_t byte = 0; byte < sizeof domain; ++byte) domain = domain << 8 | digest.bytes[byte];
   return std::max(domain, 1U);
+}
+
+// Where the other nodes reach this one: what its name means, unless that is the node itself alone.
+absl::StatusOr<std::string> AddressOf(const std::string& name, size_t nodes) {
+  const addrinfo hints{
+      .ai_flags = AI_ADDRCONFIG, .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+  addrinfo* found = nullptr;
+  const int failed = ::getaddrinfo(name.c_str(), nullptr, &hints, &found);
+  const std::unique_ptr<addrinfo, decltype(&::freeaddrinfo)> owner(found, ::freeaddrinfo);
+  std::string loopback;
+  for (const addrinfo* at = failed == 0 ? found : nullptr; at != nullptr; at = at->ai_next) {
+    char text[NI_MAXHOST] = "";
+    if (::getnameinfo(at->ai_addr, at->ai_addrlen, text, sizeof text, nullptr, 0, NI_NUMERICHOST) !=
+        0)
+      continue;
+    const std::string address = text;
+    if (!address.starts_with("127.") && address != "::1") return address;
+    loopback = address;
+  }
+  if (!loopback.empty() && nodes == 1) return loopback;
+  return InvalidArgument(
+      "where other nodes reach node {} is not known: its name {}; say it, for example --set "
+      "job.interface=ib0",
+      name,
+      !loopback.empty() ? "means " + loopback + " here"
+                        : fmt::format("means nothing here ({})",
+                                      failed == 0 ? "no address" : ::gai_strerror(failed)));
 }
 
 // The batch host is gone and with it who would end the job: Slurm keeps the allocation until its
@@ -89,6 +122,12 @@ absl::StatusOr<int> RunNode(const NodeArguments& arguments) {
   options.arguments.insert(options.arguments.end(), {"--names", arguments.names, "--slurm"});
   if (const uint32_t domain = DomainOf(lookup); domain != 0)
     options.arguments.insert(options.arguments.end(), {"--domain", std::to_string(domain)});
+  if (arguments.interface.empty()) {
+    ASSIGN_OR_RETURN(const std::string address, AddressOf(*allocation->node_name, names.size()));
+    options.arguments.insert(options.arguments.end(), {"--interface", address});
+  } else {
+    options.arguments.insert(options.arguments.end(), {"--interface", arguments.interface});
+  }
   AgentLauncher launcher(options, loop.get(), &log);
   RETURN_IF_ERROR(launcher.Run());
   if (!launcher.End().has_value()) Say(launcher.why());
@@ -108,6 +147,7 @@ void AddNodeCommand(CLI::App& app, int* exit_code) {
   node->add_option("--names", arguments->names, "Of the job's nodes")->required();
   node->add_option("--snapshots", arguments->snapshot_directory, "[snapshot] directory")
       ->required();
+  node->add_option("--interface", arguments->interface, "job.interface; empty: as the name says");
   node->add_option("agent_options", arguments->for_agents, "Behind --: of the agent");
   node->callback([arguments, exit_code] {
     const absl::StatusOr<int> code = RunNode(*arguments);

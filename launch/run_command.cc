@@ -2,11 +2,11 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <filesystem>
 
 #include "launch/agents_job.h"
 #include "launch/config.h"
 #include "launch/exit_codes.h"
+#include "launch/run_directory.h"
 #include "runtime/base/status.h"
 #include "runtime/train/plan.h"
 
@@ -34,15 +34,9 @@ int Refuse(const absl::Status& status) {
 int Run(const RunArguments& arguments) {
   absl::StatusOr<RunConfig> config = LoadConfig(arguments.config_path, arguments.settings);
   if (!config.ok()) return Refuse(config.status());
-  const std::filesystem::path folder =
-      std::filesystem::absolute(arguments.config_path).parent_path();
   JobOptions options;
-  options.run_directory = std::filesystem::absolute(
-      arguments.run_directory.empty() ? std::filesystem::path("runs") / config->name
-                                      : std::filesystem::path(arguments.run_directory));
-  options.data_directory = arguments.data_directory.empty()
-                               ? folder.string()
-                               : std::filesystem::absolute(arguments.data_directory).string();
+  options.run_directory = RunDirectoryOf(arguments.run_directory, config->name);
+  options.data_directory = DataDirectoryOf(arguments.data_directory, arguments.config_path);
   const absl::StatusOr<NodeRange> range = ParseNodeRange(config->job.nodes);
   if (!range.ok()) return Refuse(range.status());
   options.nodes = arguments.nodes > 0 ? arguments.nodes : range->least;

@@ -36,6 +36,17 @@ absl::Status FindStart(const std::string& run_directory, bool retry, OpenedRun& 
 
 }  // namespace
 
+std::string RunDirectoryOf(const std::string& said, const std::string& run_name) {
+  namespace fs = std::filesystem;
+  return fs::absolute(said.empty() ? fs::path("runs") / run_name : fs::path(said))
+      .lexically_normal();
+}
+
+std::string DataDirectoryOf(const std::string& said, const std::string& config_path) {
+  namespace fs = std::filesystem;
+  return said.empty() ? fs::absolute(config_path).parent_path() : fs::absolute(said);
+}
+
 absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunConfig& asked,
                                   bool retry) {
   const std::string frozen_path = run_directory + "/run.toml";

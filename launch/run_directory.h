@@ -16,6 +16,10 @@
 
 namespace perdure {
 
+// What was said on the command line, absolute; where nothing was: runs/NAME, run.toml's folder.
+std::string RunDirectoryOf(const std::string& said, const std::string& run_name);
+std::string DataDirectoryOf(const std::string& said, const std::string& config_path);
+
 struct OpenedRun {
   RunConfig config;  // With what the run has frozen ("auto" values) filled in.
   LocalLock lock;    // Taken before anything of the run was changed.

@@ -117,14 +117,12 @@ absl::StatusOr<ProcessEnd> SlurmJob::RunStep(int64_t until_step, absl::Time end)
   std::vector<std::string>& argv = step.argv;
   argv.insert(argv.end(), config_.slurm.srun.begin(), config_.slurm.srun.end());
   ASSIGN_OR_RETURN(const std::string self, ThisProgram());
-  argv.insert(
-      argv.end(),
-      {self, "node", options_.run_directory, "--data-dir", chain_.common().data_directory,
-       "--names", CompressHostlist(allocation_.nodes), "--snapshots", config_.snapshot.directory,
-       "--", "--ranks-per-node", std::to_string(config_.job.ranks_per_node), "--ends-at",
-       std::to_string(absl::ToUnixSeconds(end))});
-  if (!config_.job.interface.empty())
-    argv.insert(argv.end(), {"--interface", config_.job.interface});
+  argv.insert(argv.end(),
+              {self, "node", options_.run_directory, "--data-dir", chain_.common().data_directory,
+               "--names", CompressHostlist(allocation_.nodes), "--snapshots",
+               config_.snapshot.directory, "--interface", config_.job.interface, "--",
+               "--ranks-per-node", std::to_string(config_.job.ranks_per_node), "--ends-at",
+               std::to_string(absl::ToUnixSeconds(end))});
   if (until_step >= 0) argv.insert(argv.end(), {"--until-step", std::to_string(until_step)});
   if (options_.retry) argv.emplace_back("--retry");
   ASSIGN_OR_RETURN(const std::unique_ptr<EventLoop> loop, EventLoop::New());

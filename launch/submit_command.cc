@@ -11,6 +11,7 @@
 #include "launch/config.h"
 #include "launch/exit_codes.h"
 #include "launch/run_data.h"
+#include "launch/run_directory.h"
 #include "launch/sites/sites.h"
 #include "launch/slurm/scheduler.h"
 #include "launch/slurm_job.h"
@@ -36,22 +37,16 @@ struct Prepared {
 };
 
 absl::StatusOr<Prepared> Prepare(const SubmitArguments& arguments) {
-  namespace fs = std::filesystem;
   Prepared prepared;
   std::vector<std::string> settings = arguments.settings;
   if (!arguments.site.empty()) settings.push_back("slurm.site=" + arguments.site);
   ASSIGN_OR_RETURN(prepared.config, LoadConfig(arguments.config_path, settings));
   const RunConfig& config = prepared.config;
-  prepared.run_directory =
-      fs::absolute(arguments.run_directory.empty() ? fs::path("runs") / config.name
-                                                   : fs::path(arguments.run_directory))
-          .lexically_normal();
-  const std::string folder = fs::absolute(arguments.config_path).parent_path();
-  prepared.common = {.job_name = JobNameOf(config.name, prepared.run_directory),
-                     .data_directory = arguments.data_directory.empty()
-                                           ? folder
-                                           : fs::absolute(arguments.data_directory).string(),
-                     .options = arguments.options};
+  prepared.run_directory = RunDirectoryOf(arguments.run_directory, config.name);
+  prepared.common = {
+      .job_name = JobNameOf(config.name, prepared.run_directory),
+      .data_directory = DataDirectoryOf(arguments.data_directory, arguments.config_path),
+      .options = arguments.options};
   ASSIGN_OR_RETURN(const std::string program, ThisProgram());
   ASSIGN_OR_RETURN(prepared.script, WriteBatchScript({.config = config,
                                                       .common = prepared.common,
@@ -125,12 +120,7 @@ absl::Status Submit(const SubmitArguments& arguments) {
   RETURN_IF_ERROR(CheckData(config, prepared.common.data_directory));
   Scheduler scheduler(RunCommand);
   RETURN_IF_ERROR(CheckSite(scheduler, config));
-  RETURN_IF_ERROR(MakeDirectories(prepared.run_directory + "/jobs"));
-  ASSIGN_OR_RETURN(const Chain chain, Chain::Create(prepared.run_directory, prepared.common));
-  ChainQueue queue(&scheduler, &chain,
-                   {.run_directory = prepared.run_directory,
-                    .slurm = config.slurm,
-                    .say = [](const std::string& line) { std::printf("%s\n", line.c_str()); }});
+  // Before anything of that chain is changed.
   ASSIGN_OR_RETURN(const std::vector<JobView> jobs, scheduler.JobsNamed(prepared.common.job_name));
   for (const JobView& job : jobs)
     if (!IsOver(job.state))
@@ -138,6 +128,12 @@ absl::Status Submit(const SubmitArguments& arguments) {
           "run {} has a chain already: job {} ({}{}); look with perdure status {}", config.name,
           job.id, job.state_word, job.reason.empty() ? "" : ", " + job.reason,
           prepared.run_directory);
+  RETURN_IF_ERROR(MakeDirectories(prepared.run_directory + "/jobs"));
+  ASSIGN_OR_RETURN(const Chain chain, Chain::Create(prepared.run_directory, prepared.common));
+  ChainQueue queue(&scheduler, &chain,
+                   {.run_directory = prepared.run_directory,
+                    .slurm = config.slurm,
+                    .say = [](const std::string& line) { std::printf("%s\n", line.c_str()); }});
   RETURN_IF_ERROR(ReplaceFile(chain.config_path(), PrintConfig(config)));
   RETURN_IF_ERROR(ReplaceFile(chain.script_path(), prepared.script));
   RETURN_IF_ERROR(chain.GoOn());

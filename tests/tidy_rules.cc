@@ -251,6 +251,7 @@ const std::map<std::string_view, Words>& Libraries() {
       {"dlfcn.h", {"runtime/agent/device_watch", "kernels/cuda/cublaslt_lazy", "tests/"}},
       {"dirent.h", {"runtime/", "ckpt/", "tests/"}},
       {"fcntl.h", {"runtime/", "ckpt/", "monitoring/", "launch/", "tests/"}},
+      {"netdb.h", {"launch/node_command"}},
       {"poll.h", {"runtime/", "launch/", "tests/"}},
       {"spawn.h", {"launch/slurm/command.cc"}},
       {"signal.h", {"runtime/agent/", "runtime/wire/event_loop", "launch/", "tests/"}},

@@ -170,7 +170,9 @@ TEST_F(ChainTest, ARunOfOneJob) {
   ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
   EXPECT_THAT(submitted.output, HasSubstr("is queued behind it"));
   EXPECT_THAT(PerdureOf("status").output, HasSubstr("queued, 2 nodes"));
-  const CommandResult again = Submit(settings);
+  const std::string chain = ReadFile(run() + "/chain/chain.json").value_or("");
+  const CommandResult again = Submit(settings, {"--comment=another"});
+  EXPECT_EQ(ReadFile(run() + "/chain/chain.json").value_or(""), chain) << "nothing was changed";
   EXPECT_EQ(again.exit_code, 2);
   EXPECT_THAT(again.errors, HasSubstr("has a chain already"));
   ASSERT_TRUE(AwaitComplete(absl::Minutes(3))) << Story();
@@ -199,6 +201,16 @@ TEST_F(ChainTest, WhatTheSiteDoesNotHaveIsRefused) {
   EXPECT_EQ(refused.exit_code, 2);
   EXPECT_THAT(refused.errors, HasSubstr("no-such-option"));
   EXPECT_THAT(cluster_->Run({"squeue", "-h"}).output, testing::IsEmpty());
+}
+
+// n1 is no host's name, and on other machines agents would not be where nobody looks for them.
+TEST_F(ChainTest, NodesWithoutAnAddressAreSaid) {
+  Begin({.nodes = 2});
+  ASSERT_EQ(Submit({"job.nodes=2", "job.time_limit=5min", "job.interface=''"}).exit_code, 0);
+  EXPECT_TRUE(SlurmCluster::Await([&] {
+    return Story().find("where other nodes reach node n1 is not known") != std::string::npos;
+  })) << Story();
+  EXPECT_THAT(Story(), HasSubstr("--set job.interface=ib0"));
 }
 
 TEST_F(ChainTest, IsHeldAndStoppedAndGoesOn) {
