@@ -90,7 +90,7 @@ CommandResult Perdure(const std::vector<std::string>& arguments) {
 }
 
 std::string FreshFolder(const std::string& name) {
-  const std::string folder = fmt::format("{}/{}.{}", testing::TempDir(), name, ::getpid());
+  const std::string folder = fmt::format("{}{}.{}", testing::TempDir(), name, ::getpid());
   std::filesystem::remove_all(folder);
   std::filesystem::create_directories(folder);
   return folder;
