@@ -9,7 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include "launch/exec_options.h"
 #include "runtime/agent/process.h"
+#include "runtime/agent/progress_file.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
 
@@ -20,10 +22,14 @@ using Json = nlohmann::json;
 
 // Whoever started the agents, and so outlives them.
 Json StatusHead(const RunConfig& config, pid_t launcher) {
-  return {{"launcher_pid", launcher},
-          {"launcher_start", ProcessStart(launcher)},
-          {"name", config.name},
-          {"steps_total", StepSchedule(config).steps()}};
+  Json head = {{"launcher_pid", launcher},
+               {"launcher_start", ProcessStart(launcher)},
+               {"name", config.name}};
+  if (config.foreign())
+    head["command"] = config.exec.command;
+  else
+    head["steps_total"] = StepSchedule(config).steps();
+  return head;
 }
 
 absl::Status WriteStatus(const std::string& run_directory, Json status) {
@@ -198,11 +204,19 @@ absl::StatusOr<nlohmann::ordered_json> ReadStatus(const std::string& run_directo
   const absl::StatusOr<std::optional<LossRow>> last =
       LastLossRow(run_directory + "/metrics/loss.csv");
   const bool stepped = last.ok() && last->has_value();
-  status["phase"] = stepped ? Json((*last)->phase) : Json();
-  status["step"] = stepped ? (*last)->step : 0;
-  copy("steps_total");
-  status["loss"] = stepped ? Json((*last)->loss) : Json();
-  status["tokens_per_second"] = stepped ? Json((*last)->tokens_per_second) : Json();
+  if (read.contains("command")) {
+    // A trainer that is not ours: what it has said itself.
+    copy("command");
+    status["progress"] = Json();
+    if (std::optional<Json> line = ProgressFile::Last(ProgressPath(run_directory)))
+      status["progress"] = *std::move(line);
+  } else {
+    status["phase"] = stepped ? Json((*last)->phase) : Json();
+    status["step"] = stepped ? (*last)->step : 0;
+    copy("steps_total");
+    status["loss"] = stepped ? Json((*last)->loss) : Json();
+    status["tokens_per_second"] = stepped ? Json((*last)->tokens_per_second) : Json();
+  }
   copy("generation");
   copy("layout");
   copy("time_to_first_step");

@@ -101,4 +101,21 @@ absl::Status ResolveBackend(RunConfig& config, const RunConfig* frozen) {
       isa, here);
 }
 
+std::vector<std::string> RankEnvironment(const RunConfig& config) {
+  std::vector<std::string> environment;
+  const auto set = [&](const char* name, const char* value) {
+    if (::getenv(name) == nullptr) environment.push_back(fmt::format("{}={}", name, value));
+  };
+  // Waiting OpenMP threads must not burn a shared core.
+  set("OMP_WAIT_POLICY", "passive");
+  set("UCX_HANDLE_ERRORS", "none");
+  if (config.numerics.backend != "cuda") return environment;
+  // A stream of its own for each lane of a pipeline and for what is computed: of eight hardware
+  // queues two streams would share one, and one wait behind the other.
+  set("CUDA_DEVICE_MAX_CONNECTIONS", "32");
+  // Loading a kernel at its first use may wait for all that run, hence for other ranks' messages.
+  if (config.layout.device_transport != "staged") set("CUDA_MODULE_LOADING", "EAGER");
+  return environment;
+}
+
 }  // namespace perdure

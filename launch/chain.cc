@@ -161,9 +161,11 @@ std::string JobNameOf(const std::string& run_name, const std::string& run_direct
 
 std::string NodesFor(const RunConfig& config, int64_t step) {
   const StepSchedule schedule(config);
-  const auto phase =
-      static_cast<size_t>(schedule.At(std::clamp<int64_t>(step, 0, schedule.steps() - 1)).phase);
-  const std::string& own = config.phases[phase].nodes;
+  std::string own;
+  if (!config.foreign()) {
+    const int phase = schedule.At(std::clamp<int64_t>(step, 0, schedule.steps() - 1)).phase;
+    own = config.phases[static_cast<size_t>(phase)].nodes;
+  }
   const absl::StatusOr<NodeRange> range = ParseNodeRange(own.empty() ? config.job.nodes : own);
   const int64_t least = range.ok() ? range->least + config.job.spares : 1;
   const int64_t most = range.ok() ? range->most + config.job.spares : 1;

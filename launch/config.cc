@@ -74,10 +74,11 @@ class Reader {
 
   absl::Status ReadFileText(const std::string& text);
   // A site's profile, beneath what is read later: nothing that fixes the run's numbers.
-  absl::Status ReadSite(const std::string& text);
+  absl::Status ReadSite(const std::string& text, bool foreign);
   absl::Status ReadSetting(const std::string& setting);
   void SetOrigin(std::string origin) { origin_ = std::move(origin); }
   const std::string& site() const { return config_.slurm.site; }
+  bool foreign() const { return config_.foreign(); }
   // Everything was read: are the required keys there, and is the whole sound?
   absl::StatusOr<RunConfig> Finish();
 
@@ -98,6 +99,7 @@ class Reader {
                : "--set " + setting_;
   }
   absl::Status AtItsPlace(const absl::Status& status) const;
+  absl::Status CheckForeign() const;
 
   std::string origin_;
   std::string setting_;  // While it is read; else empty.
@@ -174,12 +176,15 @@ absl::Status Reader::ReadFileText(const std::string& text) {
   return absl::OkStatus();
 }
 
-absl::Status Reader::ReadSite(const std::string& text) {
+absl::Status Reader::ReadSite(const std::string& text, bool foreign) {
   RETURN_IF_ERROR(ReadFileText(text));
   for (const RunField& field : RunFields())
     if (field.frozen && places_.contains(field.key))
       return InvalidArgument("{}: {} fixes the numbers of a run: it belongs into run.toml",
                              places_[field.key], field.key);
+  // Nobody asked for what a profile says of fabrics.
+  if (foreign)
+    std::erase_if(places_, [](const auto& place) { return !IsOfForeignRuns(place.first); });
   if (config_.phases.empty()) return absl::OkStatus();
   return InvalidArgument("{}: phases belong into run.toml", origin_);
 }
@@ -248,6 +253,7 @@ absl::Status Reader::CheckRequired(const std::string& label,
                                    const std::vector<Field<Owner>>& fields) const {
   for (const Field<Owner>& field : fields) {
     if (field.presence != Presence::kRequired || places_.contains(label + field.key)) continue;
+    if (config_.foreign() && !IsOfForeignRuns(label + field.key)) continue;
     return InvalidArgument(
         "{}: {}{} is missing: {}; add it to {}, or --set {}{}=...", origin_, label, field.key,
         field.doc, label.empty() ? fmt::format("[{}]", KeyParent(field.key)) : "its [[phase]]",
@@ -263,10 +269,23 @@ absl::Status Reader::AtItsPlace(const absl::Status& status) const {
   return InvalidArgument("{}: {}", place == places_.end() ? origin_ : place->second, message);
 }
 
+// What would mean nothing is refused: somebody expects it to mean something.
+absl::Status Reader::CheckForeign() const {
+  for (const auto& [key, place] : places_)
+    if (!IsOfForeignRuns(key))
+      return InvalidArgument(
+          "{}: {} means nothing to exec.command = {}: what is trained, and how, is that program's "
+          "to know; leave it out",
+          place, key, config_.exec.command[0]);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<RunConfig> Reader::Finish() {
+  if (config_.foreign()) RETURN_IF_ERROR(CheckForeign());
   RETURN_IF_ERROR(CheckRequired("", RunFields()));
   for (const std::string& label : labels_) RETURN_IF_ERROR(CheckRequired(label, PhaseFields()));
   if (absl::Status status = ValidateConfig(config_); !status.ok()) return AtItsPlace(status);
+  if (config_.foreign()) return std::move(config_);
   config_.model = ResolveModel(config_.model);
   return std::move(config_);
 }
@@ -337,7 +356,8 @@ absl::StatusOr<RunConfig> ParseConfig(const std::string& text, const std::string
 
 absl::StatusOr<RunConfig> LoadConfig(const std::string& path,
                                      const std::vector<std::string>& settings) {
-  const absl::StatusOr<std::string> text = ReadFile(path);
+  const absl::StatusOr<std::string> text =
+      path.empty() ? absl::StatusOr<std::string>("") : ReadFile(path);
   if (!text.ok())
     return InvalidArgument("cannot read the run's configuration: {}; name an existing run.toml",
                            Message(text.status()));
@@ -348,7 +368,7 @@ absl::StatusOr<RunConfig> LoadConfig(const std::string& path,
   if (!scout.site().empty()) {
     ASSIGN_OR_RETURN(const Site site, FindSite(scout.site()));
     reader.SetOrigin(site.origin);
-    RETURN_IF_ERROR(reader.ReadSite(site.text));
+    RETURN_IF_ERROR(reader.ReadSite(site.text, scout.foreign()));
     reader.SetOrigin(path);
   }
   RETURN_IF_ERROR(reader.ReadFileText(*text));
@@ -360,6 +380,7 @@ std::string PrintConfig(const RunConfig& config) {
   std::string text;
   std::string section;
   for (const RunField& field : RunFields()) {
+    if (config.foreign() ? !IsOfForeignRuns(field.key) : field.key.starts_with("exec.")) continue;
     if (const std::string parent(KeyParent(field.key)); parent != section) {
       // The order of a run.toml: what is trained and on what, the phases, how.
       if (section == "model")
@@ -373,6 +394,12 @@ std::string PrintConfig(const RunConfig& config) {
 }
 
 absl::Status CheckFrozen(const RunConfig& frozen, const RunConfig& now, int phases_begun) {
+  if (frozen.foreign() != now.foreign())
+    return FailedPrecondition(
+        "run {} {} a trainer of its own (exec.command), and cannot begin to do {}: take another "
+        "directory",
+        frozen.name, frozen.foreign() ? "runs" : "does not run",
+        frozen.foreign() ? "without" : "so");
   PERDURE_CHECK(phases_begun >= 0 && static_cast<size_t>(phases_begun) <= frozen.phases.size());
   RETURN_IF_ERROR(CompareFrozen(frozen.name, "", RunFields(), frozen, now));
   for (size_t i = 0; i < static_cast<size_t>(phases_begun); ++i) {

@@ -16,7 +16,8 @@
 namespace perdure {
 
 // Reads and validates `path`, with `settings` ("layout.tensor=2", values in TOML syntax; bare words
-// are strings) applied over it, and the profile of its slurm.site beneath. Durations are "20:00:00"
+// are strings) applied over it, and the profile of its slurm.site beneath. Empty path: the settings
+// alone. Durations are "20:00:00"
 // or "90s", "20min", "1h".
 absl::StatusOr<RunConfig> LoadConfig(const std::string& path,
                                      const std::vector<std::string>& settings);
@@ -26,8 +27,8 @@ absl::StatusOr<RunConfig> ParseConfig(const std::string& text, const std::string
 // All that can be checked without a layout of ranks: ranges, divisibility, phases that advance.
 absl::Status ValidateConfig(const RunConfig& config);
 
-// The resolved configuration as TOML, every field, defaults included; ParseConfig reads it back to
-// the same value.
+// The resolved configuration as TOML, every field that means something, defaults included;
+// ParseConfig reads it back to the same value.
 std::string PrintConfig(const RunConfig& config);
 
 // Whether `now` may continue a run that was frozen as `frozen` and has finished `phases_begun`

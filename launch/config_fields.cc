@@ -147,6 +147,19 @@ struct Words {
   }
 };
 
+struct Command {
+  std::string Check(const std::vector<std::string>& values) const {
+    if (values.empty()) return "";
+    // What env would take for a variable, or for an option of its own.
+    if (values[0].empty() || values[0].front() == '-' || values[0].find('=') != std::string::npos)
+      return "must begin with a program: [\"python3\", \"train.py\"]";
+    const bool fine = std::all_of(values.begin(), values.end(), [](const std::string& value) {
+      return value.find('\0') == std::string::npos;
+    });
+    return fine ? "" : "has a zero byte, which no program's argument can have";
+  }
+};
+
 struct Options {
   std::string Check(const std::vector<std::string>& values) const {
     const bool fine = std::all_of(values.begin(), values.end(), [](const std::string& value) {
@@ -475,6 +488,21 @@ std::vector<Field<SlurmConfig>> SlurmFields() {
   };
 }
 
+std::vector<Field<ExecConfig>> ExecFields() {
+  using E = ExecConfig;
+  return {
+      Make("command", &E::command, Command{},
+           "A trainer of your own, run by each rank in place of ours: perdure run --exec"),
+      Make("directory", &E::directory, PathOrNone{},
+           "Where it runs; empty: where perdure run or submit was called"),
+      Make("signal", &E::signal, Choices{{"TERM", "USR1", "USR2", "INT", "HUP"}},
+           "That tells it to save what it has and to leave"),
+      Make("leave", &E::leave, Durations(), "How long that may take; then it is killed"),
+      Make("stall", &E::stall, WindowsOrNone(),
+           "Without a line in PERDURE_PROGRESS for so long it hangs; 0s: nobody looks"),
+  };
+}
+
 std::vector<Field<CheckpointConfig>> CheckpointFields() {
   using C = CheckpointConfig;
   return {
@@ -567,6 +595,7 @@ std::vector<RunField> MakeRunFields() {
   Append(fields, "layout", &R::layout, LayoutFields());
   Append(fields, "job", &R::job, JobFields());
   Append(fields, "slurm", &R::slurm, SlurmFields());
+  Append(fields, "exec", &R::exec, ExecFields());
   Append(fields, "checkpoint", &R::checkpoint, CheckpointFields());
   Append(fields, "snapshot", &R::snapshot, SnapshotFields());
   Append(fields, "integrity", &R::integrity, IntegrityFields());
@@ -575,6 +604,13 @@ std::vector<RunField> MakeRunFields() {
 }
 
 }  // namespace
+
+std::string PrintCommand(const std::vector<std::string>& command) { return PrintValue(command); }
+
+bool IsOfForeignRuns(const std::string& key) {
+  return key == "run.name" || key.starts_with("job.") || key.starts_with("slurm.") ||
+         key.starts_with("exec.");
+}
 
 const std::vector<RunField>& RunFields() {
   static const std::vector<RunField> fields = MakeRunFields();

@@ -44,10 +44,15 @@ using SourceField = Field<SourceConfig>;
 
 // Everything but the phases, in the order of sections.
 const std::vector<RunField>& RunFields();
+// Whether a key means something to a run whose trainer is not ours ([exec]).
+bool IsOfForeignRuns(const std::string& key);
 // The keys of one [[phase]].
 const std::vector<PhaseField>& PhaseFields();
 // The keys of one entry of a phase's mixture.
 const std::vector<SourceField>& SourceFields();
+
+// A command as the value of exec.command.
+std::string PrintCommand(const std::vector<std::string>& command);
 
 // A node as it stands in the file, shortened; for messages.
 std::string ShowNode(const toml::node& node);

@@ -193,6 +193,11 @@ absl::Status CheckLayout(const RunConfig& config) {
 }  // namespace
 
 absl::Status ValidateConfig(const RunConfig& config) {
+  if (config.foreign()) {
+    std::vector<RunField> fields = RunFields();
+    std::erase_if(fields, [](const RunField& field) { return !IsOfForeignRuns(field.key); });
+    return CheckFields("", fields, config);
+  }
   RETURN_IF_ERROR(CheckFields("", RunFields(), config));
   const int64_t shards = config.numerics.tensor_shards;
   if (!IsPowerOfTwo(shards))

@@ -17,9 +17,23 @@ void Say(const JobBounds& job, const std::string& line) {
   std::fprintf(stderr, "%s: %s\n", job.speaker.c_str(), line.c_str());
 }
 
+// Whether a job of it has ended with nothing left to do.
+bool IsComplete(const RunLog& log) {
+  return std::any_of(log.records().begin(), log.records().end(), [](const Record& record) {
+    if (record.type != RecordType::kEnd) return false;
+    const absl::StatusOr<EndRecord> end = ParseEnd(record.body);
+    return end.ok() && end->exit_code == kExitComplete;
+  });
+}
+
 // The exit code of a run that has nothing to do, which is said.
 std::optional<int> NothingToDo(const JobBounds& job, const OpenedRun& run) {
   const std::string& name = run.config.name;
+  if (run.config.foreign()) {
+    if (!IsComplete(run.log)) return std::nullopt;
+    Say(job, fmt::format("run {} is complete: its trainer has ended with 0", name));
+    return kExitComplete;
+  }
   if (run.start.step >= StepSchedule(run.config).steps()) {
     Say(job, fmt::format("run {} is complete at step {}", name, run.start.step));
     return kExitComplete;
@@ -56,12 +70,17 @@ int RefuseJob(const JobBounds& job, const absl::Status& status) {
   }
 }
 
+// Whether its layout and its data are such that it could train.
+absl::Status Fits(const JobBounds& job) {
+  if (job.config.foreign()) return absl::OkStatus();
+  RETURN_IF_ERROR(ResolveLayout(job.config, job.ranks).status());
+  return CheckData(job.config, job.data_directory);
+}
+
 BegunJob BeginJob(const JobBounds& job) {
   // Whether anything fits, said before anything is written.
-  const absl::StatusOr<LayoutConfig> layout = ResolveLayout(job.config, job.ranks);
-  if (!layout.ok()) return {.run = {}, .exit_code = RefuseJob(job, layout.status())};
-  if (const absl::Status data = CheckData(job.config, job.data_directory); !data.ok())
-    return {.run = {}, .exit_code = RefuseJob(job, data)};
+  if (const absl::Status fits = Fits(job); !fits.ok())
+    return {.run = {}, .exit_code = RefuseJob(job, fits)};
   absl::StatusOr<OpenedRun> run = OpenRun(job.run_directory, job.config, job.retry);
   if (!run.ok()) {
     const int refused = RefuseJob(job, run.status());
@@ -82,7 +101,9 @@ int TellEnd(const JobBounds& job, const RunLog& log, const EndRecord& end) {
     if (record.type == RecordType::kCommit)
       if (const absl::StatusOr<CommitRecord> commit = ParseCommit(record.body); commit.ok())
         certificate = commit->certificate.Hex();
-  if (state != "failed")
+  if (state != "failed" && job.config.foreign())
+    std::fprintf(stderr, "%s\n", state.c_str());
+  else if (state != "failed")
     std::fprintf(stderr, "%s\n",
                  fmt::format("{} at step {}/{}, certificate {}", state, end.step,
                              StepSchedule(job.config).steps(), certificate)

@@ -3,12 +3,16 @@
 #include <signal.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <string>
+#include <vector>
 
 #include "launch/agent_command.h"
 #include "launch/ckpt_command.h"
 #include "launch/config.h"
+#include "launch/config_fields.h"
 #include "launch/data_command.h"
 #include "launch/doctor_command.h"
 #include "launch/drill_command.h"
@@ -36,6 +40,17 @@ void RestoreSignals() {
 // for a rank's agent to answer, which ends its ranks by other means.
 void IgnoreNotices() {
   for (int signal : {SIGHUP, SIGINT, SIGTERM, SIGUSR1}) ::signal(signal, SIG_IGN);
+}
+
+// What stands behind --exec is a command with options of its own: one value for the parser.
+std::vector<std::string> TakeExec(int argc, char** argv) {
+  std::vector<std::string> words(argv, argv + argc);
+  const auto exec = std::find(words.begin(), words.end(), "--exec");
+  if (exec == words.end() || exec + 1 == words.end()) return words;
+  const std::string command = perdure::PrintCommand({exec + 1, words.end()});
+  words.erase(exec, words.end());
+  words.insert(words.end(), {"--exec", command});
+  return words;
 }
 
 }  // namespace
@@ -77,7 +92,10 @@ int main(int argc, char** argv) {
   perdure::AddDataCommand(app, &exit_code);
   perdure::AddCkptCommand(app, &exit_code);
   try {
-    app.parse(argc, argv);
+    std::vector<std::string> words = TakeExec(argc, argv);
+    std::reverse(words.begin(), words.end());
+    words.pop_back();  // CLI11 wants them backwards, without the program.
+    app.parse(words);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : perdure::kExitUsage;
   }

@@ -14,9 +14,11 @@
 
 #include "absl/time/clock.h"
 #include "launch/agent_record.h"
+#include "launch/backend.h"
 #include "launch/chain.h"
 #include "launch/config.h"
 #include "launch/drill_flip.h"
+#include "launch/exec_options.h"
 #include "launch/exit_codes.h"
 #include "launch/job_clock.h"
 #include "launch/job_evidence.h"
@@ -26,8 +28,8 @@
 #include "launch/run_export.h"
 #include "launch/slurm/scheduler.h"
 #include "launch/triggers.h"
-#include "model/parameters.h"
 #include "runtime/agent/agent.h"
+#include "runtime/agent/command_ranks.h"
 #include "runtime/agent/job_start.h"
 #include "runtime/agent/log_layouts.h"
 #include "runtime/agent/process.h"
@@ -76,7 +78,9 @@ class NodeAgent {
   absl::Status OpenRecords();
   absl::Status OpenCheckpoints();
   void OpenRanks(const std::string& run_id);
+  absl::Status OpenCommand(const std::string& run_id);
   AgentOptions OptionsOfAgent(int64_t step) const;
+  int64_t Cores() const;
   void OnFailure(const RankFailure& failure);
   void OnDrillFlip();
   void OnEvidence(const Coordinator::Evidence& evidence);
@@ -109,6 +113,9 @@ class NodeAgent {
   std::unique_ptr<RunCheckpoints> checkpoints_;
   std::unique_ptr<ControlLog> log_;
   std::unique_ptr<ProcessRanks> ranks_;
+  // In place of checkpoints_ and ranks_ where the trainer is not ours.
+  std::unique_ptr<ForeignCheckpoints> no_checkpoints_;
+  std::unique_ptr<CommandRanks> command_;
   std::unique_ptr<Agent> agent_;
   const uint64_t start_ = ProcessStart(::getpid());
   std::map<pid_t, uint64_t> starts_;  // Of ranks' processes.
@@ -168,22 +175,10 @@ absl::Status NodeAgent::OpenCheckpoints() {
   return absl::OkStatus();
 }
 
-// What libraries of the ranks read when they are loaded.
-std::vector<std::string> RankEnvironment(const RunConfig& config) {
-  std::vector<std::string> environment;
-  const auto set = [&](const char* name, const char* value) {
-    if (::getenv(name) == nullptr) environment.push_back(fmt::format("{}={}", name, value));
-  };
-  // Waiting OpenMP threads must not burn a shared core.
-  set("OMP_WAIT_POLICY", "passive");
-  set("UCX_HANDLE_ERRORS", "none");
-  if (config.numerics.backend != "cuda") return environment;
-  // A stream of its own for each lane of a pipeline and for what is computed: of eight hardware
-  // queues two streams would share one, and one wait behind the other.
-  set("CUDA_DEVICE_MAX_CONNECTIONS", "32");
-  // Loading a kernel at its first use may wait for all that run, hence for other ranks' messages.
-  if (config.layout.device_transport != "staged") set("CUDA_MODULE_LOADING", "EAGER");
-  return environment;
+// That the ranks of this node share.
+int64_t NodeAgent::Cores() const {
+  return options_.cores > 0 ? options_.cores
+                            : static_cast<int64_t>(std::thread::hardware_concurrency());
 }
 
 void NodeAgent::OpenRanks(const std::string& run_id) {
@@ -197,8 +192,7 @@ void NodeAgent::OpenRanks(const std::string& run_id) {
       .run_directory = options_.run_directory,
       .run_id = run_id,
       .ranks_per_file = RanksPerFile(config_.checkpoint, options_.ranks_per_node),
-      .cores = options_.cores > 0 ? options_.cores
-                                  : static_cast<int64_t>(std::thread::hardware_concurrency()),
+      .cores = Cores(),
       .threads_per_rank = config_.numerics.threads,
       .until_step = options_.until_step};
   ProcessRanksHooks hooks{.tell = [this](Member::Event event) { agent_->Tell(std::move(event)); },
@@ -238,6 +232,31 @@ void NodeAgent::OpenRanks(const std::string& run_id) {
       std::make_unique<ProcessRanks>(loop_.get(), &oom_, shelf_.get(), options, std::move(hooks));
 }
 
+// The trainer is not ours.
+absl::Status NodeAgent::OpenCommand(const std::string& run_id) {
+  ASSIGN_OR_RETURN(CommandRanksOptions options, CommandOptionsOf(config_.exec, options_, run_id));
+  options.log_directory = logs_;
+  CommandRanks::Hooks hooks{
+      .tell = [this](Member::Event event) { agent_->Tell(std::move(event)); }};
+  hooks.failed = [this](const RankFailure& failure) { OnFailure(failure); };
+  hooks.connected = [this](Generation generation) { agent_->RanksConnected(generation); };
+  hooks.left = [this](Generation generation, absl::Duration took, int killed) {
+    const double seconds = absl::ToDoubleSeconds(took);
+    record_->Event("trainer_left", {{"generation", generation},
+                                    {"node", options_.node},
+                                    {"seconds", seconds},
+                                    {"killed", killed}});
+    if (killed > 0)
+      record_->Say(fmt::format(
+          "node {}: {} ranks had not left {:.0f} s after SIG{} and were killed: does the trainer "
+          "save and leave when it gets it? (exec.signal, exec.leave)",
+          options_.node, killed, seconds, config_.exec.signal));
+  };
+  no_checkpoints_ = std::make_unique<ForeignCheckpoints>();
+  command_ = std::make_unique<CommandRanks>(loop_.get(), &oom_, std::move(options), hooks);
+  return absl::OkStatus();
+}
+
 AgentOptions NodeAgent::OptionsOfAgent(int64_t step) const {
   const StepSchedule schedule(config_);
   AgentOptions options{.run_directory = options_.run_directory,
@@ -256,6 +275,7 @@ AgentOptions NodeAgent::OptionsOfAgent(int64_t step) const {
   options.control.slow_percent = config_.job.slow_percent;
   options.control.slow_clear_percent = 100 + (config_.job.slow_percent - 100) / 2;
   options.control.slow_retry = config_.job.slow_retry;
+  if (config_.foreign()) SetControlFor(config_.exec, options.control);
   const bool stops = options_.until_step >= 0 && options_.until_step < schedule.steps();
   options.control.done_code = stops ? kExitStopped : kExitComplete;
   options.rule = LayoutRuleOf(config_, step, options_.nodes, options_.ranks_per_node);
@@ -281,19 +301,26 @@ absl::Status NodeAgent::Begin() {
   int64_t step = 0;
   for (const CheckpointEntry& entry : ListCheckpoints(log, options_.run_directory))
     step = std::max(step, entry.commit.step);
-  if (config_.snapshot.every > 0) {
+  if (config_.snapshot.every > 0 && !config_.foreign()) {
     ASSIGN_OR_RETURN(shelf_, SnapshotShelf::Open({.directory = config_.snapshot.directory,
                                                   .run_id = run_id,
                                                   .job = options_.job,
                                                   .node = options_.node}));
   }
-  RETURN_IF_ERROR(OpenCheckpoints());
+  if (!config_.foreign()) RETURN_IF_ERROR(OpenCheckpoints());
   ASSIGN_OR_RETURN(log_, ControlLog::New(loop_.get(), std::move(log)));
-  OpenRanks(run_id);
+  if (config_.foreign())
+    RETURN_IF_ERROR(OpenCommand(run_id));
+  else
+    OpenRanks(run_id);
+  NodeRanks* const ranks =
+      config_.foreign() ? static_cast<NodeRanks*>(command_.get()) : ranks_.get();
+  CheckpointStore* const checkpoints =
+      config_.foreign() ? static_cast<CheckpointStore*>(no_checkpoints_.get()) : checkpoints_.get();
   ASSIGN_OR_RETURN(
       agent_,
       Agent::New(
-          loop_.get(), log_.get(), OptionsOfAgent(step), ranks_.get(), checkpoints_.get(),
+          loop_.get(), log_.get(), OptionsOfAgent(step), ranks, checkpoints,
           {.remark =
                [this](const std::string& text) {
                  record_->Event("remark", {{"node", options_.node}, {"line", text}});
@@ -309,15 +336,6 @@ absl::Status NodeAgent::Begin() {
   return absl::OkStatus();
 }
 
-// Bytes of the state that a node writes, at a rate that any file system has.
-absl::Duration SaveGuess(const RunConfig& config, int64_t nodes) {
-  constexpr double kBytesPerSecond = 250e6;
-  double bytes = 0;
-  for (const TensorSpec& tensor : ModelTensors(config.model, config.numerics.tensor_shards))
-    bytes += 12.0 * static_cast<double>(tensor.size());
-  return absl::Seconds(3) + absl::Seconds(bytes / static_cast<double>(nodes) / kBytesPerSecond);
-}
-
 absl::StatusOr<absl::Time> EndOfJob(const std::string& job) {
   Scheduler scheduler(RunCommand);
   ASSIGN_OR_RETURN(const JobView view, scheduler.Job(job));
@@ -329,7 +347,8 @@ absl::Status NodeAgent::OpenClock() {
   JobClock::Options options{
       .end = options_.ends_at,
       .ask = nullptr,
-      .leave = {.save = SaveGuess(config_, options_.nodes), .margin = config_.job.leave_margin},
+      .leave = {.save = config_.foreign() ? config_.exec.leave : SaveGuess(config_, options_.nodes),
+                .margin = config_.job.leave_margin},
       .warn = [this](const std::string& line) { record_->Say(line); }};
   if (options_.slurm)
     options.ask = [job = JobText(static_cast<int64_t>(JobOf(options_.job)))]() {
@@ -396,8 +415,9 @@ void NodeAgent::OnDrillFlip() {
   const absl::StatusOr<DrillFlip> flip =
       TakeDrillFlip(options_.run_directory, static_cast<int64_t>(options_.node));
   const absl::Status done =
-      flip.ok() ? ranks_->Corrupt(static_cast<int32_t>(flip->local_rank), 0, flip->flip)
-                : flip.status();
+      ranks_ == nullptr ? Unimplemented("what a trainer has in memory is not known here")
+      : flip.ok()       ? ranks_->Corrupt(static_cast<int32_t>(flip->local_rank), 0, flip->flip)
+                        : flip.status();
   if (!done.ok())
     record_->Say(
         fmt::format("node {}: the drill's flip is not made: {}", options_.node, Message(done)));
@@ -498,7 +518,19 @@ void NodeAgent::OnStalls(StepIndex step, const std::vector<SaveWatch::Stall>& st
 // ---- what the coordinator's agent says of a generation
 
 void NodeAgent::OnFormed(const Coordinator::AllPresent& said) {
+  const std::vector<FailedGeneration>& failures = agent_->lead()->view().failures;
+  evidence_->Form(absl::Now(), said.generation, agent_->lead()->members(),
+                  asked_ ? std::vector<FailedGeneration>{} : failures);
   const PlacedLayout& placed = agent_->lead()->layout();
+  if (config_.foreign()) {
+    record_->Event("generation", {{"generation", said.generation},
+                                  {"ranks", placed.shape.ranks()},
+                                  {"nodes", agent_->lead()->members().size()},
+                                  {"command", config_.exec.command}});
+    return;
+  }
+  formed_ = said.generation;
+  formed_at_ = MonotonicNow();
   LayoutConfig layout = config_.layout;
   layout.tensor = placed.shape.tensor;
   layout.pipeline = placed.shape.pipeline;
@@ -515,11 +547,6 @@ void NodeAgent::OnFormed(const Coordinator::AllPresent& said) {
        {"resumes", said.step},
        {"checkpoint",
         chosen.ok() ? fmt::format("{}/ckpt/{}", options_.run_directory, chosen->name) : ""}});
-  const std::vector<FailedGeneration>& failures = agent_->lead()->view().failures;
-  evidence_->Form(absl::Now(), said.generation, agent_->lead()->members(),
-                  asked_ ? std::vector<FailedGeneration>{} : failures);
-  formed_ = said.generation;
-  formed_at_ = MonotonicNow();
 }
 
 // What every rank's device reaches, as their nodes have written it; fewer: some have not yet.
@@ -558,6 +585,14 @@ void NodeAgent::CompareDevices() {
 
 // ---- what people read
 
+Json LayoutJson(const LayoutShape& shape, const RunConfig& config) {
+  if (config.foreign()) return {{"ranks", shape.ranks()}};
+  return {{"tensor", shape.tensor},
+          {"pipeline", shape.pipeline},
+          {"data", shape.data},
+          {"zero", config.layout.zero}};
+}
+
 // Of the job, by whoever coordinates it.
 Json NodeAgent::State() const {
   using Phase = Coordinator::Phase;
@@ -576,11 +611,7 @@ Json NodeAgent::State() const {
           {"slurm_job", options_.slurm ? JobOf(options_.job) : 0},
           {"coordinator", options_.node},
           {"generation", layout.generation},
-          {"layout",
-           {{"tensor", layout.shape.tensor},
-            {"pipeline", layout.shape.pipeline},
-            {"data", layout.shape.data},
-            {"zero", config_.layout.zero}}},
+          {"layout", LayoutJson(layout.shape, config_)},
           {"nodes", nodes},
           {"slow", slow},
           {"time_to_first_step", agent_->phases()->first_step()}};
@@ -596,8 +627,9 @@ uint64_t NodeAgent::StartOf(pid_t pid) {
 void NodeAgent::Tell() {
   loop_->AddTimer(MonotonicNow() + kTell, [this] { Tell(); });
   Json ranks = Json::array();
-  const std::vector<ProcessRanks::Running> running = ranks_->running();
-  for (const ProcessRanks::Running& rank : running)
+  const std::vector<RankProcess> running =
+      command_ != nullptr ? command_->processes() : ranks_->processes();
+  for (const RankProcess& rank : running)
     if (rank.rank >= 0)
       ranks.push_back({{"rank", rank.rank},
                        {"local_rank", rank.local_rank},
@@ -625,7 +657,11 @@ void NodeAgent::End(int exit_code) {
   if (exit_code_.has_value()) return;
   exit_code_ = exit_code;
   if (agent_->lead() != nullptr) evidence_->End(absl::Now());
-  ranks_->End([this] { loop_->Stop(); });
+  const auto stop = [this] { loop_->Stop(); };
+  if (command_ != nullptr)
+    command_->End(stop);
+  else
+    ranks_->End(stop);
 }
 
 int NodeAgent::Run() {
@@ -633,7 +669,7 @@ int NodeAgent::Run() {
   worker_->Finish();
   loop_->RemoveFd(worker_->fd());
   agent_.reset();
-  checkpoints_->Finish();
+  if (checkpoints_ != nullptr) checkpoints_->Finish();
   if (shelf_ != nullptr) shelf_->Remove();
   return *exit_code_;
 }

@@ -18,6 +18,7 @@ struct RunArguments {
   std::string run_directory;
   std::string data_directory;
   std::vector<std::string> settings;
+  std::string exec;  // As PrintCommand has it.
   int64_t nodes = 0;
   int64_t ranks_per_node = 0;
   int64_t until_step = -1;
@@ -32,7 +33,8 @@ int Refuse(const absl::Status& status) {
 }
 
 int Run(const RunArguments& arguments) {
-  absl::StatusOr<RunConfig> config = LoadConfig(arguments.config_path, arguments.settings);
+  absl::StatusOr<RunConfig> config =
+      LoadRun(arguments.config_path, arguments.settings, arguments.exec, arguments.run_directory);
   if (!config.ok()) return Refuse(config.status());
   JobOptions options;
   options.run_directory = RunDirectoryOf(arguments.run_directory, config->name);
@@ -56,7 +58,10 @@ void AddRunCommand(CLI::App& app, int* exit_code) {
   auto arguments = std::make_shared<RunArguments>();
   CLI::App* run = app.add_subcommand(
       "run", "One job of a run, on this machine: begins it, or resumes it at any layout");
-  run->add_option("config", arguments->config_path, "run.toml")->required();
+  run->add_option("config", arguments->config_path, "run.toml; may be left out with --exec");
+  run->add_option("--exec", arguments->exec,
+                  "All that follows: a trainer of your own, which each rank runs in place of ours")
+      ->type_name("COMMAND...");
   run->add_option("--run-dir", arguments->run_directory,
                   "The run's directory (default: runs/NAME)");
   run->add_option("--data-dir", arguments->data_directory,

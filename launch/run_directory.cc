@@ -1,5 +1,6 @@
 #include "launch/run_directory.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 
@@ -36,6 +37,29 @@ absl::Status FindStart(const std::string& run_directory, bool retry, OpenedRun& 
 
 }  // namespace
 
+absl::StatusOr<RunConfig> LoadRun(const std::string& config_path, std::vector<std::string> settings,
+                                  const std::string& exec, const std::string& run_directory) {
+  namespace fs = std::filesystem;
+  if (config_path.empty() && exec.empty())
+    return InvalidArgument("what is to be run is not said: name a run.toml, or --exec COMMAND...");
+  if (!exec.empty()) settings.push_back("exec.command=" + exec);
+  const bool named = std::any_of(settings.begin(), settings.end(), [](const std::string& setting) {
+    return setting.starts_with("run.name");
+  });
+  if (config_path.empty() && !named) {
+    if (run_directory.empty())
+      return InvalidArgument(
+          "the run has no name: say --run-dir DIRECTORY, or --set run.name=NAME");
+    const fs::path path = fs::absolute(run_directory).lexically_normal();
+    const fs::path last = path.has_filename() ? path.filename() : path.parent_path().filename();
+    settings.push_back("run.name=" + last.string());
+  }
+  ASSIGN_OR_RETURN(RunConfig config, LoadConfig(config_path, settings));
+  if (config.foreign() && config.exec.directory.empty())
+    config.exec.directory = fs::current_path().string();
+  return config;
+}
+
 std::string RunDirectoryOf(const std::string& said, const std::string& run_name) {
   namespace fs = std::filesystem;
   return fs::absolute(said.empty() ? fs::path("runs") / run_name : fs::path(said))
@@ -44,6 +68,7 @@ std::string RunDirectoryOf(const std::string& said, const std::string& run_name)
 
 std::string DataDirectoryOf(const std::string& said, const std::string& config_path) {
   namespace fs = std::filesystem;
+  if (said.empty() && config_path.empty()) return fs::current_path();
   return said.empty() ? fs::absolute(config_path).parent_path() : fs::absolute(said);
 }
 
@@ -57,7 +82,7 @@ absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunCon
     std::error_code error;
     if (std::filesystem::exists(run_directory + "/log", error) || error)
       return DataLoss("{} has a run log but no run.toml; restore it from a backup", run_directory);
-    RETURN_IF_ERROR(ResolveBackend(config, nullptr));
+    if (!config.foreign()) RETURN_IF_ERROR(ResolveBackend(config, nullptr));
     ASSIGN_OR_RETURN(LocalLock lock, Lock(run_directory));
     ASSIGN_OR_RETURN(RunLog log, RunLog::Open(run_directory));
     RETURN_IF_ERROR(ReplaceFile(frozen_path, PrintConfig(config)));
@@ -67,7 +92,7 @@ absl::StatusOr<OpenedRun> OpenRun(const std::string& run_directory, const RunCon
   ASSIGN_OR_RETURN(RunConfig frozen, ParseConfig(*frozen_text, frozen_path, {}));
   // A run that began before there was another.
   if (frozen.numerics.backend == "auto") frozen.numerics.backend = "cpu";
-  RETURN_IF_ERROR(ResolveBackend(config, &frozen));
+  if (!config.foreign() && !frozen.foreign()) RETURN_IF_ERROR(ResolveBackend(config, &frozen));
   ASSIGN_OR_RETURN(RunLog log, RunLog::Open(run_directory));
   OpenedRun run{.config = config, .lock = std::move(lock), .log = std::move(log), .start = {}};
   // Phases begun by any checkpoint that was ever committed are fixed, whichever of them is loaded

@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -15,6 +16,11 @@
 #include "runtime/train/trainer.h"
 
 namespace perdure {
+
+// What run and submit read: run.toml, or a command that is to run in place of our ranks (`exec`, as
+// PrintCommand has it; empty: none), or both. A run without a file is named by its directory.
+absl::StatusOr<RunConfig> LoadRun(const std::string& config_path, std::vector<std::string> settings,
+                                  const std::string& exec, const std::string& run_directory);
 
 // What was said on the command line, absolute; where nothing was: runs/NAME, run.toml's folder.
 std::string RunDirectoryOf(const std::string& said, const std::string& run_name);

@@ -15,6 +15,7 @@
 #include "launch/chain.h"
 #include "launch/chain_queue.h"
 #include "launch/config.h"
+#include "launch/exec_options.h"
 #include "launch/exit_codes.h"
 #include "launch/job_bounds.h"
 #include "launch/slurm/allocation.h"
@@ -33,6 +34,11 @@ constexpr absl::Duration kAskFor = absl::Minutes(2), kAskAgain = absl::Seconds(5
 constexpr absl::Duration kWaitForOther = absl::Minutes(1), kHook = absl::Minutes(1);
 
 void Say(const std::string& line) { std::fprintf(stderr, "perdure job: %s\n", line.c_str()); }
+
+// How far a run is that goes on; nothing: its trainer is not ours and does not say it.
+std::optional<int64_t> StepOf(const OpenedRun& run, const std::string& run_directory) {
+  return run.config.foreign() ? ToldStep(run_directory) : std::optional(run.start.step);
+}
 
 class SlurmJob {
  public:
@@ -213,9 +219,10 @@ int SlurmJob::Run() {
   BegunJob begun = BeginJob(bounds);
   if (!begun.run.has_value()) return Leave(begun.exit_code, 0, "nothing was begun");
   config_ = bounds.config = begun.run->config;
-  const int64_t step = begun.run->start.step;
+  const std::optional<int64_t> known = StepOf(*begun.run, options_.run_directory);
+  const int64_t step = known.value_or(0);
   told_.first_step = step;
-  if (NoProgress(before, step, config_.job.no_progress_jobs))
+  if (known.has_value() && NoProgress(before, step, config_.job.no_progress_jobs))
     return Leave(kExitNoRestart, step,
                  fmt::format("the last {} jobs began at step {} and left no new checkpoint",
                              config_.job.no_progress_jobs, step));
@@ -244,7 +251,9 @@ int SlurmJob::Run() {
     Say(why);
     return Leave(kExitFailed, step, why);
   }
-  return Leave(TellEnd(bounds, log, *end), end->step, end->reason);
+  const int64_t ended_at = !config_.foreign() ? static_cast<int64_t>(end->step)
+                                              : ToldStep(options_.run_directory).value_or(0);
+  return Leave(TellEnd(bounds, log, *end), ended_at, end->reason);
 }
 
 }  // namespace

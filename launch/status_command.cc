@@ -140,11 +140,20 @@ void PrintRun(const Json& s) {
   const auto text = [&](const char* key) {
     return s.contains(key) ? (s[key].is_string() ? s[key].get<std::string>() : s[key].dump()) : "-";
   };
-  std::printf(
-      "run         %s\nstate       %s\nphase       %s\nstep        %s of %s\nloss        "
-      "%s\ntokens/s    %s\n",
-      text("name").c_str(), text("state").c_str(), text("phase").c_str(), text("step").c_str(),
-      text("steps_total").c_str(), text("loss").c_str(), text("tokens_per_second").c_str());
+  if (s.contains("command")) {
+    std::string command;
+    for (const Json& word : s["command"]) command += word.get<std::string>() + " ";
+    std::printf("run         %s\nstate       %s\ncommand     %s\nprogress    %s\n",
+                text("name").c_str(), text("state").c_str(), command.c_str(),
+                s["progress"].is_null() ? "it has said nothing in PERDURE_PROGRESS"
+                                        : s["progress"].dump().c_str());
+  } else {
+    std::printf(
+        "run         %s\nstate       %s\nphase       %s\nstep        %s of %s\nloss        "
+        "%s\ntokens/s    %s\n",
+        text("name").c_str(), text("state").c_str(), text("phase").c_str(), text("step").c_str(),
+        text("steps_total").c_str(), text("loss").c_str(), text("tokens_per_second").c_str());
+  }
   std::printf("generation  %s\nlayout      %s\nnodes       %s%s\n", text("generation").c_str(),
               text("layout").c_str(), text("nodes").c_str(),
               JobLives(text("state")) ? "" : " until the job ended");

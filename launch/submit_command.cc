@@ -25,6 +25,7 @@ namespace {
 struct SubmitArguments {
   std::string config_path, run_directory, data_directory, site;
   std::vector<std::string> settings;
+  std::string exec;                  // As PrintCommand has it.
   std::vector<std::string> options;  // Of sbatch: whatever this command does not know.
   bool dry_run = false;
 };
@@ -40,7 +41,8 @@ absl::StatusOr<Prepared> Prepare(const SubmitArguments& arguments) {
   Prepared prepared;
   std::vector<std::string> settings = arguments.settings;
   if (!arguments.site.empty()) settings.push_back("slurm.site=" + arguments.site);
-  ASSIGN_OR_RETURN(prepared.config, LoadConfig(arguments.config_path, settings));
+  ASSIGN_OR_RETURN(prepared.config, LoadRun(arguments.config_path, settings, arguments.exec,
+                                            arguments.run_directory));
   const RunConfig& config = prepared.config;
   prepared.run_directory = RunDirectoryOf(arguments.run_directory, config.name);
   prepared.common = {
@@ -69,6 +71,15 @@ absl::Status CheckLayouts(const RunConfig& config) {
   return absl::OkStatus();
 }
 
+// What the nodes of its jobs are called for, and how many these are.
+std::vector<std::pair<std::string, std::string>> NodesAsked(const RunConfig& config) {
+  if (config.foreign()) return {{"the run", config.job.nodes}};
+  std::vector<std::pair<std::string, std::string>> asked;
+  for (const PhaseConfig& phase : config.phases)
+    asked.emplace_back("phase " + phase.name, phase.nodes.empty() ? config.job.nodes : phase.nodes);
+  return asked;
+}
+
 // Whether the partition takes such jobs at all: Slurm itself queues for ever what it never starts.
 absl::Status CheckSite(Scheduler& scheduler, const RunConfig& config) {
   ASSIGN_OR_RETURN(const std::vector<PartitionView> partitions, scheduler.Partitions());
@@ -89,16 +100,15 @@ absl::Status CheckSite(Scheduler& scheduler, const RunConfig& config) {
         "job.time_limit is {}, but partition {} ends jobs after {}: --set job.time_limit={}",
         absl::FormatDuration(config.job.time_limit), partition->name,
         absl::FormatDuration(partition->time_max), absl::FormatDuration(partition->time_max));
-  for (const PhaseConfig& phase : config.phases) {
-    ASSIGN_OR_RETURN(const NodeRange range,
-                     ParseNodeRange(phase.nodes.empty() ? config.job.nodes : phase.nodes));
+  for (const auto& [what, nodes] : NodesAsked(config)) {
+    ASSIGN_OR_RETURN(const NodeRange range, ParseNodeRange(nodes));
     const int64_t least = range.least + config.job.spares;
     const int64_t most = std::min<int64_t>(partition->nodes_total,
                                            partition->nodes_max.value_or(partition->nodes_total));
     if (least > most)
       return InvalidArgument(
-          "phase {} needs {} nodes ({} and {} spares), but a job of partition {} gets {} at most",
-          phase.name, least, range.least, config.job.spares, partition->name, most);
+          "{} needs {} nodes ({} and {} spares), but a job of partition {} gets {} at most", what,
+          least, range.least, config.job.spares, partition->name, most);
   }
   return absl::OkStatus();
 }
@@ -152,7 +162,11 @@ void AddSubmitCommand(CLI::App& app, int* exit_code) {
   auto arguments = std::make_shared<SubmitArguments>();
   CLI::App* submit = app.add_subcommand(
       "submit", "Queues a run as a chain of Slurm jobs; what it does not know goes to sbatch");
-  submit->add_option("config", arguments->config_path, "run.toml")->required();
+  submit->add_option("config", arguments->config_path, "run.toml; may be left out with --exec");
+  submit
+      ->add_option("--exec", arguments->exec,
+                   "All that follows: a trainer of your own, which each rank runs in place of ours")
+      ->type_name("COMMAND...");
   submit->add_option("--run-dir", arguments->run_directory,
                      "The run's directory, the same on every node (default: runs/NAME)");
   submit->add_option("--data-dir", arguments->data_directory,

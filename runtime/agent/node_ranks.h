@@ -2,7 +2,11 @@
 // Both answer with events, later and on the loop's thread, by Agent::Tell.
 #pragma once
 
+#include <sys/types.h>
+
+#include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -13,6 +17,24 @@
 #include "runtime/control/member.h"
 
 namespace perdure {
+
+// A rank that failed, or that was killed because it did not stop.
+struct RankFailure {
+  Generation generation = 0;
+  int32_t rank = -1;  // -1: it had none.
+  int32_t local_rank = 0;
+  pid_t pid = 0;
+  EvidenceKind kind = EvidenceKind::kRankCrashed;
+  int64_t number = 0;
+  std::string words;  // What it said, or how it ended; its last activity; its last output.
+};
+
+// Who sits where.
+struct RankProcess {
+  int32_t local_rank = 0;
+  int32_t rank = -1;  // -1: it has none.
+  pid_t pid = 0;
+};
 
 class NodeRanks {
  public:

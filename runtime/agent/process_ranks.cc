@@ -162,6 +162,14 @@ std::vector<ProcessRanks::Running> ProcessRanks::running() const {
   return running;
 }
 
+std::vector<RankProcess> ProcessRanks::processes() const {
+  std::vector<RankProcess> processes;
+  for (const auto& [local_rank, slot] : slots_)
+    if (slot.link != nullptr && slot.link->running())
+      processes.push_back({.local_rank = local_rank, .rank = slot.rank, .pid = slot.link->pid()});
+  return processes;
+}
+
 void ProcessRanks::OnEnd(int32_t local_rank, const RankLink* link, const ProcessEnd& end,
                          const std::string& wrong) {
   Slot& slot = slots_[local_rank];

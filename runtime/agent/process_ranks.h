@@ -50,17 +50,6 @@ struct ProcessRanksOptions {
   SnapshotFetch::Options fetch;
 };
 
-// A rank that failed, or that was killed because it did not stop.
-struct RankFailure {
-  Generation generation = 0;
-  int32_t rank = -1;  // -1: it had none.
-  int32_t local_rank = 0;
-  pid_t pid = 0;
-  EvidenceKind kind = EvidenceKind::kRankCrashed;
-  int64_t number = 0;
-  std::string words;  // What it said, or how it ended; its last activity; its last output.
-};
-
 struct ProcessRanksHooks {
   std::function<void(Member::Event event)> tell;  // Agent::Tell.
   // The layouts of those generations, as their START records say, once all are in the log. Another
@@ -126,6 +115,7 @@ class ProcessRanks final : public NodeRanks {
     std::vector<Activity> activities;  // The newest last.
   };
   std::vector<Running> running() const;
+  std::vector<RankProcess> processes() const;
   // Of the newest generation that was prepared.
   const LayoutShape& shape() const { return prepare_.shape; }
   Generation generation() const { return generation_; }

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
-#include <fstream>
 #include <optional>
 #include <utility>
 
@@ -21,7 +20,6 @@ namespace {
 
 // Of one rank in a round of the loop: others are heard, too.
 constexpr int kFramesTurn = 64;
-constexpr size_t kTailBytes = 800;
 
 }  // namespace
 
@@ -171,18 +169,6 @@ void RankLink::Ended(const ProcessEnd& end) {
   callbacks_.ended(end, wrong_);
 }
 
-std::string RankLink::LogTail() const {
-  std::ifstream file(options_.log_path, std::ios::binary);
-  if (!file.seekg(0, std::ios::end)) return "";
-  const int64_t end = file.tellg();
-  const int64_t begin = std::max(log_begins_, end - static_cast<int64_t>(kTailBytes));
-  if (begin >= end) return "";
-  std::string tail(static_cast<size_t>(end - begin), '\0');
-  file.seekg(begin);
-  file.read(tail.data(), end - begin);
-  tail.resize(static_cast<size_t>(std::max<std::streamsize>(0, file.gcount())));
-  while (!tail.empty() && tail.back() == '\n') tail.pop_back();
-  return (begin > log_begins_ ? "..." : "") + tail;
-}
+std::string RankLink::LogTail() const { return TailOfLog(options_.log_path, log_begins_); }
 
 }  // namespace perdure

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <fstream>
 #include <string_view>
 
 #include "runtime/agent/process.h"
@@ -25,6 +26,8 @@ namespace {
 
 // Where the child keeps descriptors before they get their numbers, so that none is overwritten.
 constexpr int kAside = 1000;
+
+constexpr int64_t kTailBytes = 800;
 
 // Everything that the child needs between fork and exec, where nothing may be allocated.
 struct Launch {
@@ -140,6 +143,20 @@ std::string ProcessEnd::Text() const {
     return fmt::format("was killed by signal {} ({})", number,
                        ::strsignal(static_cast<int>(number)));
   return fmt::format("exited with code {}", number);
+}
+
+std::string TailOfLog(const std::string& path, int64_t begins) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file.seekg(0, std::ios::end)) return "";
+  const int64_t end = file.tellg();
+  const int64_t begin = std::max(begins, end - kTailBytes);
+  if (begin >= end) return "";
+  std::string tail(static_cast<size_t>(end - begin), '\0');
+  file.seekg(begin);
+  file.read(tail.data(), end - begin);
+  tail.resize(static_cast<size_t>(std::max<std::streamsize>(0, file.gcount())));
+  while (!tail.empty() && tail.back() == '\n') tail.pop_back();
+  return (begin > begins ? "..." : "") + tail;
 }
 
 // ---- the process

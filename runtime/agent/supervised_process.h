@@ -50,6 +50,9 @@ struct ProcessEnd {
   std::string Text() const;
 };
 
+// The end of what a child has written into its log from `begins` on (bytes), for people.
+std::string TailOfLog(const std::string& path, int64_t begins);
+
 struct ProcessOptions {
   std::vector<std::string> argv;         // argv[0] is the path, not searched for.
   std::vector<std::string> environment;  // "NAME=value", beside or in place of our own.

@@ -55,8 +55,12 @@ struct ControlOptions {
   int64_t slow_percent = 150;
   int64_t slow_clear_percent = 125;
   absl::Duration slow_retry = absl::Hours(1);
-  int64_t table_fan_out = 16;                   // Of the tree that hands on rank addresses.
-  int32_t done_code = 0;                        // A job whose run is complete ends with it.
+  int64_t table_fan_out = 16;  // Of the tree that hands on rank addresses.
+  // False: what is trained keeps its state itself, so that there is nothing here to save or to be
+  // without; ranks that are to leave are stopped at a boundary, for which they have half of
+  // stop_max.
+  bool keeps_state = true;
+  int32_t done_code = 0;  // A job whose run is complete ends with it.
 };
 
 // What of it is the failure detector's.

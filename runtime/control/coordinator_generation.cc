@@ -55,7 +55,9 @@ void Coordinator::Gather(NodeId node, Effects& effects) {
 void Coordinator::Runs(StepIndex finished, Effects& effects) {
   phase_ = Phase::kRunning;
   phase_due_ = absl::InfiniteFuture();
-  save_due_ = ending_.has_value() ? now_ : now_ + options_.save_every;
+  save_due_ = !options_.keeps_state ? absl::InfiniteFuture()
+              : ending_.has_value() ? now_
+                                    : now_ + options_.save_every;
   std::vector<NodeId> nodes;
   nodes.reserve(layout_.seats.size());
   for (const Seat& seat : layout_.seats) nodes.push_back(seat.node);
@@ -169,13 +171,15 @@ void Coordinator::Form(Effects& effects) {
   }
   addresses_.assign(layout_.seats.size(), {});
   tables_.clear();
-  Say(fmt::format("generation {}: {} ranks on {} nodes, from {} at step {}", layout_.generation,
-                  layout_.seats.size(), members_.size(),
-                  !resume_.from_checkpoint     ? "memory"
-                  : resume_.checkpoint.empty() ? "the beginning"
-                                               : "a checkpoint",
-                  resume_.step),
-      effects);
+  std::string words = fmt::format("generation {}: {} ranks on {} nodes", layout_.generation,
+                                  layout_.seats.size(), members_.size());
+  if (options_.keeps_state)
+    words += fmt::format(", from {} at step {}",
+                         !resume_.from_checkpoint     ? "memory"
+                         : resume_.checkpoint.empty() ? "the beginning"
+                                                      : "a checkpoint",
+                         resume_.step);
+  Say(std::move(words), effects);
   if (ending_.has_value() && !WorthSaving(resume_)) {
     BeginStop(false, "the job ends", effects);
     return;
@@ -426,6 +430,10 @@ void Coordinator::On(const EndJob& event, Effects& effects) {
   ending_ = event.exit_code;
   switch (phase_) {
     case Phase::kRunning:
+      if (!options_.keeps_state) {
+        BeginStop(true, "the job ends", effects);
+        return;
+      }
       // Behind one that is under way. When the last one is settled the ranks are done.
       save_due_ = now_;
       return;
@@ -451,7 +459,9 @@ bool Coordinator::EndsWell() const {
 
 // Nobody may take it for a good end that what was done last is not kept.
 void Coordinator::LeaveUnsaved(Effects& effects) {
-  if (!EndsWell() || std::max(view_.commit_step, StepIndex{0}) >= finished_) return;
+  if (!EndsWell() || !options_.keeps_state ||
+      std::max(view_.commit_step, StepIndex{0}) >= finished_)
+    return;
   // The run was about to leave those steps: the next job comes to the bad one again.
   if (bad_.gap.bad_step != 0) {
     Say(fmt::format("the job ends before the run has gone back for step {}: the next one finds it "

@@ -13,7 +13,7 @@ int Coordinator::MemberIndex(NodeId node) const {
 }
 
 void Coordinator::On(const SaveNow&, Effects&) {
-  if (phase_ == Phase::kRunning && saving_ < 0) save_due_ = now_;
+  if (options_.keeps_state && phase_ == Phase::kRunning && saving_ < 0) save_due_ = now_;
 }
 
 void Coordinator::SaveTimers(Effects& effects) {

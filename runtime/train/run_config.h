@@ -122,6 +122,15 @@ struct SlurmConfig {
   std::vector<std::string> environment;  // "NAME=value", exported.
 };
 
+// A trainer that is not ours: a command that every rank runs in place of our own.
+struct ExecConfig {
+  std::vector<std::string> command;  // Empty: there is none.
+  std::string directory;             // Where it runs; empty: where whoever started the job was.
+  std::string signal = "TERM";       // That tells it to save and leave,
+  absl::Duration leave = absl::Minutes(2);  // and how long that may take.
+  absl::Duration stall;  // Without a line of progress for so long it hangs; 0: nobody looks.
+};
+
 struct CheckpointConfig {
   absl::Duration every = absl::Minutes(20);  // Also at the end of a phase and of a job.
   int64_t every_steps = 0;                   // Besides `every`; 0: no.
@@ -183,10 +192,15 @@ struct RunConfig {
   LayoutConfig layout;
   JobConfig job;
   SlurmConfig slurm;
+  ExecConfig exec;
   CheckpointConfig checkpoint;
   SnapshotConfig snapshot;
   IntegrityConfig integrity;
   MonitoringConfig monitoring;
+
+  // Whether it runs a trainer that is not ours. What is trained is that one's to know: there are no
+  // phases, and nothing of the model, the layout or the checkpoints means anything.
+  bool foreign() const { return !exec.command.empty(); }
 };
 
 }  // namespace perdure

@@ -143,7 +143,7 @@ absl::StatusOr<WireAddress> InterfaceAddress(const std::string& interface) {
       "'{}' is neither a numeric address nor an interface with one: see 'ip address'", interface);
 }
 
-absl::StatusOr<WireListener> ListenAt(const WireAddress& address) {
+absl::StatusOr<WireListener> BindAt(const WireAddress& address) {
   const std::string what = WireAddressText(address);
   SystemAddress system = ToSystem(address);
   WireListener listener;
@@ -152,12 +152,18 @@ absl::StatusOr<WireListener> ListenAt(const WireAddress& address) {
   // No SO_REUSEADDR, no SO_REUSEPORT: the port is ours alone.
   if (::bind(listener.fd.get(), system.generic(), system.bytes) != 0)
     return ErrnoStatus(errno, "bind " + what);
-  SetOption(listener.fd.get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, kDeferSeconds);
-  if (::listen(listener.fd.get(), kBacklog) != 0) return ErrnoStatus(errno, "listen at " + what);
   SystemAddress bound;
   if (::getsockname(listener.fd.get(), bound.generic(), &bound.bytes) != 0)
     return ErrnoStatus(errno, "getsockname of " + what);
   listener.address = FromSystem(bound.generic());
+  return listener;
+}
+
+absl::StatusOr<WireListener> ListenAt(const WireAddress& address) {
+  ASSIGN_OR_RETURN(WireListener listener, BindAt(address));
+  SetOption(listener.fd.get(), IPPROTO_TCP, TCP_DEFER_ACCEPT, kDeferSeconds);
+  if (::listen(listener.fd.get(), kBacklog) != 0)
+    return ErrnoStatus(errno, "listen at " + WireAddressText(address));
   return listener;
 }
 

@@ -31,6 +31,8 @@ struct WireListener {
   UniqueFd fd;
   WireAddress address;  // With the port that was given.
 };
+// As below, but nobody is listened to yet: the address is kept for whoever is to have it.
+absl::StatusOr<WireListener> BindAt(const WireAddress& address);
 // Port 0: one of the kernel's choice. Nobody else can bind the same address and port meanwhile.
 // Connections are reported once their first bytes are there, where the kernel can do that.
 absl::StatusOr<WireListener> ListenAt(const WireAddress& address);

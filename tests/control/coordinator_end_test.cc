@@ -42,6 +42,38 @@ TEST(CoordinatorEnds, AJobAfterASaveAtABoundary) {
   EXPECT_EQ(story.All<Coordinator::Finished>()[0].exit_code, 75);
 }
 
+// Whose state is elsewhere.
+ControlOptions KeepsNoState() {
+  ControlOptions options = CoordinatorStory::Options();
+  options.keeps_state = false;
+  return options;
+}
+
+TEST(CoordinatorEnds, AJobThatKeepsNoStateAtABoundary) {
+  CoordinatorStory story(1, {}, CoordinatorStory::Rule(), KeepsNoState());
+  story.RunAll();
+  story.Do(Coordinator::SaveNow{});
+  story.AfterInTouch(absl::Minutes(3), {0});
+  EXPECT_THAT(story.Sent<msg::Save>(), IsEmpty()) << "there is nothing to save";
+  story.Report(0, NodeStage::kRunning, 1, [](msg::Report& report) { report.finished = 12; });
+  story.Do(Coordinator::EndJob{75});
+  EXPECT_THAT(story.Sent<msg::Save>(), IsEmpty());
+  ASSERT_THAT(story.Sent<msg::Stop>(), SizeIs(1));
+  EXPECT_TRUE(story.Sent<msg::Stop>()[0].at_boundary);
+  story.Stopped(0, 1);
+  const LogEntry end = story.Win();
+  EXPECT_EQ(end.kind, EntryKind::kEnd);
+  EXPECT_EQ(end.exit_code, 75);
+}
+
+TEST(CoordinatorEnds, AJobThatKeepsNoStateIsComplete) {
+  CoordinatorStory story(1, {}, CoordinatorStory::Rule(), KeepsNoState());
+  story.RunAll();
+  story.Done(0, 12);
+  story.Stopped(0, 1);
+  EXPECT_EQ(story.Win().exit_code, 0) << "though no checkpoint has step 12";
+}
+
 TEST(CoordinatorEnds, AJobWhoseLastSaveFails) {
   CoordinatorStory story(1);
   story.RunAll();

@@ -211,9 +211,33 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
   const std::set<std::string> single = {"model.kind", "model.activation", "model.tied_embeddings",
                                         "optimizer.kind"};
   for (const RunField& field : RunFields()) {
-    if (single.contains(field.key)) continue;
+    if (single.contains(field.key) || field.key.starts_with("exec.")) continue;
     EXPECT_NE(field.print(*again), field.print(defaults)) << field.key;
   }
+}
+
+// And of a run whose trainer is not ours.
+TEST(PrintConfig, ForeignRunsRoundTrip) {
+  RunConfig c;
+  c.name = "theirs";
+  c.job.nodes = "2-5";
+  c.slurm.partition = "p";
+  c.exec = {.command = {"python3", "-c", "print(\"a'b\")\n", "", "--lr=1"},
+            .directory = "/d d",
+            .signal = "USR2",
+            .leave = absl::Seconds(5),
+            .stall = absl::Seconds(6)};
+  const std::string printed = PrintConfig(c);
+  EXPECT_THAT(printed, testing::Not(testing::HasSubstr("[model]")));
+  const auto again = ParseConfig(printed, "printed", {});
+  ASSERT_TRUE(again.ok()) << again.status() << "\n" << printed;
+  EXPECT_EQ(PrintConfig(*again), printed);
+  EXPECT_EQ(again->exec.command, c.exec.command);
+  EXPECT_EQ(again->job.nodes, "2-5");
+  for (const RunField& field : RunFields())
+    if (field.key.starts_with("exec.")) {
+      EXPECT_NE(field.print(*again), field.print(RunConfig())) << field.key;
+    }
 }
 
 TEST(PrintConfig, DoublesAreExact) {
@@ -361,7 +385,7 @@ TEST(CheckFrozen, SectionsAreFrozenAsDocumented) {
     const std::string section(KeyParent(field.key));
     const bool free =
         section == "layout" || section == "job" || section == "slurm" || section == "checkpoint" ||
-        section == "snapshot" || section == "monitoring" ||
+        section == "snapshot" || section == "monitoring" || section == "exec" ||
         (section == "integrity" && field.key != "integrity.grad_norm_max" &&
          field.key != "integrity.spike_max" && field.key != "integrity.rollback_steps");
     EXPECT_EQ(field.frozen, !free) << field.key;
