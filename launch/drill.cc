@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "launch/agent_record.h"
 #include "launch/drill_flip.h"
+#include "launch/node_book.h"
 #include "runtime/base/random.h"
 #include "runtime/base/status.h"
 #include "runtime/control/evidence.h"
@@ -207,6 +208,7 @@ absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
     told_before["flip"] = JsonOf(*injury.flip);
   }
   RETURN_IF_ERROR(journal_->Append("drill", told_before));
+  RETURN_IF_ERROR(Mark(target));
   RETURN_IF_ERROR(Strike(target, injury));
   Follow(target, injury);
   if (injury.recovered) settled_ = story_.step() + kSettle;
@@ -217,6 +219,19 @@ absl::StatusOr<Injury> Drill::Injure(const DrillKind& kind) {
   const nlohmann::json told = ToJson(injury);
   (void)journal_->Append("drill_over", told);
   return injury;
+}
+
+// In the book of nodes, which outlives the job: the next ones are not to do without a good node.
+absl::Status Drill::Mark(const DrillTarget& target) const {
+  if (target.node_name.empty() || target.slurm_job == 0 || options_.hold_against)
+    return absl::OkStatus();
+  return NodeBook(options_.run_directory)
+      .Append(fmt::format("drill-{}-{}", target.slurm_job, ::getpid()),
+              {.node = target.node_name,
+               .time = absl::Now(),
+               .kind = EvidenceKind::kDrilled,
+               .generation = runs_,
+               .job = std::to_string(target.slurm_job)});
 }
 
 // Any bit anywhere.

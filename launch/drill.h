@@ -1,6 +1,7 @@
 // Breaks a running job on purpose, one injury after the other, waits for it to recover, and says
 // from its journal how it did. Lives in one thread; reads the run directory and signals the job's
-// processes on this machine, nothing else but two lines of the journal for each injury.
+// processes on this machine, nothing else but two lines of the journal and one of the
+// book of nodes for each injury.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,8 @@ struct DrillOptions {
   uint64_t seed = 0;                        // Of which ranks and nodes.
   absl::Duration wait = absl::Seconds(60);  // For the job to be whole before an injury, and for
                                             // its recovery after it.
-  std::function<bool()> interrupted = {};   // Somebody wants it to end now; may be empty.
+  bool hold_against = false;  // What the job finds of a node counts as if nobody had done it.
+  std::function<bool()> interrupted = {};  // Somebody wants it to end now; may be empty.
 };
 
 // Steps a second.
@@ -93,6 +95,7 @@ class Drill {
   absl::StatusOr<nlohmann::ordered_json> AwaitWhole(const DrillKind& kind);
   absl::StatusOr<DrillTarget> AwaitTarget(const DrillKind& kind);
   Flip RandomFlip() const;
+  absl::Status Mark(const DrillTarget& target) const;
   absl::Status Strike(const DrillTarget& target, Injury& injury);
   double Watch(absl::Duration most, const HeldProcess* slow, const std::function<bool()>& seen);
   void Slow(const HeldProcess& process, Injury& injury);

@@ -29,7 +29,7 @@ struct DrillArguments {
   std::optional<uint64_t> seed;
   int64_t count = 1;
   double wait_seconds = 60;
-  bool json = false;
+  bool hold_against = false, json = false;
 };
 
 volatile sig_atomic_t interrupted = 0;
@@ -97,6 +97,7 @@ absl::StatusOr<std::vector<Injury>> Injure(const DrillArguments& arguments, uint
                    Drill::Open({.run_directory = arguments.run_directory,
                                 .seed = seed,
                                 .wait = absl::Seconds(arguments.wait_seconds),
+                                .hold_against = arguments.hold_against,
                                 .interrupted = [] { return interrupted != 0; }}));
   std::vector<Injury> injuries;
   for (int64_t round = 0; round < arguments.count; ++round)
@@ -194,6 +195,8 @@ void AddDrillCommand(CLI::App& app, int* exit_code) {
       ->check(CLI::Range(0.1, 86400.0));
   drill->add_option("--against", arguments->against,
                     "A run that was not disturbed: losses and certificates must be the same");
+  drill->add_flag("--hold-against", arguments->hold_against,
+                  "In a job of Slurm's, what is found of a node counts as its own fault");
   drill->add_flag("--json", arguments->json, "As JSON");
   drill->callback([arguments, exit_code] {
     arguments->run_directory =

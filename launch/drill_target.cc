@@ -39,6 +39,7 @@ struct Seat {
 };
 struct Member {
   int64_t node = -1;
+  std::string name;
   Process agent;
   std::vector<Seat> ranks;
 };
@@ -63,6 +64,8 @@ std::optional<Member> MemberOf(const Json& json) {
       !ranks->is_array() || !TakeProcess(json, "agent_pid", "agent_start", member.agent))
     return std::nullopt;
   member.node = node->get<int64_t>();
+  if (const auto name = json.find("name"); name != json.end() && name->is_string())
+    member.name = name->get<std::string>();
   for (const Json& rank : *ranks) {
     Seat seat;
     const auto number = rank.find("rank");
@@ -178,8 +181,9 @@ absl::Status TooFewNodes(const DrillKind& kind, int64_t nodes) {
       kind.name, kind.nodes_min, nodes);
 }
 
-absl::StatusOr<DrillTarget> ChooseTarget(const DrillKind& kind, const Json& status,
-                                         uint32_t random) {
+namespace {
+
+absl::StatusOr<DrillTarget> Choose(const DrillKind& kind, const Json& status, uint32_t random) {
   ASSIGN_OR_RETURN(const std::vector<Member> members, MembersOf(status));
   if (static_cast<int64_t>(members.size()) < kind.nodes_min)
     return TooFewNodes(kind, static_cast<int64_t>(members.size()));
@@ -228,6 +232,19 @@ absl::StatusOr<DrillTarget> ChooseTarget(const DrillKind& kind, const Json& stat
     }
   }
   return InvalidArgument("kind {} is none", kind.name);
+}
+
+}  // namespace
+
+absl::StatusOr<DrillTarget> ChooseTarget(const DrillKind& kind, const Json& status,
+                                         uint32_t random) {
+  ASSIGN_OR_RETURN(DrillTarget target, Choose(kind, status, random));
+  ASSIGN_OR_RETURN(const std::vector<Member> everybody, EverybodyOf(status));
+  for (const Member& member : everybody)
+    if (member.node == target.node) target.node_name = member.name;
+  if (const auto job = status.find("slurm_job"); job != status.end() && job->is_number_unsigned())
+    target.slurm_job = job->get<int64_t>();
+  return target;
 }
 
 }  // namespace perdure

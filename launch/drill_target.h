@@ -63,6 +63,8 @@ class HeldProcess {
 struct DrillTarget {
   int64_t node = -1, rank = -1;        // Rank -1: a whole node, or its agent.
   int64_t local_rank = -1;             // Of kCorruptRank.
+  std::string node_name;               // Slurm's; empty: the job is not Slurm's.
+  int64_t slurm_job = 0;               // Likewise.
   std::vector<HeldProcess> processes;  // In the order in which they are to be hit.
 };
 

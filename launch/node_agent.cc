@@ -639,7 +639,9 @@ void NodeAgent::Tell() {
     return std::none_of(running.begin(), running.end(),
                         [&](const auto& rank) { return rank.pid == start.first; });
   });
+  const bool named = options_.node < options_.names.size();
   record_->Node(logs_, {{"node", options_.node},
+                        {"name", named ? options_.names[options_.node] : ""},
                         {"agent_pid", ::getpid()},
                         {"agent_start", start_},
                         {"ranks", ranks},

@@ -11,10 +11,10 @@
 #include <thread>
 
 #include "launch/agent_launcher.h"
+#include "launch/allocation_end.h"
 #include "launch/exit_codes.h"
 #include "launch/slurm/allocation.h"
 #include "launch/slurm/hostlist.h"
-#include "launch/slurm/scheduler.h"
 #include "runtime/agent/job_start.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/status.h"
@@ -27,6 +27,7 @@ struct NodeArguments {
   std::string names;  // Of all nodes of the job, as Slurm writes them.
   std::string snapshot_directory;
   std::string interface;                // job.interface.
+  int64_t ends_at = 0;                  // The job's time, seconds since 1970; 0: not known.
   std::vector<std::string> for_agents;  // Handed on.
 };
 
@@ -81,20 +82,6 @@ absl::StatusOr<std::string> AddressOf(const std::string& name, size_t nodes) {
                                       failed == 0 ? "no address" : ::gai_strerror(failed)));
 }
 
-// The batch host is gone and with it who would end the job: Slurm keeps the allocation until its
-// time is over. Ends it; the others do the same, which is one more cancelling of what has ended.
-void EndAllocation(int64_t job) {
-  Scheduler scheduler(RunCommand, {.inside_job = true});
-  const absl::StatusOr<JobView> view = scheduler.Job(JobText(job));
-  if (view.ok() && !view->batch_host_lost()) return;
-  if (!view.ok() && absl::IsNotFound(view.status())) return;
-  Say(view.ok() ? fmt::format("the batch host {} was lost: ending the allocation", view->batch_host)
-                : Message(view.status()));
-  if (!view.ok()) return;
-  if (const absl::Status cancelled = scheduler.Cancel(JobText(job)); !cancelled.ok())
-    Say(Message(cancelled));
-}
-
 absl::StatusOr<int> RunNode(const NodeArguments& arguments) {
   const EnvironmentLookup lookup = ProcessEnvironment();
   ASSIGN_OR_RETURN(const std::optional<Allocation> allocation, ReadAllocation(lookup));
@@ -119,7 +106,9 @@ absl::StatusOr<int> RunNode(const NodeArguments& arguments) {
       .cores = std::min(cores, static_cast<int64_t>(allocation->cpus_on_node.value_or(cores))),
       .arguments = arguments.for_agents,
       .hurries = false};
-  options.arguments.insert(options.arguments.end(), {"--names", arguments.names, "--slurm"});
+  options.arguments.insert(
+      options.arguments.end(),
+      {"--names", arguments.names, "--slurm", "--ends-at", std::to_string(arguments.ends_at)});
   if (const uint32_t domain = DomainOf(lookup); domain != 0)
     options.arguments.insert(options.arguments.end(), {"--domain", std::to_string(domain)});
   if (arguments.interface.empty()) {
@@ -131,7 +120,15 @@ absl::StatusOr<int> RunNode(const NodeArguments& arguments) {
   AgentLauncher launcher(options, loop.get(), &log);
   RETURN_IF_ERROR(launcher.Run());
   if (!launcher.End().has_value()) Say(launcher.why());
-  EndAllocation(allocation->job_id);
+  SeeToAllocationEnd({.run_directory = arguments.run_directory,
+                      .data_directory = arguments.data_directory,
+                      .job = allocation->job_id,
+                      .restarts = allocation->restarts,
+                      .node = node,
+                      .time_over = arguments.ends_at > 0 ? absl::FromUnixSeconds(arguments.ends_at)
+                                                         : absl::InfiniteFuture(),
+                      .say = Say},
+                     log);
   return launcher.End().has_value() ? static_cast<int>(launcher.End()->exit_code) : kExitFailed;
 }
 
@@ -148,6 +145,7 @@ void AddNodeCommand(CLI::App& app, int* exit_code) {
   node->add_option("--snapshots", arguments->snapshot_directory, "[snapshot] directory")
       ->required();
   node->add_option("--interface", arguments->interface, "job.interface; empty: as the name says");
+  node->add_option("--ends-at", arguments->ends_at, "As of perdure agent");
   node->add_option("agent_options", arguments->for_agents, "Behind --: of the agent");
   node->callback([arguments, exit_code] {
     const absl::StatusOr<int> code = RunNode(*arguments);

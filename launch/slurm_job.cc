@@ -12,12 +12,14 @@
 #include "absl/time/clock.h"
 #include "launch/agent_launcher.h"
 #include "launch/agent_record.h"
+#include "launch/batch_pulse.h"
 #include "launch/chain.h"
 #include "launch/chain_queue.h"
 #include "launch/config.h"
 #include "launch/exec_options.h"
 #include "launch/exit_codes.h"
 #include "launch/job_bounds.h"
+#include "launch/leave_chain.h"
 #include "launch/slurm/allocation.h"
 #include "launch/slurm/hostlist.h"
 #include "launch/slurm/scheduler.h"
@@ -30,8 +32,8 @@ namespace {
 // How long the controller may not answer before a job begins without what it would have said.
 constexpr absl::Duration kAskFor = absl::Minutes(2), kAskAgain = absl::Seconds(5);
 
-// How long a job of this run that still lives may take to be gone; how long a hook may run.
-constexpr absl::Duration kWaitForOther = absl::Minutes(1), kHook = absl::Minutes(1);
+// How long a job of this run that still lives may take to be gone.
+constexpr absl::Duration kWaitForOther = absl::Minutes(1);
 
 void Say(const std::string& line) { std::fprintf(stderr, "perdure job: %s\n", line.c_str()); }
 
@@ -49,7 +51,8 @@ class SlurmJob {
         config_(std::move(config)),
         scheduler_(RunCommand, {.inside_job = true}),
         queue_(&scheduler_, &chain_,
-               {.run_directory = options_.run_directory, .slurm = config_.slurm, .say = Say}) {}
+               {.run_directory = options_.run_directory, .slurm = config_.slurm, .say = Say}),
+        pulse_(options_.run_directory, allocation_.job_id, allocation_.restarts) {}
 
   int Run();
 
@@ -57,7 +60,10 @@ class SlurmJob {
   absl::StatusOr<std::optional<int64_t>> OtherJob();
   absl::Time AskEnd();
   absl::StatusOr<ProcessEnd> RunStep(int64_t until_step, absl::Time end);
-  void TellHook(const std::string& event, int64_t step, const std::string& why);
+  void LeavePulse(EventLoop* loop);
+  LeavingJob Leaving() const {
+    return {.run_directory = options_.run_directory, .config = config_, .job = told_, .say = Say};
+  }
   int Leave(int exit_code, int64_t step, const std::string& why);
   std::string id() const { return JobText(allocation_.job_id); }
 
@@ -67,6 +73,8 @@ class SlurmJob {
   RunConfig config_;
   Scheduler scheduler_;
   ChainQueue queue_;
+  BatchPulse pulse_;
+  bool pulse_warned_ = false;
   ChainJob told_;
 };
 
@@ -107,6 +115,13 @@ absl::Time SlurmJob::AskEnd() {
   }
 }
 
+// From time to time, for the nodes of the step.
+void SlurmJob::LeavePulse(EventLoop* loop) {
+  if (const absl::Status left = pulse_.Leave(); !left.ok() && !std::exchange(pulse_warned_, true))
+    Say("warning: the job's nodes do not see that this script lives: " + Message(left));
+  loop->AddTimer(MonotonicNow() + BatchPulse::kBeat, [this, loop] { LeavePulse(loop); });
+}
+
 absl::StatusOr<ProcessEnd> SlurmJob::RunStep(int64_t until_step, absl::Time end) {
   const std::string nodes = std::to_string(allocation_.nodes.size());
   const std::string logs =
@@ -123,12 +138,12 @@ absl::StatusOr<ProcessEnd> SlurmJob::RunStep(int64_t until_step, absl::Time end)
   std::vector<std::string>& argv = step.argv;
   argv.insert(argv.end(), config_.slurm.srun.begin(), config_.slurm.srun.end());
   ASSIGN_OR_RETURN(const std::string self, ThisProgram());
-  argv.insert(argv.end(),
-              {self, "node", options_.run_directory, "--data-dir", chain_.common().data_directory,
-               "--names", CompressHostlist(allocation_.nodes), "--snapshots",
-               config_.snapshot.directory, "--interface", config_.job.interface, "--",
-               "--ranks-per-node", std::to_string(config_.job.ranks_per_node), "--ends-at",
-               std::to_string(absl::ToUnixSeconds(end))});
+  argv.insert(
+      argv.end(),
+      {self, "node", options_.run_directory, "--data-dir", chain_.common().data_directory,
+       "--names", CompressHostlist(allocation_.nodes), "--snapshots", config_.snapshot.directory,
+       "--interface", config_.job.interface, "--ends-at", std::to_string(absl::ToUnixSeconds(end)),
+       "--", "--ranks-per-node", std::to_string(config_.job.ranks_per_node)});
   if (until_step >= 0) argv.insert(argv.end(), {"--until-step", std::to_string(until_step)});
   if (options_.retry) argv.emplace_back("--retry");
   ASSIGN_OR_RETURN(const std::unique_ptr<EventLoop> loop, EventLoop::New());
@@ -139,6 +154,7 @@ absl::StatusOr<ProcessEnd> SlurmJob::RunStep(int64_t until_step, absl::Time end)
     Say(fmt::format("signal {} ({})", signal, ::strsignal(signal)));
     if (signal == SIGINT && srun != nullptr) srun->Signal(SIGTERM);
   }));
+  LeavePulse(loop.get());
   OomKills oom = OomKills::OfThisProcess();
   std::optional<ProcessEnd> ended;
   ASSIGN_OR_RETURN(srun, SupervisedProcess::Start(loop.get(), &oom, step,
@@ -152,39 +168,10 @@ absl::StatusOr<ProcessEnd> SlurmJob::RunStep(int64_t until_step, absl::Time end)
   return *ended;
 }
 
-// People's own program, which may send a mail or call a web service. Nothing waits for what it
-// thinks of it.
-void SlurmJob::TellHook(const std::string& event, int64_t step, const std::string& why) {
-  if (config_.job.hook.empty()) return;
-  Invocation hook{.argv = {config_.job.hook, event},
-                  .timeout = kHook,
-                  .environment = {{"PERDURE_EVENT", event},
-                                  {"PERDURE_RUN", config_.name},
-                                  {"PERDURE_RUN_DIR", options_.run_directory},
-                                  {"PERDURE_JOB", id()},
-                                  {"PERDURE_STEP", std::to_string(step)},
-                                  {"PERDURE_WHY", why}}};
-  const absl::StatusOr<InvocationResult> told = RunCommand(hook);
-  if (!told.ok())
-    Say("warning: " + Message(told.status()));
-  else if (told->exit_code != 0)
-    Say(fmt::format("warning: job.hook {} {} ended with {}: {}", config_.job.hook, event,
-                    told->exit_code, told->errors.substr(0, 1000)));
-}
-
 // What becomes of the chain.
 int SlurmJob::Leave(int exit_code, int64_t step, const std::string& why) {
-  told_.left = absl::Now();
-  told_.exit_code = exit_code;
-  told_.last_step = step;
-  told_.why = why;
-  Say(fmt::format("leaves: {}", why));
-  if (const absl::Status told = chain_.Tell(told_); !told.ok()) Say("warning: " + Message(told));
-  const absl::Status queued =
-      queue_.After(exit_code, NodesFor(config_, step), allocation_.job_id, why);
-  if (!queued.ok()) Say("warning: " + Message(queued));
-  const bool over = chain_.stopped().has_value();
-  TellHook(exit_code == kExitComplete ? "complete" : over ? "stopped" : "left", step, why);
+  LeaveChain(Leaving(), chain_, queue_, exit_code, step, why);
+  pulse_.Remove();
   return exit_code == kExitStopped ? kExitComplete : exit_code;
 }
 
@@ -231,7 +218,7 @@ int SlurmJob::Run() {
   if (const absl::Status queued = queue_.EnsureNext(allocation_.job_id, NodesFor(config_, step));
       !queued.ok())
     Say("warning: no job is queued behind this one: " + Message(queued));
-  TellHook("began", step, "");
+  TellHook(Leaving(), "began", step, "");
   RunLog log = std::move(begun.run->log);
   begun.run.reset();  // The lock, too: the run log decides among machines.
   if (const absl::Status told =

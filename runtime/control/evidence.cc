@@ -37,6 +37,7 @@ constexpr Row kRows[] = {
     {K::kBadCheckpoint, C::kNone, "bad-checkpoint", "bad checkpoint"},
     {K::kBadSnapshot, C::kSoft, "bad-snapshot", "bad snapshot in memory"},
     {K::kTrainingFailed, C::kNone, "training-failed", "training failed"},
+    {K::kDrilled, C::kNone, "drilled", "broken on purpose"},
 };
 static_assert(std::size(kRows) == kEvidenceKinds);
 

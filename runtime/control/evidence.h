@@ -37,8 +37,10 @@ enum class EvidenceKind : uint8_t {
   kBadCheckpoint,      // What was loaded is not what was committed.
   kBadSnapshot,        // What was held in memory is not what was put there.
   kTrainingFailed,     // The loss is not finite, or the data are bad: wherever it runs.
+  kDrilled,            // A person broke it on purpose: what is found of it in that generation is
+                       // held against nobody.
 };
-inline constexpr int kEvidenceKinds = 20;
+inline constexpr int kEvidenceKinds = 21;
 
 // How sure it is that the node is at fault.
 enum class EvidenceClass : uint8_t {

@@ -21,6 +21,12 @@ Incident IncidentOf(const EvidenceEntry& entry) {
 bool IsAgainst(const EvidenceEntry& entry) {
   return ClassOf(entry.kind, entry.number) != EvidenceClass::kNone || entry.kind == Kind::kDrained;
 }
+// Whether a drill did it: nothing else of that incident can be told from what it did.
+bool OnPurpose(const EvidenceEntry& entry, const std::vector<EvidenceEntry>& held) {
+  return std::any_of(held.begin(), held.end(), [&](const EvidenceEntry& other) {
+    return other.kind == Kind::kDrilled && IncidentOf(other) == IncidentOf(entry);
+  });
+}
 bool MayBeTheProgram(const EvidenceEntry& entry) {
   const EvidenceClass of = ClassOf(entry.kind, entry.number);
   return of == EvidenceClass::kSoft || of == EvidenceClass::kLikely;
@@ -117,7 +123,7 @@ absl::Duration EvidenceBook::ExpiryOf(const EvidenceEntry& entry) const {
   const Options& o = options_;
   if (entry.kind == Kind::kDrained || entry.kind == Kind::kReturned) return o.drain_expiry;
   if (entry.kind == Kind::kWorked) return std::max(o.soft.expiry, o.likely.expiry);
-  if (entry.kind == Kind::kCleared)
+  if (entry.kind == Kind::kCleared || entry.kind == Kind::kDrilled)
     return std::max({o.soft.expiry, o.likely.expiry, o.certain.expiry, o.drain_expiry});
   switch (ClassOf(entry.kind, entry.number)) {
     case EvidenceClass::kSoft:
@@ -216,9 +222,11 @@ EvidenceBook::Key EvidenceBook::KeyOf(const EvidenceEntry& entry) {
   return {entry.kind, entry.kind == Kind::kDeviceError ? entry.number : 0};
 }
 
-// Not too old, not of a wrong clock, neither cleared nor forgiven. REQUIRES: `held` is its node's.
+// Not too old, not of a wrong clock, nobody's doing, neither cleared nor forgiven. REQUIRES: `held`
+// is its node's.
 bool EvidenceBook::Counts(const EvidenceEntry& entry, const Held& held, absl::Time now) const {
   if (now >= ExpiresAt(entry) || entry.time > now + options_.future_max) return false;
+  if (OnPurpose(entry, held)) return false;
   absl::Duration worked;
   for (const EvidenceEntry& other : held) {
     if (other.time > now + options_.future_max) continue;
@@ -240,7 +248,8 @@ EvidenceBook::Spans EvidenceBook::FindSpans(absl::Time now) const {
   std::map<Key, std::vector<std::pair<absl::Time, const EvidenceEntry*>>> seen;
   for (const auto& [name, held] : nodes_)
     for (const EvidenceEntry& entry : held)
-      if (MayBeTheProgram(entry) && entry.time <= now + options_.future_max)
+      if (MayBeTheProgram(entry) && entry.time <= now + options_.future_max &&
+          !OnPurpose(entry, held))
         seen[KeyOf(entry)].emplace_back(entry.time, &entry);
   Spans spans;
   const auto many = static_cast<std::size_t>(NodesThatAreMany());

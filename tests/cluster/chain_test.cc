@@ -3,15 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "absl/time/clock.h"
 #include "launch/node_book.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
-#include "tests/cluster/slurm_cluster.h"
+#include "tests/cluster/chain_fixture.h"
 #include "tests/launch/perdure_command.h"
 
 namespace perdure {
@@ -20,141 +18,6 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 using testing::HasSubstr;
-
-class ChainTest : public testing::Test {
- protected:
-  void SetUp() override {
-    if (const std::string why = SlurmCluster::WhyNot(); !why.empty()) GTEST_SKIP() << why;
-    folder_ = FreshFolder("chain");
-    WriteNanoData(folder_);
-  }
-  ~ChainTest() override {
-    cluster_.reset();
-    if (!folder_.empty()) fs::remove_all(folder_);
-  }
-
-  void Begin(SlurmClusterOptions options) {
-    options.cpus_per_node = 1;
-    auto started = SlurmCluster::Start(std::move(options));
-    ASSERT_TRUE(started.ok()) << started.status();
-    cluster_ = *std::move(started);
-  }
-
-  // nano on nodes of one rank, which all are this machine.
-  std::vector<std::string> Settings(const std::vector<std::string>& more) const {
-    std::vector<std::string> arguments = {NanoToml(), "--data-dir", folder_};
-    std::vector<std::string> settings = {"layout.tensor=1",
-                                         "layout.pipeline=1",
-                                         "layout.transport=" + BuiltTransport(),
-                                         "job.ranks_per_node=1",
-                                         "job.interface=lo",
-                                         "checkpoint.every=20s",
-                                         "checkpoint.keep_every_steps=1000"};
-    settings.insert(settings.end(), more.begin(), more.end());
-    for (const std::string& setting : settings)
-      arguments.insert(arguments.end(), {"--set", setting});
-    return arguments;
-  }
-  CommandResult Submit(const std::vector<std::string>& settings,
-                       const std::vector<std::string>& options = {}) const {
-    std::vector<std::string> argv = {PerdurePath(), "submit", "--run-dir", run()};
-    const std::vector<std::string> arguments = Settings(settings);
-    argv.insert(argv.end(), arguments.begin(), arguments.end());
-    argv.insert(argv.end(), options.begin(), options.end());
-    return cluster_->Run(argv);
-  }
-  // Of this run.
-  CommandResult PerdureOf(const std::string& command, const std::vector<std::string>& more = {}) {
-    std::vector<std::string> argv = {PerdurePath(), command, run()};
-    argv.insert(argv.end(), more.begin(), more.end());
-    return cluster_->Run(argv);
-  }
-  json Status() { return json::parse(PerdureOf("status", {"--json"}).output, nullptr, false); }
-  std::string run() const { return folder_ + "/run"; }
-  std::vector<json> Jobs() const {
-    std::vector<json> jobs;
-    std::error_code error;
-    for (const auto& entry : fs::directory_iterator(run() + "/chain/jobs", error)) {
-      if (entry.path().extension() != ".json") continue;  // One that is being replaced.
-      if (json job = json::parse(ReadFile(entry.path()).value_or(""), nullptr, false);
-          job.is_object())
-        jobs.push_back(std::move(job));
-    }
-    std::sort(jobs.begin(), jobs.end(),
-              [](const json& a, const json& b) { return a["began"] < b["began"]; });
-    return jobs;
-  }
-  // Everything that the jobs have printed, for whoever looks why a test has failed.
-  std::string Story() const {
-    std::string story;
-    std::error_code error;
-    for (const auto& entry : fs::directory_iterator(run() + "/jobs", error))
-      if (entry.is_regular_file())
-        story += "== " + entry.path().filename().string() + "\n" +
-                 ReadFile(entry.path()).value_or("") + "\n";
-    return story;
-  }
-  bool AwaitComplete(absl::Duration timeout) const {
-    return SlurmCluster::Await(
-        [&] {
-          const std::vector<json> jobs = Jobs();
-          return std::any_of(jobs.begin(), jobs.end(), [](const json& job) {
-            return job.contains("left") && job["exit_code"] == 0;
-          });
-        },
-        timeout);
-  }
-  bool AwaitJobs(size_t count) const {
-    return SlurmCluster::Await([&] { return Jobs().size() == count; }, absl::Minutes(3));
-  }
-  // `perdure nodes` in these words; its verdict on `node` is in the answer of the one that lists.
-  CommandResult Nodes(const std::vector<std::string>& words) const {
-    std::vector<std::string> argv = {PerdurePath(), "nodes"};
-    argv.insert(argv.end(), words.begin(), words.end());
-    return cluster_->Run(argv);
-  }
-  std::string VerdictOn(const std::string& node) const {
-    const json listed = json::parse(Nodes({run(), "--json"}).output, nullptr, false);
-    for (const json& each : listed.is_object() ? listed["nodes"] : json::array())
-      if (each["node"] == node) return each["verdict"];
-    return "";
-  }
-  bool AwaitStep(int64_t step) const {
-    return SlurmCluster::Await(
-        [&] {
-          const std::vector<std::string> steps = LossColumn(run(), "step");
-          return !steps.empty() && std::stoll(steps.back()) >= step;
-        },
-        absl::Minutes(3));
-  }
-  // Submits, hurts the run once it has come to that step, and waits until it is complete.
-  void RunThrough(const std::vector<std::string>& settings, int64_t step,
-                  const std::function<absl::Status()>& hurt) {
-    const CommandResult submitted = Submit(settings);
-    ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
-    ASSERT_TRUE(AwaitStep(step)) << Story();
-    ASSERT_EQ(hurt(), absl::OkStatus()) << Story();
-    ASSERT_TRUE(AwaitComplete(absl::Minutes(10))) << Story();
-    ExpectSameAsUndisturbed(settings);
-  }
-
-  // The same run on this machine alone, undisturbed: the same bits.
-  void ExpectSameAsUndisturbed(const std::vector<std::string>& settings) const {
-    const std::string whole = folder_ + "/whole";
-    std::vector<std::string> arguments = {"run", "--run-dir",        whole, "--nodes",
-                                          "1",   "--ranks-per-node", "2",   "--quiet"};
-    const std::vector<std::string> rest = Settings(settings);
-    arguments.insert(arguments.end(), rest.begin(), rest.end());
-    const CommandResult undisturbed = Perdure(arguments);
-    ASSERT_EQ(undisturbed.exit_code, 0) << undisturbed.errors;
-    EXPECT_EQ(LossColumn(run(), "loss_bits"), LossColumn(whole, "loss_bits"));
-    EXPECT_EQ(ListedCheckpoints(run()).back()["certificate"],
-              ListedCheckpoints(whole).back()["certificate"]);
-  }
-
-  std::string folder_;
-  std::unique_ptr<SlurmCluster> cluster_;
-};
 
 TEST_F(ChainTest, ARunOfOneJob) {
   Begin({.nodes = 2});
@@ -335,10 +198,10 @@ TEST_F(ChainTest, LongANodeIsFoundBad) {
   ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
   ASSERT_TRUE(AwaitStep(1)) << Story();
   EXPECT_EQ(Jobs().back()["nodes"], (json{"n1", "n2"}));
-  // It flips a bit and is found out; nobody knows that it was done on purpose.
-  const CommandResult drilled =
-      cluster_->Run({PerdurePath(), "drill", run(), "--kind", "corrupt", "--seed", "1"},
-                    {.input = "", .environment = {}, .directory = "", .user = std::nullopt});
+  // It flips a bit and is found out.
+  const CommandResult drilled = cluster_->Run(
+      {PerdurePath(), "drill", run(), "--kind", "corrupt", "--seed", "1", "--hold-against"},
+      {.input = "", .environment = {}, .directory = "", .user = std::nullopt});
   ASSERT_EQ(drilled.exit_code, 0) << drilled.output << drilled.errors << Story();
   const bool first = VerdictOn("n1") == "excluded";
   const std::string bad = first ? "n1" : "n2", good = first ? "n2" : "n1";
@@ -367,44 +230,21 @@ TEST_F(ChainTest, LongANodeIsLostAgainAndAgain) {
   const CommandResult submitted =
       Submit({"job.nodes=\"2-3\"", "job.time_limit=20min", "phase.pretrain.samples=1000000"});
   ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
-  // In a generation that was not there when this was asked before.
-  size_t before = 0;
-  const auto trains_on = [&](int64_t nodes) {
-    return SlurmCluster::Await(
-        [&] {
-          const std::vector<json> generations = JournalEvents(run(), "generation");
-          const json status = StatusOf(run());
-          if (generations.size() <= before || generations.back()["nodes"] != nodes ||
-              status.value("state", "") != "running" ||
-              status["generation"] != generations.back()["generation"])
-            return false;
-          before = generations.size();
-          return true;
-        },
-        absl::Minutes(3));
-  };
-  // What a notice of Slurm's does, too: the job leaves with a checkpoint.
-  const auto leave = [&] {
-    const std::vector<json> jobs = Jobs();
-    const std::string job = std::to_string(jobs.back()["job"].get<int64_t>());
-    return cluster_->Run({"scancel", "--signal=TERM", job}).exit_code == 0 &&
-           AwaitJobs(jobs.size() + 1);
-  };
   for (size_t job = 1; job <= 2; ++job) {
     ASSERT_TRUE(AwaitJobs(job)) << Story();
     EXPECT_EQ(Jobs().back()["nodes"].size(), 3U) << "it is back";
-    ASSERT_TRUE(trains_on(3)) << Story();
+    ASSERT_TRUE(AwaitTrainingOn(3)) << Story();
     ASSERT_EQ(cluster_->LoseNode("n3"), absl::OkStatus());
-    ASSERT_TRUE(trains_on(2)) << Story();
+    ASSERT_TRUE(AwaitTrainingOn(2)) << Story();
     EXPECT_EQ(VerdictOn("n3"), job == 1 ? "used" : "excluded") << Nodes({run()}).output;
     ASSERT_EQ(cluster_->StartNode("n3"), absl::OkStatus());
     ASSERT_EQ(cluster_->ResumeNode("n3"), absl::OkStatus());
     ASSERT_EQ(cluster_->AwaitNodeState("n3", {"idle"}), absl::OkStatus());
-    ASSERT_TRUE(leave()) << Story();
+    ASSERT_TRUE(Leave()) << Story();
   }
   EXPECT_EQ(Jobs().back()["nodes"], (json{"n1", "n2"})) << Story();
   EXPECT_THAT(Story(), HasSubstr("does without n3: 2 x node lost"));
-  ASSERT_TRUE(trains_on(2)) << Story();
+  ASSERT_TRUE(AwaitTrainingOn(2)) << Story();
   const std::string next = cluster_->Run({"squeue", "-h", "-t", "PD", "-o", "%A"}).output;
   ASSERT_NE(next, "");
   const auto without = [&] { return cluster_->JobField(std::stoll(next), "ExcNodeList"); };
@@ -415,21 +255,44 @@ TEST_F(ChainTest, LongANodeIsLostAgainAndAgain) {
   const CommandResult cleared = Nodes({"clear", run(), "n3"});
   ASSERT_EQ(cleared.exit_code, 0) << cleared.errors;
   EXPECT_EQ(without(), "(null)") << cleared.errors;
-  ASSERT_TRUE(leave()) << Story();
+  ASSERT_TRUE(Leave()) << Story();
   EXPECT_EQ(Jobs().back()["nodes"].size(), 3U);
-  EXPECT_TRUE(trains_on(3)) << Story();
+  EXPECT_TRUE(AwaitTrainingOn(3)) << Story();
 }
 
+// Who would have ended the job was lost with it: the others do, and what it would have done for the
+// chain.
 TEST_F(ChainTest, LongTheBatchHostIsLost) {
   Begin({.nodes = 3});
   RunThrough({"job.nodes=\"2-3\"", "job.time_limit=10min"}, 10,
              [&] { return cluster_->LoseNode(cluster_->BatchHost(1)); });
-  // Who would have told of the first job was lost with it; the second found nothing left to do.
-  const std::vector<json> jobs = Jobs();
-  ASSERT_EQ(jobs.size(), 2U);
-  EXPECT_FALSE(jobs[0].contains("left"));
-  EXPECT_EQ(cluster_->JobState(1), "CANCELLED");
-  EXPECT_EQ(jobs[1]["why"], "nothing was begun");
+  ExpectEndedWithoutBatchHost();
+}
+
+// Slurm does not know yet that it is lost when the others have done their work.
+TEST_F(ChainTest, LongTheBatchHostIsLostUnnoticed) {
+  Begin({.nodes = 3, .slurmd_timeout = absl::Seconds(60)});
+  RunThrough({"job.nodes=\"2-3\"", "job.time_limit=10min", "phase.pretrain.samples=1600"}, 10,
+             [&] { return cluster_->KillNode(cluster_->BatchHost(1)); });
+  ExpectEndedWithoutBatchHost();
+}
+
+// Nobody can be asked until the controller is back.
+TEST_F(ChainTest, LongTheBatchHostAndTheControllerAreLost) {
+  Begin({.nodes = 3});
+  RunThrough({"job.nodes=\"2-3\"", "job.time_limit=10min", "phase.pretrain.samples=1600"}, 10,
+             [&]() -> absl::Status {
+               const std::string batch_host = cluster_->BatchHost(1);
+               RETURN_IF_ERROR(cluster_->StopController());
+               RETURN_IF_ERROR(cluster_->KillNode(batch_host));
+               // It is complete, and the allocation is still there.
+               EXPECT_TRUE(SlurmCluster::Await(
+                   [&] { return Story().find("Slurm is asked again") != std::string::npos; },
+                   absl::Minutes(5)))
+                   << Story();
+               return cluster_->StartController();
+             });
+  ExpectEndedWithoutBatchHost();
 }
 
 TEST_F(ChainTest, LongAJobIsRequeued) {

@@ -189,6 +189,25 @@ TEST(EvidenceBook, AClearedNodeBeginsAnew) {
                           "are known"));
 }
 
+// Nor is it counted as one of many nodes that the program has hurt.
+TEST(EvidenceBook, WhatADrillDidIsHeldAgainstNobody) {
+  EvidenceBook book(Nodes(100));
+  for (const char* node : {"n1", "n2", "n3", "n4"}) {
+    See(book, Hour(1), node, Kind::kNodeLost);
+    if (*(node + 1) != '4') See(book, Hour(1), node, Kind::kDrilled);
+  }
+  EXPECT_EQ(Of(book, "n1", Hour(1)).points, 0);
+  EXPECT_EQ(Of(book, "n1", Hour(1)).entries, 2) << "to be read";
+  EXPECT_EQ(Of(book, "n4", Hour(1)).points, 50) << "one node is not many";
+  EXPECT_THAT(book.Judge(Hour(1)).programs, IsEmpty());
+  // As long as the evidence itself would count; and that incident alone.
+  See(book, Hour(2), "n5", Kind::kDrilled);
+  See(book, Hour(2), "n5", Kind::kSilentCorruption);
+  EXPECT_EQ(Of(book, "n5", Day(29)).points, 0);
+  See(book, Hour(3), "n5", Kind::kSilentCorruption);
+  EXPECT_THAT(Names(book.Excluded(Hour(3))), ElementsAre("n5"));
+}
+
 TEST(EvidenceBook, WhatTheSchedulerDrainsIsNotPlannedWithNorExcluded) {
   EvidenceBook book(Nodes(100));
   See(book, Hour(1), "n1", Kind::kDrained);

@@ -71,7 +71,7 @@ TEST(Evidence, WhatIsNoEvidenceIsRefused) {
   EXPECT_EQ(refused(bad), std::string(CheckNodeName("n,1").message()));
   bad = good;
   bad.kind = static_cast<Kind>(kEvidenceKinds);
-  EXPECT_EQ(refused(bad), "evidence of node n1 has kind 20; there are 20");
+  EXPECT_EQ(refused(bad), "evidence of node n1 has kind 21; there are 21");
   for (const absl::Time time : {absl::InfiniteFuture(), absl::InfinitePast()}) {
     bad = good;
     bad.time = time;

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "launch/batch_pulse.h"
 #include "launch/chain.h"
 #include "launch/config.h"
 #include "runtime/base/files.h"
@@ -125,6 +126,25 @@ TEST_F(ChainFiles, WhatAJobWasAskedFor) {
   EXPECT_EQ(chain.Asked(4), "");
   ASSERT_TRUE(chain.TellAsked(4, "2-8").ok());
   EXPECT_EQ(chain.Asked(4), "2-8");
+}
+
+TEST_F(ChainFiles, APulseChangesAsLongAsSomebodyLeavesIt) {
+  const Chain chain = Fresh();
+  BatchPulse script(folder_, 4, 1);
+  const BatchPulse seen(folder_, 4, 1), of_another_start(folder_, 4, 0);
+  EXPECT_EQ(seen.Find(), "");
+  ASSERT_EQ(script.Leave(), absl::OkStatus());
+  const std::string first = seen.Find();
+  EXPECT_NE(first, "");
+  EXPECT_EQ(seen.Find(), first);
+  ASSERT_EQ(script.Leave(), absl::OkStatus());
+  EXPECT_NE(seen.Find(), first);
+  EXPECT_EQ(of_another_start.Find(), "");
+  EXPECT_THAT(chain.Jobs(), IsEmpty()) << "it is no job";
+  script.Remove();
+  EXPECT_EQ(seen.Find(), "");
+  fs::remove_all(folder_);
+  EXPECT_FALSE(script.Leave().ok());
 }
 
 TEST(ChainNames, AreOfOneDirectoryEach) {

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "launch/drill_flip.h"
+#include "launch/node_book.h"
 #include "runtime/agent/process.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
@@ -255,6 +256,32 @@ TEST_F(FakeJob, WhatDoesNotRecoverIsNotCertified) {
   EXPECT_EQ(drills[0]["process"], rank.pid());
   ASSERT_EQ(JournalEvents(run_, "drill_over").size(), 1U);
   EXPECT_EQ(JournalEvents(run_, "drill_over")[0]["recovered"], false);
+}
+
+// The next jobs of a chain do not do without a node for it, unless they are to.
+TEST_F(FakeJob, TheBookOfNodesSaysThatItWasOnPurpose) {
+  const Bystander agent, rank;
+  Node(0, agent, rank);
+  const auto write = [&](const std::string& name, const Json& more) {
+    Json content = Json::parse(ReadFile(run_ + "/" + name).value_or(""));
+    content.update(more);
+    Write(name, content);
+  };
+  write("status.json", {{"slurm_job", 12}, {"generation", 3}});
+  write("jobs/7/node-00000.json", {{"name", "n042"}});
+  const auto known = [&] {
+    const absl::StatusOr<NodeBook::Contents> contents = NodeBook(run_).Read({});
+    EXPECT_TRUE(contents.ok()) << contents.status();
+    return contents->book.Entries();
+  };
+  EXPECT_EQ(Drill({"--kind", "hang", "--hold-against"}).exit_code, 1);
+  EXPECT_TRUE(known().empty());
+  EXPECT_EQ(Drill({"--kind", "rank"}).exit_code, 1);
+  ASSERT_EQ(known().size(), 1U);
+  EXPECT_EQ(known()[0].node, "n042");
+  EXPECT_EQ(known()[0].kind, EvidenceKind::kDrilled);
+  EXPECT_EQ(known()[0].generation, 3U);
+  EXPECT_EQ(known()[0].job, "12");
 }
 
 // What was asked for and not done is not certified; what the job is too small for is not asked for.
