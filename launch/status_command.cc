@@ -12,6 +12,7 @@
 #include "launch/chain_queue.h"
 #include "launch/config.h"
 #include "launch/exit_codes.h"
+#include "launch/pending_reason.h"
 #include "launch/slurm/scheduler.h"
 #include "monitoring/loss_csv.h"
 #include "runtime/base/status.h"
@@ -88,9 +89,11 @@ Json ChainJson(const std::string& run_directory, const Chain& chain, int64_t ste
   bool any = false;
   for (const JobView& view : views) {
     any = any || !IsOver(view.state);
-    if (view.state == JobState::kPending)
-      json["queued"].push_back(
-          {{"job", view.id}, {"nodes", view.nodes_min}, {"reason", view.reason}});
+    if (view.state != JobState::kPending) continue;
+    Json queued = {{"job", view.id}, {"nodes", view.nodes_min}, {"reason", view.reason}};
+    if (const std::string advice = AdviceFor(view.reason); !advice.empty())
+      queued["advice"] = advice;
+    json["queued"].push_back(std::move(queued));
   }
   if (!known.ok()) json["scheduler"] = Message(known.status());
   const std::optional<Chain::Stop> stop = chain.stopped();
@@ -112,9 +115,13 @@ void PrintChain(const Json& chain, const std::string& run_directory) {
                 job["first_step"].dump().c_str(),
                 job.contains("last_step") ? job["last_step"].dump().c_str() : "-",
                 job["ended"].get<std::string>().c_str());
-  for (const Json& job : chain["queued"])
+  for (const Json& job : chain["queued"]) {
     std::printf("  %-10s queued, %s nodes: %s\n", job["job"].dump().c_str(),
                 job["nodes"].dump().c_str(), job["reason"].get<std::string>().c_str());
+    if (job.contains("advice"))
+      std::printf("  %-10s never starts by itself: %s\n", "",
+                  job["advice"].get<std::string>().c_str());
+  }
   if (chain.contains("scheduler"))
     std::printf("  what is queued is not known: %s\n",
                 chain["scheduler"].get<std::string>().c_str());

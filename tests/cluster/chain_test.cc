@@ -201,6 +201,12 @@ TEST_F(ChainTest, WhatTheSiteDoesNotHaveIsRefused) {
   EXPECT_EQ(refused.exit_code, 2);
   EXPECT_THAT(refused.errors, HasSubstr("no-such-option"));
   EXPECT_THAT(cluster_->Run({"squeue", "-h"}).output, testing::IsEmpty());
+  // What it takes all the same and never starts.
+  const CommandResult never = Submit({"job.nodes=2", "job.time_limit=1h"}, {"--time=2:00:00"});
+  EXPECT_EQ(never.exit_code, 0) << never.errors;
+  EXPECT_THAT(never.errors, HasSubstr("job 1 never starts by itself (PartitionTimeLimit): the "
+                                      "partition ends jobs earlier"));
+  EXPECT_THAT(PerdureOf("status").output, HasSubstr("a shorter job.time_limit"));
 }
 
 // n1 is no host's name, and on other machines agents would not be where nobody looks for them.
