@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "launch/agents_job.h"
+#include "launch/allocation_job.h"
 #include "launch/config.h"
 #include "launch/exit_codes.h"
 #include "launch/run_directory.h"
@@ -47,6 +48,10 @@ int Run(const RunArguments& arguments) {
   options.retry = arguments.retry;
   options.config = *std::move(config);
   options.restart_agents = !arguments.no_agent_restart;
+  const absl::StatusOr<std::optional<Allocation>> allocation =
+      AllocationToUse(ProcessEnvironment(), arguments.nodes > 0);
+  if (!allocation.ok()) return Refuse(allocation.status());
+  if (allocation->has_value()) return RunAllocationJob(options, **allocation);
   return RunAgentsJob(options);
 }
 
@@ -55,14 +60,17 @@ int Run(const RunArguments& arguments) {
 void AddRunCommand(CLI::App& app, int* exit_code) {
   auto arguments = std::make_shared<RunArguments>();
   CLI::App* run = app.add_subcommand(
-      "run", "One job of a run, on this machine: begins it, or resumes it at any layout");
+      "run",
+      "One job of a run, here or on the nodes of this allocation: begins or resumes it at any "
+      "layout");
   run->add_option("config", arguments->config_path, "run.toml")->required();
   run->add_option("--run-dir", arguments->run_directory,
                   "The run's directory (default: runs/NAME)");
   run->add_option("--data-dir", arguments->data_directory,
                   "What mixture paths are relative to (default: run.toml's folder)");
   run->add_option("--nodes", arguments->nodes,
-                  "Nodes: groups of ranks (default: the least of job.nodes)")
+                  "Nodes: groups of ranks of this machine (default: the allocation's nodes, where "
+                  "Slurm has given several; else the least of job.nodes)")
       ->check(CLI::PositiveNumber);
   run->add_option("--ranks-per-node", arguments->ranks_per_node,
                   "Ranks of a node (default: job.ranks_per_node)")

@@ -1,10 +1,6 @@
 #include "launch/slurm_job.h"
 
-#include <signal.h>
-
 #include <cstdio>
-#include <filesystem>
-#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -16,21 +12,17 @@
 #include "launch/chain_queue.h"
 #include "launch/config.h"
 #include "launch/exit_codes.h"
+#include "launch/hook.h"
 #include "launch/job_bounds.h"
 #include "launch/slurm/allocation.h"
 #include "launch/slurm/hostlist.h"
 #include "launch/slurm/scheduler.h"
+#include "launch/slurm_step.h"
 #include "runtime/agent/job_start.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
 namespace {
-
-// How long the controller may not answer before a job begins without what it would have said.
-constexpr absl::Duration kAskFor = absl::Minutes(2), kAskAgain = absl::Seconds(5);
-
-// How long a job of this run that still lives may take to be gone; how long a hook may run.
-constexpr absl::Duration kWaitForOther = absl::Minutes(1), kHook = absl::Minutes(1);
 
 void Say(const std::string& line) { std::fprintf(stderr, "perdure job: %s\n", line.c_str()); }
 
@@ -48,12 +40,9 @@ class SlurmJob {
   int Run();
 
  private:
-  absl::StatusOr<std::optional<int64_t>> OtherJob();
-  absl::Time AskEnd();
   absl::StatusOr<ProcessEnd> RunStep(int64_t until_step, absl::Time end);
   void TellHook(const std::string& event, int64_t step, const std::string& why);
   int Leave(int exit_code, int64_t step, const std::string& why);
-  std::string id() const { return JobText(allocation_.job_id); }
 
   const SlurmJobOptions options_;
   const Allocation allocation_;
@@ -64,106 +53,30 @@ class SlurmJob {
   ChainJob told_;
 };
 
-// Another Slurm job that runs this run and goes on doing so: a chain too many. What the run log has
-// of jobs that are gone the agents settle among themselves.
-absl::StatusOr<std::optional<int64_t>> SlurmJob::OtherJob() {
-  std::error_code error;
-  if (!std::filesystem::exists(options_.run_directory + "/run.toml", error)) return std::nullopt;
-  ASSIGN_OR_RETURN(const RunLog log, RunLog::Open(options_.run_directory));
-  const std::optional<uint64_t> open = OpenJob(log);
-  const auto other = static_cast<int64_t>(JobOf(open.value_or(0)));
-  if (other == 0 || other == allocation_.job_id) return std::nullopt;
-  const absl::Time until = absl::Now() + kWaitForOther;
-  while (true) {
-    const absl::StatusOr<JobView> view = scheduler_.Job(JobText(other));
-    const bool lives = view.ok() && view->state != JobState::kPending && !IsOver(view->state);
-    if (!lives) return std::nullopt;
-    if (absl::Now() > until) return other;
-    absl::SleepFor(kAskAgain);
-  }
-}
-
-// The end of the allocation's time, by the time of day. Where the controller is away: as it was
-// asked for, from now on; agents ask again later.
-absl::Time SlurmJob::AskEnd() {
-  if (allocation_.end.has_value()) return *allocation_.end;
-  const absl::Time began = absl::Now();
-  while (true) {
-    const absl::StatusOr<JobView> view = scheduler_.Job(id());
-    if (view.ok() && view->end.has_value()) return *view->end;
-    if (!absl::IsUnavailable(view.status()) || absl::Now() - began > kAskFor) {
-      Say(fmt::format("when this job ends is not known ({}); taken to be in {}",
-                      view.ok() ? "Slurm does not say it" : Message(view.status()),
-                      absl::FormatDuration(config_.job.time_limit)));
-      return began + config_.job.time_limit;
-    }
-    absl::SleepFor(kAskAgain);
-  }
-}
-
 absl::StatusOr<ProcessEnd> SlurmJob::RunStep(int64_t until_step, absl::Time end) {
-  const std::string nodes = std::to_string(allocation_.nodes.size());
-  const std::string logs =
-      fmt::format("{}/jobs/slurm-{}-%n.log", options_.run_directory, allocation_.job_id);
-  // srun is searched for in PATH, as sites arrange it.
-  ProcessOptions step{
-      .argv = {"/usr/bin/env", "srun", "--no-kill", "--kill-on-bad-exit=0", "--wait=0",
-               "--mpi=none", "--input=none", "--nodes=" + nodes, "--ntasks=" + nodes,
-               "--ntasks-per-node=1", "--output=" + logs, "--open-mode=append"},
-      .environment = {},
-      .descriptors = {},
-      .log_path = {},
-      .group = 0};
-  std::vector<std::string>& argv = step.argv;
-  argv.insert(argv.end(), config_.slurm.srun.begin(), config_.slurm.srun.end());
-  ASSIGN_OR_RETURN(const std::string self, ThisProgram());
-  argv.insert(argv.end(),
-              {self, "node", options_.run_directory, "--data-dir", chain_.common().data_directory,
-               "--names", CompressHostlist(allocation_.nodes), "--snapshots",
-               config_.snapshot.directory, "--interface", config_.job.interface, "--",
-               "--ranks-per-node", std::to_string(config_.job.ranks_per_node), "--ends-at",
-               std::to_string(absl::ToUnixSeconds(end))});
-  if (until_step >= 0) argv.insert(argv.end(), {"--until-step", std::to_string(until_step)});
-  if (options_.retry) argv.emplace_back("--retry");
-  ASSIGN_OR_RETURN(const std::unique_ptr<EventLoop> loop, EventLoop::New());
-  // The step's tasks get what Slurm sends by themselves; it is not to end the batch script.
-  const int signals[] = {SIGTERM, SIGINT, SIGUSR1, SIGCONT};
-  std::unique_ptr<SupervisedProcess> srun;
-  RETURN_IF_ERROR(loop->AddSignals(signals, [&](int signal) {
-    Say(fmt::format("signal {} ({})", signal, ::strsignal(signal)));
-    if (signal == SIGINT && srun != nullptr) srun->Signal(SIGTERM);
-  }));
-  OomKills oom = OomKills::OfThisProcess();
-  std::optional<ProcessEnd> ended;
-  ASSIGN_OR_RETURN(srun, SupervisedProcess::Start(loop.get(), &oom, step,
-                                                  {.ended =
-                                                       [&](const ProcessEnd& how) {
-                                                         ended = how;
-                                                         loop->Stop();
-                                                       },
-                                                   .unkillable = nullptr}));
-  loop->Run();
-  return *ended;
+  return RunSlurmStep(
+      {.speaker = "perdure job",
+       .config = config_,
+       .allocation = allocation_,
+       .run_directory = options_.run_directory,
+       .data_directory = chain_.common().data_directory,
+       .restarts = allocation_.restarts,
+       .ranks_per_node = config_.job.ranks_per_node,
+       .until_step = until_step,
+       .end = end,
+       .retry = options_.retry,
+       .log = fmt::format("{}/jobs/slurm-{}-%n.log", options_.run_directory, allocation_.job_id)});
 }
 
-// People's own program, which may send a mail or call a web service. Nothing waits for what it
-// thinks of it.
 void SlurmJob::TellHook(const std::string& event, int64_t step, const std::string& why) {
-  if (config_.job.hook.empty()) return;
-  Invocation hook{.argv = {config_.job.hook, event},
-                  .timeout = kHook,
-                  .environment = {{"PERDURE_EVENT", event},
-                                  {"PERDURE_RUN", config_.name},
-                                  {"PERDURE_RUN_DIR", options_.run_directory},
-                                  {"PERDURE_JOB", id()},
-                                  {"PERDURE_STEP", std::to_string(step)},
-                                  {"PERDURE_WHY", why}}};
-  const absl::StatusOr<InvocationResult> told = RunCommand(hook);
-  if (!told.ok())
-    Say("warning: " + Message(told.status()));
-  else if (told->exit_code != 0)
-    Say(fmt::format("warning: job.hook {} {} ended with {}: {}", config_.job.hook, event,
-                    told->exit_code, told->errors.substr(0, 1000)));
+  const absl::Status told = perdure::TellHook({.hook = config_.job.hook,
+                                               .event = event,
+                                               .run_name = config_.name,
+                                               .run_directory = options_.run_directory,
+                                               .job = allocation_.job_id,
+                                               .step = step,
+                                               .why = why});
+  if (!told.ok()) Say("warning: " + Message(told));
 }
 
 // What becomes of the chain.
@@ -191,8 +104,9 @@ int SlurmJob::Run() {
       .ranks = static_cast<int64_t>(allocation_.nodes.size()) * config_.job.ranks_per_node,
       .slurm_job = allocation_.job_id,
       .retry = options_.retry};
-  Say(fmt::format("job {} (start {}) on {} nodes: {}", id(), allocation_.restarts + 1,
-                  allocation_.nodes.size(), CompressHostlist(allocation_.nodes)));
+  Say(fmt::format("job {} (start {}) on {} nodes: {}", JobText(allocation_.job_id),
+                  allocation_.restarts + 1, allocation_.nodes.size(),
+                  CompressHostlist(allocation_.nodes)));
   if (const std::optional<Chain::Stop> stop = chain_.stopped()) {
     Say(fmt::format("the chain was stopped: {}; perdure submit begins another", stop->why));
     if (const absl::Status cancelled = queue_.CancelPending(); !cancelled.ok())
@@ -204,7 +118,8 @@ int SlurmJob::Run() {
            .restarts = allocation_.restarts,
            .nodes = allocation_.nodes,
            .began = absl::Now()};
-  const absl::StatusOr<std::optional<int64_t>> other = OtherJob();
+  const absl::StatusOr<std::optional<int64_t>> other =
+      OtherJobOf(options_.run_directory, scheduler_, allocation_.job_id);
   if (!other.ok()) return Leave(RefuseJob(bounds, other.status()), 0, Message(other.status()));
   if (other->has_value()) {
     Say(fmt::format("job {} runs this run: nothing is left to do here", **other));
@@ -219,7 +134,7 @@ int SlurmJob::Run() {
     return Leave(kExitNoRestart, step,
                  fmt::format("the last {} jobs began at step {} and left no new checkpoint",
                              config_.job.no_progress_jobs, step));
-  told_.time_over = AskEnd();
+  told_.time_over = EndOfAllocation("perdure job", scheduler_, allocation_, config_.job.time_limit);
   if (const absl::Status told = chain_.Tell(told_); !told.ok()) Say("warning: " + Message(told));
   if (const absl::Status queued = queue_.EnsureNext(allocation_.job_id, NodesFor(config_, step));
       !queued.ok())

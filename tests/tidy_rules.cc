@@ -239,7 +239,7 @@ const std::map<std::string_view, Words>& Libraries() {
       {"net/", {"runtime/comm/", "runtime/wire/wire_sockets"}},
       {"netinet/",
        {"runtime/comm/", "runtime/wire/wire_sockets", "tests/cluster/", "tests/comm/",
-        "tests/security/", "tests/wire/"}},
+        "tests/launch/hooks_test", "tests/security/", "tests/wire/"}},
       {"arpa/", {"runtime/comm/", "runtime/wire/wire_sockets", "tests/comm/", "tests/wire/"}},
       {"ifaddrs.h", {"runtime/comm/", "runtime/wire/wire_sockets"}},
       {"pty.h", {"tests/"}},
