@@ -12,6 +12,7 @@
 #include "launch/chain.h"
 #include "launch/chain_queue.h"
 #include "launch/config.h"
+#include "launch/exec_options.h"
 #include "launch/job_bounds.h"
 #include "launch/leave_chain.h"
 #include "launch/slurm/scheduler.h"
@@ -151,7 +152,8 @@ absl::Status AllocationEnder::Leave() {
   if (!told) return NotFound("{}/chain/jobs does not have job {}", end_.run_directory, end_.job);
   ChainQueue queue(&scheduler_, &chain,
                    {.run_directory = end_.run_directory, .slurm = queued.slurm, .say = end_.say});
-  LeaveChain(std::move(leaving), chain, queue, TellEnd(bounds, log_, *end), end->step, end->reason);
+  LeaveChain(std::move(leaving), chain, queue, TellEnd(bounds, log_, *end),
+             StepAtEnd(bounds.config, end_.run_directory, *end), end->reason);
   return absl::OkStatus();
 }
 

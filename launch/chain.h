@@ -30,6 +30,9 @@ struct ChainJob {
   std::string why;
 };
 
+// Why a chain was stopped, where somebody has asked for it.
+inline constexpr char kStopCommand[] = "perdure stop", kStopTrigger[] = "triggers/stop";
+
 class Chain {
  public:
   // What all jobs share.

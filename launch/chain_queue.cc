@@ -98,11 +98,9 @@ std::vector<std::string> ChainQueue::SbatchOptions() const {
 }
 
 absl::StatusOr<std::set<std::string>> ChainQueue::NodesOfPartition() {
-  // What counts for sbatch: its command line, then the environment, then the script.
-  std::optional<std::string> option = ValueOf(kPartitionOption, chain_->common().options);
-  if (!option.has_value()) option = ProcessEnvironment()("SBATCH_PARTITION");
-  if (!option.has_value()) option = ValueOf(kPartitionOption, options_.slurm.options);
-  const std::string named = option.value_or(options_.slurm.partition);
+  const std::string named = CountingValueOf(kPartitionOption, chain_->common().options,
+                                            ProcessEnvironment(), options_.slurm.options)
+                                .value_or(options_.slurm.partition);
   ASSIGN_OR_RETURN(const std::vector<PartitionView> partitions, scheduler_->Partitions());
   std::set<std::string> nodes;
   for (const PartitionView& partition : partitions)

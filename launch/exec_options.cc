@@ -42,6 +42,10 @@ std::optional<int64_t> ToldStep(const std::string& run_directory) {
   return line.has_value() ? std::optional((*line)["step"].get<int64_t>()) : std::nullopt;
 }
 
+int64_t StepAtEnd(const RunConfig& config, const std::string& run_directory, const EndRecord& end) {
+  return config.foreign() ? ToldStep(run_directory).value_or(0) : static_cast<int64_t>(end.step);
+}
+
 absl::StatusOr<CommandRanksOptions> CommandOptionsOf(const ExecConfig& exec,
                                                      const NodeAgentOptions& agent,
                                                      const std::string& run_id) {

@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "launch/node_agent.h"
 #include "runtime/agent/command_ranks.h"
+#include "runtime/agent/records.h"
 #include "runtime/control/control_options.h"
 #include "runtime/train/run_config.h"
 
@@ -18,6 +19,9 @@ std::string ProgressPath(const std::string& run_directory);
 
 // The newest step that its trainer has said there; nothing: it has not.
 std::optional<int64_t> ToldStep(const std::string& run_directory);
+
+// Where a job of that run has ended, as far as it is known.
+int64_t StepAtEnd(const RunConfig& config, const std::string& run_directory, const EndRecord& end);
 
 // Of the ranks of that agent's node; its log directory is left to the caller.
 // InvalidArgument: the agent's interface is none of this machine.

@@ -19,8 +19,7 @@ struct LeavingJob {
   std::function<void(const std::string& line)> say;
 };
 
-// People's own program (job.hook), which may send a mail or call a web service. Nothing waits for
-// what it thinks of it.
+// Tells job.hook; that it fails is said.
 void TellHook(const LeavingJob& leaving, const std::string& event, int64_t step,
               const std::string& why);
 

@@ -403,7 +403,7 @@ void NodeAgent::OnTriggers(const Triggers& asked) {
   const absl::StatusOr<Chain> chain = Chain::Open(options_.run_directory);
   if (absl::IsNotFound(chain.status())) return;
   const absl::Status stopped =
-      chain.ok() ? chain->StopFor({.why = "triggers/stop",
+      chain.ok() ? chain->StopFor({.why = kStopTrigger,
                                    .job = static_cast<int64_t>(JobOf(options_.job)),
                                    .time = absl::Now()})
                  : chain.status();

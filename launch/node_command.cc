@@ -28,6 +28,7 @@ struct NodeArguments {
   std::string snapshot_directory;
   std::string interface;                // job.interface.
   int64_t ends_at = 0;                  // The job's time, seconds since 1970; 0: not known.
+  int restarts = 0;                     // As of JobStart.
   std::vector<std::string> for_agents;  // Handed on.
 };
 
@@ -100,7 +101,7 @@ absl::StatusOr<int> RunNode(const NodeArguments& arguments) {
       .data_directory = arguments.data_directory,
       .snapshot_directory = arguments.snapshot_directory,
       .job = JobStart(static_cast<uint64_t>(allocation->job_id),
-                      static_cast<uint64_t>(allocation->restarts)),
+                      static_cast<uint64_t>(arguments.restarts)),
       .nodes = {node},
       .nodes_of_job = static_cast<int64_t>(names.size()),
       .cores = std::min(cores, static_cast<int64_t>(allocation->cpus_on_node.value_or(cores))),
@@ -123,7 +124,7 @@ absl::StatusOr<int> RunNode(const NodeArguments& arguments) {
   SeeToAllocationEnd({.run_directory = arguments.run_directory,
                       .data_directory = arguments.data_directory,
                       .job = allocation->job_id,
-                      .restarts = allocation->restarts,
+                      .restarts = arguments.restarts,
                       .node = node,
                       .time_over = arguments.ends_at > 0 ? absl::FromUnixSeconds(arguments.ends_at)
                                                          : absl::InfiniteFuture(),
@@ -142,6 +143,8 @@ void AddNodeCommand(CLI::App& app, int* exit_code) {
   node->add_option("run_dir", arguments->run_directory, "The run's directory")->required();
   node->add_option("--data-dir", arguments->data_directory, "As of perdure agent")->required();
   node->add_option("--names", arguments->names, "Of the job's nodes")->required();
+  node->add_option("--restarts", arguments->restarts, "Which start of Slurm's job it is, from 0")
+      ->check(CLI::Range(0, (1 << kRestartBits) - 1));
   node->add_option("--snapshots", arguments->snapshot_directory, "[snapshot] directory")
       ->required();
   node->add_option("--interface", arguments->interface, "job.interface; empty: as the name says");

@@ -90,6 +90,6 @@ cat <<EOF
   build/perdure status $work/run                      what a run is doing
   build/perdure ckpt inspect \$(ls -d $work/run/ckpt/* | tail -1)
   build/perdure data inspect $work/data/fr --tokenizer $work/data/nano.model --document 0
-  build/perdure plan launch/recipes/lucie-7b.toml                     the run this project exists for
+  build/perdure plan launch/recipes/lucie/run.toml                    the run this project exists for
   docs/getting-started.md                                             the same, step by step
 EOF

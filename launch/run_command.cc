@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "launch/agents_job.h"
+#include "launch/allocation_job.h"
 #include "launch/config.h"
 #include "launch/exit_codes.h"
 #include "launch/run_directory.h"
@@ -49,6 +50,10 @@ int Run(const RunArguments& arguments) {
   options.retry = arguments.retry;
   options.config = *std::move(config);
   options.restart_agents = !arguments.no_agent_restart;
+  const absl::StatusOr<std::optional<Allocation>> allocation =
+      AllocationToUse(ProcessEnvironment(), arguments.nodes > 0);
+  if (!allocation.ok()) return Refuse(allocation.status());
+  if (allocation->has_value()) return RunAllocationJob(options, **allocation);
   return RunAgentsJob(options);
 }
 
@@ -57,7 +62,9 @@ int Run(const RunArguments& arguments) {
 void AddRunCommand(CLI::App& app, int* exit_code) {
   auto arguments = std::make_shared<RunArguments>();
   CLI::App* run = app.add_subcommand(
-      "run", "One job of a run, on this machine: begins it, or resumes it at any layout");
+      "run",
+      "One job of a run, here or on the nodes of this allocation: begins or resumes it at any "
+      "layout");
   run->add_option("config", arguments->config_path, "run.toml; may be left out with --exec");
   run->add_option("--exec", arguments->exec,
                   "All that follows: a trainer of your own, which each rank runs in place of ours")
@@ -67,7 +74,8 @@ void AddRunCommand(CLI::App& app, int* exit_code) {
   run->add_option("--data-dir", arguments->data_directory,
                   "What mixture paths are relative to (default: run.toml's folder)");
   run->add_option("--nodes", arguments->nodes,
-                  "Nodes: groups of ranks (default: the least of job.nodes)")
+                  "Nodes: groups of ranks of this machine (default: the allocation's nodes, where "
+                  "Slurm has given several; else the least of job.nodes)")
       ->check(CLI::PositiveNumber);
   run->add_option("--ranks-per-node", arguments->ranks_per_node,
                   "Ranks of a node (default: job.ranks_per_node)")

@@ -1,10 +1,6 @@
 #include "launch/slurm_job.h"
 
-#include <signal.h>
-
 #include <cstdio>
-#include <filesystem>
-#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -18,22 +14,18 @@
 #include "launch/config.h"
 #include "launch/exec_options.h"
 #include "launch/exit_codes.h"
+#include "launch/hook.h"
 #include "launch/job_bounds.h"
 #include "launch/leave_chain.h"
 #include "launch/slurm/allocation.h"
 #include "launch/slurm/hostlist.h"
 #include "launch/slurm/scheduler.h"
+#include "launch/slurm_step.h"
 #include "runtime/agent/job_start.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
 namespace {
-
-// How long the controller may not answer before a job begins without what it would have said.
-constexpr absl::Duration kAskFor = absl::Minutes(2), kAskAgain = absl::Seconds(5);
-
-// How long a job of this run that still lives may take to be gone.
-constexpr absl::Duration kWaitForOther = absl::Minutes(1);
 
 void Say(const std::string& line) { std::fprintf(stderr, "perdure job: %s\n", line.c_str()); }
 
@@ -57,15 +49,12 @@ class SlurmJob {
   int Run();
 
  private:
-  absl::StatusOr<std::optional<int64_t>> OtherJob();
-  absl::Time AskEnd();
   absl::StatusOr<ProcessEnd> RunStep(int64_t until_step, absl::Time end);
   void LeavePulse(EventLoop* loop);
   LeavingJob Leaving() const {
     return {.run_directory = options_.run_directory, .config = config_, .job = told_, .say = Say};
   }
   int Leave(int exit_code, int64_t step, const std::string& why);
-  std::string id() const { return JobText(allocation_.job_id); }
 
   const SlurmJobOptions options_;
   const Allocation allocation_;
@@ -78,43 +67,6 @@ class SlurmJob {
   ChainJob told_;
 };
 
-// Another Slurm job that runs this run and goes on doing so: a chain too many. What the run log has
-// of jobs that are gone the agents settle among themselves.
-absl::StatusOr<std::optional<int64_t>> SlurmJob::OtherJob() {
-  std::error_code error;
-  if (!std::filesystem::exists(options_.run_directory + "/run.toml", error)) return std::nullopt;
-  ASSIGN_OR_RETURN(const RunLog log, RunLog::Open(options_.run_directory));
-  const std::optional<uint64_t> open = OpenJob(log);
-  const auto other = static_cast<int64_t>(JobOf(open.value_or(0)));
-  if (other == 0 || other == allocation_.job_id) return std::nullopt;
-  const absl::Time until = absl::Now() + kWaitForOther;
-  while (true) {
-    const absl::StatusOr<JobView> view = scheduler_.Job(JobText(other));
-    const bool lives = view.ok() && view->state != JobState::kPending && !IsOver(view->state);
-    if (!lives) return std::nullopt;
-    if (absl::Now() > until) return other;
-    absl::SleepFor(kAskAgain);
-  }
-}
-
-// The end of the allocation's time, by the time of day. Where the controller is away: as it was
-// asked for, from now on; agents ask again later.
-absl::Time SlurmJob::AskEnd() {
-  if (allocation_.end.has_value()) return *allocation_.end;
-  const absl::Time began = absl::Now();
-  while (true) {
-    const absl::StatusOr<JobView> view = scheduler_.Job(id());
-    if (view.ok() && view->end.has_value()) return *view->end;
-    if (!absl::IsUnavailable(view.status()) || absl::Now() - began > kAskFor) {
-      Say(fmt::format("when this job ends is not known ({}); taken to be in {}",
-                      view.ok() ? "Slurm does not say it" : Message(view.status()),
-                      absl::FormatDuration(config_.job.time_limit)));
-      return began + config_.job.time_limit;
-    }
-    absl::SleepFor(kAskAgain);
-  }
-}
-
 // From time to time, for the nodes of the step.
 void SlurmJob::LeavePulse(EventLoop* loop) {
   if (const absl::Status left = pulse_.Leave(); !left.ok() && !std::exchange(pulse_warned_, true))
@@ -123,49 +75,19 @@ void SlurmJob::LeavePulse(EventLoop* loop) {
 }
 
 absl::StatusOr<ProcessEnd> SlurmJob::RunStep(int64_t until_step, absl::Time end) {
-  const std::string nodes = std::to_string(allocation_.nodes.size());
-  const std::string logs =
-      fmt::format("{}/jobs/slurm-{}-%n.log", options_.run_directory, allocation_.job_id);
-  // srun is searched for in PATH, as sites arrange it.
-  ProcessOptions step{
-      .argv = {"/usr/bin/env", "srun", "--no-kill", "--kill-on-bad-exit=0", "--wait=0",
-               "--mpi=none", "--input=none", "--nodes=" + nodes, "--ntasks=" + nodes,
-               "--ntasks-per-node=1", "--output=" + logs, "--open-mode=append"},
-      .environment = {},
-      .descriptors = {},
-      .log_path = {},
-      .group = 0};
-  std::vector<std::string>& argv = step.argv;
-  argv.insert(argv.end(), config_.slurm.srun.begin(), config_.slurm.srun.end());
-  ASSIGN_OR_RETURN(const std::string self, ThisProgram());
-  argv.insert(
-      argv.end(),
-      {self, "node", options_.run_directory, "--data-dir", chain_.common().data_directory,
-       "--names", CompressHostlist(allocation_.nodes), "--snapshots", config_.snapshot.directory,
-       "--interface", config_.job.interface, "--ends-at", std::to_string(absl::ToUnixSeconds(end)),
-       "--", "--ranks-per-node", std::to_string(config_.job.ranks_per_node)});
-  if (until_step >= 0) argv.insert(argv.end(), {"--until-step", std::to_string(until_step)});
-  if (options_.retry) argv.emplace_back("--retry");
-  ASSIGN_OR_RETURN(const std::unique_ptr<EventLoop> loop, EventLoop::New());
-  // The step's tasks get what Slurm sends by themselves; it is not to end the batch script.
-  const int signals[] = {SIGTERM, SIGINT, SIGUSR1, SIGCONT};
-  std::unique_ptr<SupervisedProcess> srun;
-  RETURN_IF_ERROR(loop->AddSignals(signals, [&](int signal) {
-    Say(fmt::format("signal {} ({})", signal, ::strsignal(signal)));
-    if (signal == SIGINT && srun != nullptr) srun->Signal(SIGTERM);
-  }));
-  LeavePulse(loop.get());
-  OomKills oom = OomKills::OfThisProcess();
-  std::optional<ProcessEnd> ended;
-  ASSIGN_OR_RETURN(srun, SupervisedProcess::Start(loop.get(), &oom, step,
-                                                  {.ended =
-                                                       [&](const ProcessEnd& how) {
-                                                         ended = how;
-                                                         loop->Stop();
-                                                       },
-                                                   .unkillable = nullptr}));
-  loop->Run();
-  return *ended;
+  return RunSlurmStep(
+      {.speaker = "perdure job",
+       .config = config_,
+       .allocation = allocation_,
+       .run_directory = options_.run_directory,
+       .data_directory = chain_.common().data_directory,
+       .restarts = allocation_.restarts,
+       .ranks_per_node = config_.job.ranks_per_node,
+       .until_step = until_step,
+       .end = end,
+       .retry = options_.retry,
+       .log = fmt::format("{}/jobs/slurm-{}-%n.log", options_.run_directory, allocation_.job_id),
+       .begins = [this](EventLoop* loop) { LeavePulse(loop); }});
 }
 
 // What becomes of the chain.
@@ -184,8 +106,9 @@ int SlurmJob::Run() {
       .ranks = static_cast<int64_t>(allocation_.nodes.size()) * config_.job.ranks_per_node,
       .slurm_job = allocation_.job_id,
       .retry = options_.retry};
-  Say(fmt::format("job {} (start {}) on {} nodes: {}", id(), allocation_.restarts + 1,
-                  allocation_.nodes.size(), CompressHostlist(allocation_.nodes)));
+  Say(fmt::format("job {} (start {}) on {} nodes: {}", JobText(allocation_.job_id),
+                  allocation_.restarts + 1, allocation_.nodes.size(),
+                  CompressHostlist(allocation_.nodes)));
   if (const std::optional<Chain::Stop> stop = chain_.stopped()) {
     Say(fmt::format("the chain was stopped: {}; perdure submit begins another", stop->why));
     if (const absl::Status cancelled = queue_.CancelPending(); !cancelled.ok())
@@ -197,7 +120,8 @@ int SlurmJob::Run() {
            .restarts = allocation_.restarts,
            .nodes = allocation_.nodes,
            .began = absl::Now()};
-  const absl::StatusOr<std::optional<int64_t>> other = OtherJob();
+  const absl::StatusOr<std::optional<int64_t>> other =
+      OtherJobOf(options_.run_directory, scheduler_, allocation_.job_id);
   if (!other.ok()) return Leave(RefuseJob(bounds, other.status()), 0, Message(other.status()));
   if (other->has_value()) {
     Say(fmt::format("job {} runs this run: nothing is left to do here", **other));
@@ -213,7 +137,7 @@ int SlurmJob::Run() {
     return Leave(kExitNoRestart, step,
                  fmt::format("the last {} jobs began at step {} and left no new checkpoint",
                              config_.job.no_progress_jobs, step));
-  told_.time_over = AskEnd();
+  told_.time_over = EndOfAllocation("perdure job", scheduler_, allocation_, config_.job.time_limit);
   if (const absl::Status told = chain_.Tell(told_); !told.ok()) Say("warning: " + Message(told));
   if (const absl::Status queued = queue_.EnsureNext(allocation_.job_id, NodesFor(config_, step));
       !queued.ok())
@@ -238,9 +162,8 @@ int SlurmJob::Run() {
     Say(why);
     return Leave(kExitFailed, step, why);
   }
-  const int64_t ended_at = !config_.foreign() ? static_cast<int64_t>(end->step)
-                                              : ToldStep(options_.run_directory).value_or(0);
-  return Leave(TellEnd(bounds, log, *end), ended_at, end->reason);
+  return Leave(TellEnd(bounds, log, *end), StepAtEnd(config_, options_.run_directory, *end),
+               end->reason);
 }
 
 }  // namespace

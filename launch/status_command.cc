@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -12,14 +13,25 @@
 #include "launch/chain_queue.h"
 #include "launch/config.h"
 #include "launch/exit_codes.h"
+#include "launch/hook.h"
+#include "launch/pending_reason.h"
+#include "launch/run_check.h"
 #include "launch/slurm/scheduler.h"
+#include "launch/slurm_step.h"
 #include "monitoring/loss_csv.h"
+#include "runtime/base/files.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+struct StatusArguments {
+  std::vector<std::string> run_directories;
+  int64_t stall_minutes = 30;
+  bool json = false, check = false, tell = false;
+};
 
 // A person looks, and does not wait for a controller that is away.
 constexpr absl::Duration kAsk = absl::Seconds(10);
@@ -88,9 +100,11 @@ Json ChainJson(const std::string& run_directory, const Chain& chain, int64_t ste
   bool any = false;
   for (const JobView& view : views) {
     any = any || !IsOver(view.state);
-    if (view.state == JobState::kPending)
-      json["queued"].push_back(
-          {{"job", view.id}, {"nodes", view.nodes_min}, {"reason", view.reason}});
+    if (view.state != JobState::kPending) continue;
+    Json queued = {{"job", view.id}, {"nodes", view.nodes_min}, {"reason", view.reason}};
+    if (const std::string advice = AdviceFor(view.reason); !advice.empty())
+      queued["advice"] = advice;
+    json["queued"].push_back(std::move(queued));
   }
   if (!known.ok()) json["scheduler"] = Message(known.status());
   const std::optional<Chain::Stop> stop = chain.stopped();
@@ -112,9 +126,13 @@ void PrintChain(const Json& chain, const std::string& run_directory) {
                 job["first_step"].dump().c_str(),
                 job.contains("last_step") ? job["last_step"].dump().c_str() : "-",
                 job["ended"].get<std::string>().c_str());
-  for (const Json& job : chain["queued"])
+  for (const Json& job : chain["queued"]) {
     std::printf("  %-10s queued, %s nodes: %s\n", job["job"].dump().c_str(),
                 job["nodes"].dump().c_str(), job["reason"].get<std::string>().c_str());
+    if (job.contains("advice"))
+      std::printf("  %-10s never starts by itself: %s\n", "",
+                  job["advice"].get<std::string>().c_str());
+  }
   if (chain.contains("scheduler"))
     std::printf("  what is queued is not known: %s\n",
                 chain["scheduler"].get<std::string>().c_str());
@@ -165,46 +183,127 @@ void PrintRun(const Json& s) {
   }
 }
 
-// Whether that job has not ended; nothing: the scheduler does not answer.
-std::optional<bool> SlurmJobLives(int64_t job) {
-  Scheduler scheduler(RunCommand, {.timeout = kAsk});
-  const absl::StatusOr<JobView> view = scheduler.Job(JobText(job));
-  if (absl::IsNotFound(view.status())) return false;
-  if (!view.ok()) return std::nullopt;
-  return view->state != JobState::kPending && !IsOver(view->state);
+// 0: it is not said.
+int64_t NumberOf(const Json& json, const char* key) {
+  const auto at = json.find(key);
+  return at != json.end() && at->is_number_integer() ? at->get<int64_t>() : 0;
+}
+
+absl::StatusOr<Json> AllOf(const std::string& run_directory) {
+  const absl::StatusOr<Chain> chain = Chain::Open(run_directory);
+  absl::StatusOr<Json> status =
+      ReadStatus(run_directory, [](int64_t job) { return SlurmJobRuns(job, kAsk); });
+  // A chain whose first job waits has no status yet.
+  if (!status.ok() && !(absl::IsNotFound(status.status()) && chain.ok())) return status.status();
+  Json all = status.ok() ? *status : Json{{"state", "queued"}};
+  if (chain.ok())
+    all["chain"] = ChainJson(run_directory, *chain, NumberOf(all, "steps_total"), all["state"]);
+  return all;
+}
+
+int Refuse(const absl::Status& status) {
+  std::fprintf(stderr, "perdure status: %s\n", Message(status).c_str());
+  return kExitUsage;
 }
 
 int Status(const std::string& run_directory, bool json) {
-  const absl::StatusOr<Chain> chain = Chain::Open(run_directory);
-  absl::StatusOr<Json> status = ReadStatus(run_directory, SlurmJobLives);
-  // A chain whose first job waits has no status yet.
-  if (!status.ok() && !(absl::IsNotFound(status.status()) && chain.ok())) {
-    std::fprintf(stderr, "perdure status: %s\n", Message(status.status()).c_str());
-    return kExitUsage;
-  }
-  Json all = status.ok() ? *status : Json{{"state", "queued"}};
-  if (chain.ok())
-    all["chain"] =
-        ChainJson(run_directory, *chain, all.value("steps_total", int64_t{0}), all["state"]);
+  const absl::StatusOr<Json> all = AllOf(run_directory);
+  if (!all.ok()) return Refuse(all.status());
   if (json) {
-    std::printf("%s\n", all.dump(2).c_str());
+    std::printf("%s\n", all->dump(2).c_str());
     return kExitComplete;
   }
-  if (status.ok()) PrintRun(*status);
-  if (chain.ok()) PrintChain(all["chain"], run_directory);
+  if (all->contains("step")) PrintRun(*all);
+  if (all->contains("chain")) PrintChain((*all)["chain"], run_directory);
   return kExitComplete;
+}
+
+// ---- whether somebody must look
+
+// Since the newest step, or since the job's state changed, which begins with "starting".
+absl::Duration SinceStep(const std::string& run_directory) {
+  std::filesystem::file_time_type newest = std::filesystem::file_time_type::min();
+  for (const char* name : {"/metrics/loss.csv", "/status.json"}) {
+    std::error_code error;
+    const auto written = std::filesystem::last_write_time(run_directory + name, error);
+    if (!error) newest = std::max(newest, written);
+  }
+  if (newest == std::filesystem::file_time_type::min()) return absl::ZeroDuration();
+  return absl::FromChrono(std::filesystem::file_time_type::clock::now() - newest);
+}
+
+// Tells the run's hook of a trouble, once as long as it stays the same. RUN/chain/told has the last
+// one; what has no chain is told each time.
+absl::Status TellOnce(const std::string& run_directory, const Json& all,
+                      const RunVerdict& verdict) {
+  const std::string told = run_directory + "/chain/told";
+  const absl::StatusOr<Chain> chain = Chain::Open(run_directory);
+  if (!verdict.look) {
+    std::error_code error;
+    std::filesystem::remove(told, error);
+    return absl::OkStatus();
+  }
+  if (chain.ok() && ReadFile(told).value_or("") == verdict.cause) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const RunConfig config,
+                   LoadConfig(chain.ok() ? chain->config_path() : run_directory + "/run.toml", {}));
+  RETURN_IF_ERROR(TellHook({.hook = config.job.hook,
+                            .event = "look",
+                            .run_name = config.name,
+                            .run_directory = run_directory,
+                            .job = NumberOf(all, "slurm_job"),
+                            .step = NumberOf(all, "step"),
+                            .why = verdict.line}));
+  return chain.ok() ? ReplaceFile(told, verdict.cause) : absl::OkStatus();
+}
+
+int Check(const StatusArguments& arguments) {
+  int exit_code = kExitComplete;
+  for (const std::string& said : arguments.run_directories) {
+    const std::string directory = std::filesystem::absolute(said);
+    const absl::StatusOr<Json> all = AllOf(directory);
+    if (!all.ok()) {
+      const int refused = Refuse(all.status());
+      exit_code = exit_code == kExitComplete ? refused : exit_code;
+      continue;
+    }
+    const RunVerdict verdict =
+        JudgeRun(*all, SinceStep(directory), absl::Minutes(arguments.stall_minutes));
+    std::printf("%s %s: %s\n", verdict.look ? "LOOK" : "ok  ", said.c_str(), verdict.line.c_str());
+    if (verdict.look) exit_code = kExitFailed;
+    if (!arguments.tell) continue;
+    if (const absl::Status told = TellOnce(directory, *all, verdict); !told.ok())
+      std::fprintf(stderr, "perdure status: nobody was told: %s\n", Message(told).c_str());
+  }
+  return exit_code;
 }
 
 }  // namespace
 
 void AddStatusCommand(CLI::App& app, int* exit_code) {
-  auto directory = std::make_shared<std::string>();
-  auto json = std::make_shared<bool>(false);
+  auto arguments = std::make_shared<StatusArguments>();
   CLI::App* status =
       app.add_subcommand("status", "What a run is doing now, and the jobs of its chain");
-  status->add_option("run_dir", *directory, "The run's directory")->required();
-  status->add_flag("--json", *json, "As JSON");
-  status->callback([directory, json, exit_code] { *exit_code = Status(*directory, *json); });
+  status->add_option("run_dir", arguments->run_directories, "The run's directory")->required();
+  CLI::Option* json = status->add_flag("--json", arguments->json, "As JSON");
+  CLI::Option* check = status->add_flag(
+      "--check", arguments->check,
+      "A line for each run; exit code 1 if somebody must look at one of them. For cron");
+  check->excludes(json);
+  status->add_flag("--tell", arguments->tell, "And tell job.hook, with the word look")
+      ->needs(check);
+  status
+      ->add_option("--stall-minutes", arguments->stall_minutes,
+                   "How long a running job may take for a step (30)")
+      ->needs(check)
+      ->check(CLI::PositiveNumber);
+  status->callback([arguments, exit_code] {
+    if (arguments->check)
+      *exit_code = Check(*arguments);
+    else if (arguments->run_directories.size() == 1)
+      *exit_code = Status(arguments->run_directories.front(), arguments->json);
+    else
+      *exit_code = Refuse(InvalidArgument("several runs are for --check"));
+  });
 }
 
 }  // namespace perdure

@@ -13,6 +13,7 @@
 #include "launch/chain_queue.h"
 #include "launch/exit_codes.h"
 #include "launch/slurm/scheduler.h"
+#include "launch/slurm_step.h"
 #include "runtime/agent/process.h"
 #include "runtime/base/status.h"
 
@@ -33,9 +34,23 @@ absl::Status PrintWhatIs(const std::string& run_directory) {
   return absl::OkStatus();
 }
 
+constexpr absl::Duration kAsk = absl::Seconds(90);  // As of any Scheduler.
+
+std::optional<bool> Lives(int64_t job) { return SlurmJobRuns(job, kAsk); }
+
+// One of perdure run in an allocation: its processes are on other machines. The allocation stays.
+absl::Status StopInAllocation(const StopArguments& arguments, int64_t job) {
+  RETURN_IF_ERROR(Scheduler(RunCommand).Signal(JobText(job), arguments.now ? "QUIT" : "TERM"));
+  while (true) {
+    ASSIGN_OR_RETURN(const Json status, ReadStatus(arguments.run_directory, Lives));
+    if (!JobLives(status["state"].get<std::string>())) return PrintWhatIs(arguments.run_directory);
+    absl::SleepFor(absl::Seconds(1));
+  }
+}
+
 // SIGTERM: stop after the step, with a checkpoint. Waits until the job is gone.
 absl::Status StopHere(const StopArguments& arguments) {
-  ASSIGN_OR_RETURN(const Json status, ReadStatus(arguments.run_directory));
+  ASSIGN_OR_RETURN(const Json status, ReadStatus(arguments.run_directory, Lives));
   const std::string state = status["state"];
   if (!JobLives(state)) {
     std::printf("no job is running (state %s)\n", state.c_str());
@@ -43,6 +58,8 @@ absl::Status StopHere(const StopArguments& arguments) {
   }
   if (arguments.at_job_end)
     return InvalidArgument("--at-job-end is for chains, and {} has none", arguments.run_directory);
+  if (status["slurm_job"].is_number() && status["slurm_job"] > 0)
+    return StopInAllocation(arguments, status["slurm_job"]);
   const int pid = status["launcher_pid"];
   if (::kill(pid, arguments.now ? SIGQUIT : SIGTERM) != 0)
     return ErrnoStatus(errno, fmt::format("signal {}", pid));
@@ -56,7 +73,7 @@ absl::Status StopChain(const StopArguments& arguments, const Chain& chain) {
   constexpr absl::Duration kLook = absl::Seconds(1), kSayEvery = absl::Minutes(1);
   Scheduler scheduler(RunCommand);
   ChainQueue queue(&scheduler, &chain, {.run_directory = arguments.run_directory});
-  RETURN_IF_ERROR(chain.StopFor({.why = "perdure stop", .job = 0, .time = absl::Now()}));
+  RETURN_IF_ERROR(chain.StopFor({.why = kStopCommand, .job = 0, .time = absl::Now()}));
   RETURN_IF_ERROR(queue.CancelPending());
   std::printf("nothing of the chain is queued any more\n");
   ASSIGN_OR_RETURN(const std::vector<JobView> jobs, queue.Running());

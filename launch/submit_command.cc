@@ -5,13 +5,16 @@
 #include <filesystem>
 #include <memory>
 
+#include "absl/time/clock.h"
 #include "launch/batch_script.h"
 #include "launch/chain.h"
 #include "launch/chain_queue.h"
 #include "launch/config.h"
 #include "launch/exit_codes.h"
+#include "launch/pending_reason.h"
 #include "launch/run_data.h"
 #include "launch/run_directory.h"
+#include "launch/site_check.h"
 #include "launch/sites/sites.h"
 #include "launch/slurm/scheduler.h"
 #include "launch/slurm_job.h"
@@ -71,46 +74,22 @@ absl::Status CheckLayouts(const RunConfig& config) {
   return absl::OkStatus();
 }
 
-// What the nodes of its jobs are called for, and how many these are.
-std::vector<std::pair<std::string, std::string>> NodesAsked(const RunConfig& config) {
-  if (config.foreign()) return {{"the run", config.job.nodes}};
-  std::vector<std::pair<std::string, std::string>> asked;
-  for (const PhaseConfig& phase : config.phases)
-    asked.emplace_back("phase " + phase.name, phase.nodes.empty() ? config.job.nodes : phase.nodes);
-  return asked;
-}
-
-// Whether the partition takes such jobs at all: Slurm itself queues for ever what it never starts.
-absl::Status CheckSite(Scheduler& scheduler, const RunConfig& config) {
-  ASSIGN_OR_RETURN(const std::vector<PartitionView> partitions, scheduler.Partitions());
-  std::string known;
-  const PartitionView* partition = nullptr;
-  for (const PartitionView& each : partitions) {
-    known += (known.empty() ? "" : ", ") + each.name;
-    if (config.slurm.partition.empty() ? each.is_default : each.name == config.slurm.partition)
-      partition = &each;
+// Slurm queues what it never starts, and says so when it has looked at it, which takes a moment.
+void WarnOfNeverStarting(Scheduler& scheduler, int64_t job) {
+  constexpr absl::Duration kWait = absl::Seconds(3), kLook = absl::Milliseconds(250);
+  const absl::Time until = absl::Now() + kWait;
+  while (true) {
+    const absl::StatusOr<JobView> view = scheduler.Job(JobText(job));
+    if (!view.ok() || view->state != JobState::kPending) return;
+    const std::string advice = AdviceFor(view->reason);
+    if (!advice.empty())
+      std::fprintf(stderr, "perdure submit: warning: job %s never starts by itself (%s): %s\n",
+                   JobText(job).c_str(), view->reason.c_str(), advice.c_str());
+    // The reason of one that has been looked at in passing, while it was queued.
+    const bool first_look = view->reason.empty() || view->reason == "PartitionConfig";
+    if (!first_look || absl::Now() >= until) return;
+    absl::SleepFor(kLook);
   }
-  if (partition == nullptr)
-    return InvalidArgument(
-        "slurm.partition = \"{}\": {}; there are {}", config.slurm.partition,
-        config.slurm.partition.empty() ? "the site has no default one" : "no such partition",
-        known);
-  if (config.job.time_limit > partition->time_max)
-    return InvalidArgument(
-        "job.time_limit is {}, but partition {} ends jobs after {}: --set job.time_limit={}",
-        absl::FormatDuration(config.job.time_limit), partition->name,
-        absl::FormatDuration(partition->time_max), absl::FormatDuration(partition->time_max));
-  for (const auto& [what, nodes] : NodesAsked(config)) {
-    ASSIGN_OR_RETURN(const NodeRange range, ParseNodeRange(nodes));
-    const int64_t least = range.least + config.job.spares;
-    const int64_t most = std::min<int64_t>(partition->nodes_total,
-                                           partition->nodes_max.value_or(partition->nodes_total));
-    if (least > most)
-      return InvalidArgument(
-          "{} needs {} nodes ({} and {} spares), but a job of partition {} gets {} at most", what,
-          least, range.least, config.job.spares, partition->name, most);
-  }
-  return absl::OkStatus();
 }
 
 absl::Status Submit(const SubmitArguments& arguments) {
@@ -129,7 +108,9 @@ absl::Status Submit(const SubmitArguments& arguments) {
   }
   RETURN_IF_ERROR(CheckData(config, prepared.common.data_directory));
   Scheduler scheduler(RunCommand);
-  RETURN_IF_ERROR(CheckSite(scheduler, config));
+  const auto say = [](const std::string& line) { std::printf("%s\n", line.c_str()); };
+  RETURN_IF_ERROR(CheckSite(
+      scheduler, {.config = config, .options = arguments.options, .user = "", .say = say}));
   // Before anything of that chain is changed.
   ASSIGN_OR_RETURN(const std::vector<JobView> jobs, scheduler.JobsNamed(prepared.common.job_name));
   for (const JobView& job : jobs)
@@ -141,9 +122,7 @@ absl::Status Submit(const SubmitArguments& arguments) {
   RETURN_IF_ERROR(MakeDirectories(prepared.run_directory + "/jobs"));
   ASSIGN_OR_RETURN(const Chain chain, Chain::Create(prepared.run_directory, prepared.common));
   ChainQueue queue(&scheduler, &chain,
-                   {.run_directory = prepared.run_directory,
-                    .slurm = config.slurm,
-                    .say = [](const std::string& line) { std::printf("%s\n", line.c_str()); }});
+                   {.run_directory = prepared.run_directory, .slurm = config.slurm, .say = say});
   RETURN_IF_ERROR(ReplaceFile(chain.config_path(), PrintConfig(config)));
   RETURN_IF_ERROR(ReplaceFile(chain.script_path(), prepared.script));
   RETURN_IF_ERROR(chain.GoOn());
@@ -153,6 +132,7 @@ absl::Status Submit(const SubmitArguments& arguments) {
   ASSIGN_OR_RETURN(const int64_t second, queue.Submit(first, nodes));
   std::printf("job %s is queued behind it\nlook with: perdure status %s\n", JobText(second).c_str(),
               prepared.run_directory.c_str());
+  WarnOfNeverStarting(scheduler, first);
   return absl::OkStatus();
 }
 

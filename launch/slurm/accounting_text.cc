@@ -42,6 +42,14 @@ absl::StatusOr<std::optional<int64_t>> Limit(std::string_view text) {
   return std::optional(count);
 }
 
+absl::StatusOr<ResourceLimits> Resources(std::string_view list) {
+  ResourceLimits limits;
+  ASSIGN_OR_RETURN(limits.nodes, Resource(list, "node"));
+  ASSIGN_OR_RETURN(limits.gpus, Resource(list, "gres/gpu"));
+  ASSIGN_OR_RETURN(limits.cpus, Resource(list, "cpu"));
+  return limits;
+}
+
 absl::StatusOr<QosView> ReadQos(const std::vector<std::string_view>& row) {
   QosView qos;
   qos.name = row[0];
@@ -49,17 +57,32 @@ absl::StatusOr<QosView> ReadQos(const std::vector<std::string_view>& row) {
   ASSIGN_OR_RETURN(const std::optional<int64_t> priority, Limit(row[1]));
   qos.priority = priority.value_or(0);
   ASSIGN_OR_RETURN(qos.wall_max, ParseSlurmDuration(row[2]));
-  ASSIGN_OR_RETURN(qos.nodes_max, Resource(row[3], "node"));
-  ASSIGN_OR_RETURN(qos.gpus_max, Resource(row[3], "gres/gpu"));
-  ASSIGN_OR_RETURN(qos.user_nodes_max, Resource(row[4], "node"));
-  ASSIGN_OR_RETURN(qos.user_gpus_max, Resource(row[4], "gres/gpu"));
+  ASSIGN_OR_RETURN(qos.job_max, Resources(row[3]));
+  ASSIGN_OR_RETURN(qos.user_max, Resources(row[4]));
   ASSIGN_OR_RETURN(qos.user_jobs_max, Limit(row[5]));
   ASSIGN_OR_RETURN(qos.user_submit_max, Limit(row[6]));
-  ASSIGN_OR_RETURN(qos.group_nodes_max, Resource(row[7], "node"));
-  ASSIGN_OR_RETURN(qos.group_gpus_max, Resource(row[7], "gres/gpu"));
+  ASSIGN_OR_RETURN(qos.group_max, Resources(row[7]));
   qos.flags = row[8];
   qos.preempt_mode = row[9];
   return qos;
+}
+
+absl::StatusOr<AssociationView> ReadAssociation(const std::vector<std::string_view>& row) {
+  AssociationView it;
+  const std::pair<std::string*, size_t> texts[] = {{&it.user, 0},      {&it.default_account, 1},
+                                                   {&it.cluster, 2},   {&it.account, 3},
+                                                   {&it.partition, 4}, {&it.default_qos, 5}};
+  for (const auto& [field, column] : texts) *field = row[column];
+  if (it.user.empty() || it.account.empty())
+    return Unreadable("user and account of an association", row[0]);
+  for (const std::string_view qos : Split(row[6], ","))
+    if (!qos.empty()) it.qos.emplace_back(qos);
+  ASSIGN_OR_RETURN(it.wall_max, ParseSlurmDuration(row[7]));
+  ASSIGN_OR_RETURN(it.job_max, Resources(row[8]));
+  ASSIGN_OR_RETURN(it.jobs_max, Limit(row[9]));
+  ASSIGN_OR_RETURN(it.submit_max, Limit(row[10]));
+  ASSIGN_OR_RETURN(it.group_max, Resources(row[11]));
+  return it;
 }
 
 absl::StatusOr<PastJob> ReadPastJob(const std::vector<std::string_view>& row) {
@@ -91,6 +114,17 @@ absl::StatusOr<std::vector<QosView>> ParseQos(std::string_view text) {
     absl::StatusOr<QosView> qos = ReadQos(row);
     if (!qos.ok()) return Internal("sacctmgr, QoS {}: {}", row[0], Message(qos.status()));
     all.push_back(*std::move(qos));
+  }
+  return all;
+}
+
+absl::StatusOr<std::vector<AssociationView>> ParseAssociations(std::string_view text) {
+  ASSIGN_OR_RETURN(const auto rows, Rows("sacctmgr show user", text, kAssociationFields));
+  std::vector<AssociationView> all;
+  for (const std::vector<std::string_view>& row : rows) {
+    absl::StatusOr<AssociationView> one = ReadAssociation(row);
+    if (!one.ok()) return Internal("sacctmgr, account {}: {}", row[3], Message(one.status()));
+    all.push_back(*std::move(one));
   }
   return all;
 }

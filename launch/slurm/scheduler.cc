@@ -46,7 +46,7 @@ absl::Status CheckJob(std::string_view job) {
 }
 
 absl::Status CheckName(const std::string& name) {
-  if (name.empty()) return InvalidArgument("a job's name is empty");
+  if (name.empty()) return InvalidArgument("a job's or a user's name is empty");
   return absl::OkStatus();
 }
 
@@ -256,6 +256,14 @@ absl::StatusOr<std::vector<QosView>> Scheduler::Qos() {
   ASSIGN_OR_RETURN(const std::string text,
                    Ask({"sacctmgr", "-nP", "show", "qos", fmt::format("format={}", kQosFields)}));
   return ParseQos(text);
+}
+
+absl::StatusOr<std::vector<AssociationView>> Scheduler::Associations(const std::string& user) {
+  RETURN_IF_ERROR(CheckName(user));
+  ASSIGN_OR_RETURN(const std::string text,
+                   Ask({"sacctmgr", "-nP", "show", "user", "where", "name=" + user, "withassoc",
+                        fmt::format("format={}", kAssociationFields)}));
+  return ParseAssociations(text);
 }
 
 absl::StatusOr<SchedulerConfig> Scheduler::Config() {

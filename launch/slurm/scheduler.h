@@ -90,6 +90,9 @@ class Scheduler {
   absl::StatusOr<std::vector<PartitionView>> Partitions();
   absl::StatusOr<PartitionView> Partition(const std::string& name);
   absl::StatusOr<std::vector<QosView>> Qos();
+  // What the accounts of `user`, a name, give: one or more for each account. None: not in the
+  // database.
+  absl::StatusOr<std::vector<AssociationView>> Associations(const std::string& user);
   absl::StatusOr<SchedulerConfig> Config();
   absl::StatusOr<std::vector<NodeView>> Nodes();
   // Jobs of all users (those that this user may see) that ran or were pending since then. An empty

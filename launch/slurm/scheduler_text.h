@@ -43,6 +43,11 @@ inline constexpr std::string_view kQosFields =
     "Name,Priority,MaxWall,MaxTRES,MaxTRESPU,MaxJobsPU,MaxSubmitPU,GrpTRES,Flags,PreemptMode";
 absl::StatusOr<std::vector<QosView>> ParseQos(std::string_view text);
 
+inline constexpr std::string_view kAssociationFields =
+    "User,DefaultAccount,Cluster,Account,Partition,DefaultQOS,QOS,MaxWall,MaxTRES,MaxJobs,"
+    "MaxSubmit,GrpTRES";
+absl::StatusOr<std::vector<AssociationView>> ParseAssociations(std::string_view text);
+
 inline constexpr std::string_view kHistoryFields =
     "JobIDRaw,NNodes,State,ExitCode,Submit,Eligible,Start,End,TimelimitRaw";
 absl::StatusOr<std::vector<PastJob>> ParseHistory(std::string_view text);

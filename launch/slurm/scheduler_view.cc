@@ -68,6 +68,10 @@ bool NodeView::down() const {
 }
 bool NodeView::drained() const { return state.starts_with("drain"); }
 
+bool QosView::before_partition() const {
+  return ("," + flags + ",").find(",OverPartQOS,") != std::string::npos;
+}
+
 std::optional<absl::Duration> PastJob::waited() const {
   if (!eligible || !start || *start < *eligible) return std::nullopt;
   return *start - *eligible;

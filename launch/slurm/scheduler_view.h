@@ -123,20 +123,46 @@ struct PartitionView {
   bool operator==(const PartitionView&) const = default;
 };
 
+// How much of what Slurm counts may be used; absent: no limit.
+struct ResourceLimits {
+  std::optional<int64_t> nodes, gpus, cpus;
+
+  bool operator==(const ResourceLimits&) const = default;
+};
+
 struct QosView {
   std::string name;
   int64_t priority = 0;
   std::optional<absl::Duration> wall_max;                  // Of a job.
-  std::optional<int64_t> nodes_max;                        // Of a job.
-  std::optional<int64_t> gpus_max;                         // Of a job.
-  std::optional<int64_t> user_nodes_max, user_gpus_max;    // Of a user's running jobs together.
+  ResourceLimits job_max;                                  // Of a job.
+  ResourceLimits user_max;                                 // Of a user's running jobs together.
   std::optional<int64_t> user_jobs_max;                    // Running at a time, of a user.
   std::optional<int64_t> user_submit_max;                  // Pending and running, of a user.
-  std::optional<int64_t> group_nodes_max, group_gpus_max;  // Of all jobs of the QoS together.
+  ResourceLimits group_max;                                // Of all jobs of the QoS together.
   std::string flags;                                       // With commas.
   std::string preempt_mode;                                // Empty or "cluster": the cluster's.
 
+  // Whether its limits go before those of a partition's QoS.
+  bool before_partition() const;
+
   bool operator==(const QosView&) const = default;
+};
+
+// What an account gives a user, with what it has from the accounts above it. One of a partition is
+// for jobs there, before the one of none.
+struct AssociationView {
+  std::string user, default_account;  // The user's.
+  std::string cluster, account;
+  std::string partition;                   // Empty: of any.
+  std::string default_qos;                 // Empty: "normal".
+  std::vector<std::string> qos;            // That it may use.
+  std::optional<absl::Duration> wall_max;  // Of a job.
+  ResourceLimits job_max;                  // Of a job.
+  std::optional<int64_t> jobs_max;         // Running at a time.
+  std::optional<int64_t> submit_max;       // Pending and running.
+  ResourceLimits group_max;                // Of all its jobs together.
+
+  bool operator==(const AssociationView&) const = default;
 };
 
 struct SchedulerConfig {
@@ -148,6 +174,7 @@ struct SchedulerConfig {
   absl::Duration slurmd_timeout;   // After which a silent node is down.
   absl::Duration job_age_min;      // After which an ended job may be forgotten.
   std::string accounting;          // "accounting_storage/none": no history, no QoS.
+  std::string enforced;            // "associations,limits,qos": what of it jobs are held to.
   std::string preempt_mode;        // "OFF", "REQUEUE", …
   absl::Duration over_time_limit;  // Infinite if jobs are never ended for their limit.
 

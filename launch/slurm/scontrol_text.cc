@@ -220,6 +220,7 @@ absl::StatusOr<SchedulerConfig> ParseConfig(std::string_view text) {
       {"SLURM_VERSION", &config.version},
       {"ClusterName", &config.cluster},
       {"AccountingStorageType", &config.accounting},
+      {"AccountingStorageEnforce", &config.enforced},
       {"PreemptMode", &config.preempt_mode}};
   for (const auto& [key, field] : texts) {
     ASSIGN_OR_RETURN(const std::string_view word, value(key));

@@ -64,6 +64,17 @@ TEST_F(ChainTest, WhatTheSiteDoesNotHaveIsRefused) {
   EXPECT_EQ(refused.exit_code, 2);
   EXPECT_THAT(refused.errors, HasSubstr("no-such-option"));
   EXPECT_THAT(cluster_->Run({"squeue", "-h"}).output, testing::IsEmpty());
+  // What it takes all the same and never starts.
+  const CommandResult never = Submit({"job.nodes=2", "job.time_limit=1h"}, {"--time=2:00:00"});
+  EXPECT_EQ(never.exit_code, 0) << never.errors;
+  EXPECT_THAT(never.errors, HasSubstr("job 1 never starts by itself (PartitionTimeLimit): the "
+                                      "partition ends jobs earlier"));
+  EXPECT_THAT(PerdureOf("status").output, HasSubstr("a shorter job.time_limit"));
+  const CommandResult check = PerdureOf("status", {"--check"});
+  EXPECT_EQ(check.exit_code, 1);
+  EXPECT_THAT(check.output, HasSubstr("job 1 never starts by itself (PartitionTimeLimit)"));
+  ASSERT_EQ(cluster_->CancelAll(), absl::OkStatus());
+  EXPECT_THAT(PerdureOf("status", {"--check"}).output, HasSubstr("and nothing is queued"));
 }
 
 // n1 is no host's name, and on other machines agents would not be where nobody looks for them.
@@ -92,8 +103,10 @@ TEST_F(ChainTest, IsHeldAndStoppedAndGoesOn) {
   EXPECT_THAT(PerdureOf("status").output, HasSubstr("queued, 2 nodes: Dependency"));
   EXPECT_THAT(PerdureOf("pause").output, HasSubstr("job 2 is held"));
   EXPECT_THAT(cluster_->JobField(2, "Reason"), HasSubstr("JobHeld"));
+  EXPECT_EQ(PerdureOf("status", {"--check"}).exit_code, 1);
   EXPECT_THAT(PerdureOf("resume").output, HasSubstr("job 2 is released"));
   EXPECT_TRUE(SlurmCluster::Await([&] { return cluster_->JobField(2, "Reason") == "Dependency"; }));
+  EXPECT_EQ(PerdureOf("status", {"--check"}).exit_code, 0);
   const CommandResult stopped = PerdureOf("stop");
   EXPECT_EQ(stopped.exit_code, 0) << stopped.errors;
   EXPECT_THAT(stopped.output, HasSubstr("stopped at step"));

@@ -66,6 +66,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     case 'o':
       (void)ParseQos(text);
       break;
+    case 'u':
+      (void)ParseAssociations(text);
+      break;
     case 'h':
       (void)ParseHistory(text);
       break;

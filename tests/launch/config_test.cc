@@ -30,7 +30,7 @@ RunConfig Load(const std::string& recipe, const std::vector<std::string>& settin
 }
 
 TEST(LoadConfig, Lucie) {
-  const RunConfig config = Load("lucie-7b");
+  const RunConfig config = Load("lucie/run");
   EXPECT_EQ(config.name, "lucie-7b");
   EXPECT_EQ(config.seed, 1234);
   EXPECT_EQ(CountParameters(config.model), 6'706'958'336);
@@ -67,7 +67,22 @@ TEST(LoadConfig, Lucie) {
   EXPECT_EQ(config.job.nodes, "64-128");
   EXPECT_EQ(config.checkpoint.every, absl::Minutes(20));
   EXPECT_EQ(config.checkpoint.keep_every_steps, 25'000);
+  EXPECT_EQ(config.numerics.backend, "cuda");
+  EXPECT_EQ(config.slurm.site, "jean-zay-h100");
   EXPECT_EQ(config.monitoring.port, 9464);
+}
+
+// What was published of the run, and its end.
+TEST(LoadConfig, LucieExportsWhatIsPublished) {
+  const CheckpointConfig checkpoint = Load("lucie/run").checkpoint;
+  EXPECT_EQ(checkpoint.export_format, "hf");
+  std::set<int64_t> published = {5'000, 10'000, 15'000, 20'000, 753'851, 756'291};
+  for (int64_t step = 25'000; step <= 750'000; step += 25'000) published.insert(step);
+  for (const int64_t step : {250, 500, 750, 1'000, 1'220}) published.insert(753'851 + step);
+  std::set<int64_t> exported;
+  for (int64_t step = 0; step <= 756'291; ++step)
+    if (checkpoint.exports(step)) exported.insert(step);
+  EXPECT_EQ(exported, published);
 }
 
 TEST(LoadConfig, Nano) {
@@ -88,7 +103,7 @@ TEST(LoadConfig, MissingFileSaysWhich) {
 // ---- Printing -----------------------------------------------------------------------------------
 
 TEST(PrintConfig, RecipesRoundTrip) {
-  for (const char* recipe : {"lucie-7b", "nano", "ai-sweden-8b"}) {
+  for (const char* recipe : {"lucie/run", "nano", "ai-sweden-8b"}) {
     const std::string printed = PrintConfig(Load(recipe));
     const auto again = ParseConfig(printed, "printed", {});
     ASSERT_TRUE(again.ok()) << again.status() << "\n" << printed;

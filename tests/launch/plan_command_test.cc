@@ -51,7 +51,7 @@ json PlanJson(std::vector<std::string> arguments) {
 }
 
 TEST(PlanCommand, LucieIsTheModelCard) {
-  const json plan = PlanJson({Recipe("lucie-7b"), "--memory-per-rank", "80GiB"});
+  const json plan = PlanJson({Recipe("lucie/run"), "--memory-per-rank", "80GiB"});
   EXPECT_EQ(plan["name"], "lucie-7b");
   EXPECT_EQ(plan["parameters"], 6'706'958'336);
   EXPECT_EQ(plan["steps"], 756'291);
@@ -66,12 +66,27 @@ TEST(PlanCommand, LucieIsTheModelCard) {
   EXPECT_EQ(first["context"], 4096);
   EXPECT_EQ(first["batch_initial"], 256);
   EXPECT_EQ(first["batch_final"], 1024);
-  EXPECT_EQ(plan["phases"][1]["steps"], 1'220);
-  EXPECT_EQ(plan["phases"][1]["context"], 32'000);
-  EXPECT_EQ(plan["phases"][1]["layout"]["data"], 8);
-  EXPECT_EQ(plan["phases"][1]["ranks"], 128);
-  EXPECT_EQ(plan["layout"],
-            json({{"tensor", 4}, {"pipeline", 4}, {"data", 32}, {"zero", 1}, {"ranks", 512}}));
+  const auto layout = [](int64_t data) {
+    return json(
+        {{"tensor", 4}, {"pipeline", 4}, {"data", data}, {"zero", 1}, {"ranks", 16 * data}});
+  };
+  EXPECT_EQ(first["nodes"], 128);
+  EXPECT_EQ(first["layout"], layout(32));
+  EXPECT_EQ(plan["layout"], layout(32));
+  for (const int phase : {1, 2}) {
+    const json& later = plan["phases"][phase];
+    EXPECT_EQ(later["name"], phase == 1 ? "extension" : "annealing");
+    EXPECT_EQ(later["first_step"], 753'851 + (phase - 1) * 1'220);
+    EXPECT_EQ(later["steps"], 1'220);
+    EXPECT_EQ(later["samples"], 156'160);
+    EXPECT_EQ(later["context"], 32'000);
+    EXPECT_EQ(later["batch_final"], 128);
+    EXPECT_EQ(later["nodes"], 32);
+    EXPECT_EQ(later["ranks"], 128);
+    EXPECT_EQ(later["layout"], layout(8));
+  }
+  EXPECT_EQ(plan["fits"], true);
+  EXPECT_EQ(plan["backend"], "cuda");
   EXPECT_EQ(plan["warnings"], json::array());
   EXPECT_NEAR(first["bubble_fraction"].get<double>(), 3.0 / 19, 1e-12);
 }
@@ -155,7 +170,7 @@ TEST(PlanCommand, SizesOfMemory) {
 }
 
 TEST(PlanCommand, TableForPeople) {
-  const Result result = Plan({Recipe("lucie-7b"), "--memory-per-rank", "80GiB"});
+  const Result result = Plan({Recipe("lucie/run"), "--memory-per-rank", "80GiB"});
   EXPECT_EQ(result.exit_code, 0);
   EXPECT_EQ(result.err, "");
   for (const char* text :

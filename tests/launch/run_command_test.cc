@@ -48,6 +48,23 @@ class RunCommand : public testing::Test {
   std::string folder_, run_;
 };
 
+// Of what Slurm says of an allocation; tests/cluster has real ones.
+TEST_F(RunCommand, AllocationsAreUsedUnlessNodesAreSaid) {
+  ::setenv("SLURM_JOB_ID", "7", 1);
+  const CommandResult torn = Perdure({"run", NanoToml(), "--run-dir", run_});
+  ::setenv("SLURM_JOB_NODELIST", "n[1-2]", 1);
+  const CommandResult here = Perdure(Arguments({"--until-step", "1"}));
+  ::unsetenv("SLURM_JOB_ID");
+  ::unsetenv("SLURM_JOB_NODELIST");
+  EXPECT_EQ(torn.exit_code, 2);
+  EXPECT_NE(torn.errors.find("SLURM_JOB_NODELIST is not"), std::string::npos) << torn.errors;
+  EXPECT_NE(torn.errors.find("or give --nodes"), std::string::npos) << torn.errors;
+  EXPECT_EQ(here.exit_code, 75) << here.errors;
+  EXPECT_NE(here.errors.find("this machine alone, not the nodes n[1-2] of Slurm's job 7"),
+            std::string::npos)
+      << here.errors;
+}
+
 TEST_F(RunCommand, RefusesBadInputAndWritesNothing) {
   ExpectRefused({"--set", "model.layer=3"}, {"model.layer", "model.layers"});
   ExpectRefused({"--set", "layout.tensor=3"}, {"layout.tensor", "3"});

@@ -58,5 +58,48 @@ TEST(SbatchOptions, WhatIsNoListIsSaid) {
   EXPECT_THAT(Message(wrong), HasSubstr("--exclude=n[1- among the options of sbatch"));
 }
 
+TEST(SbatchOptions, WhatCounts) {
+  const auto counts = [](const Options& command_line, const char* variable, const Options& script) {
+    return CountingValueOf(
+        kPartitionOption, command_line,
+        [&](std::string_view name) -> std::optional<std::string> {
+          if (variable == nullptr || name != "SBATCH_PARTITION") return std::nullopt;
+          return variable;
+        },
+        script);
+  };
+  EXPECT_EQ(counts({"-pa", "-p", "b"}, "c", {"--partition=d"}), "b");
+  EXPECT_EQ(counts({"--qos=a"}, "c", {"--partition=d"}), "c");
+  EXPECT_EQ(counts({}, nullptr, {"--partition=d", "--partition=e"}), "e");
+  EXPECT_EQ(counts({}, nullptr, {}), std::nullopt);
+}
+
+TEST(SbatchOptions, NamesAreNotMixedUp) {
+  const Options options = {"--qos=q",           "--quiet",           "--account=a",
+                           "--acctg-freq=1",    "--gres=gpu:2",      "--gres-flags=enforce-binding",
+                           "--gpus-per-node=3", "--gpus-per-task=4", "--cpus-per-task=5",
+                           "--cpus-per-gpu=6"};
+  EXPECT_EQ(ValueOf(kQosOption, options), "q");
+  EXPECT_EQ(ValueOf(kAccountOption, options), "a");
+  EXPECT_EQ(ValueOf(kGresOption, options), "gpu:2");
+  EXPECT_EQ(ValueOf(kGpusPerNodeOption, options), "3");
+  EXPECT_EQ(ValueOf(kCpusPerTaskOption, options), "5");
+}
+
+TEST(SbatchOptions, GpusOfANode) {
+  for (const auto& [gres, gpus] : std::vector<std::pair<const char*, int64_t>>{{"", 0},
+                                                                               {"gpu", 1},
+                                                                               {"gpu:4", 4},
+                                                                               {"gpu:h100", 1},
+                                                                               {"gpu:h100:4", 4},
+                                                                               {"nic:2", 0},
+                                                                               {"nic:2,gpu:3", 3}})
+    EXPECT_EQ(GpusOfGres(gres), gpus) << gres;
+  EXPECT_EQ(GpusPerNode(""), 0);
+  EXPECT_EQ(GpusPerNode("8"), 8);
+  EXPECT_EQ(GpusPerNode("h100:4"), 4);
+  EXPECT_EQ(GpusPerNode("volta:3,kepler:5"), 8);
+}
+
 }  // namespace
 }  // namespace perdure

@@ -452,16 +452,43 @@ TEST(Scheduler, Qos) {
   EXPECT_EQ(qos.name, "long");
   EXPECT_EQ(qos.priority, 10);
   EXPECT_EQ(qos.wall_max, absl::Hours(100));
-  EXPECT_EQ(qos.nodes_max, 3);
-  EXPECT_EQ(qos.gpus_max, 64);
-  EXPECT_EQ(qos.user_nodes_max, 32);
-  EXPECT_EQ(qos.user_gpus_max, 128);
+  EXPECT_EQ(qos.job_max, (ResourceLimits{.nodes = 3, .gpus = 64, .cpus = std::nullopt}));
+  EXPECT_EQ(qos.user_max, (ResourceLimits{.nodes = 32, .gpus = 128, .cpus = std::nullopt}));
   EXPECT_EQ(qos.user_jobs_max, 4);
   EXPECT_EQ(qos.user_submit_max, 3);
-  EXPECT_EQ(qos.group_nodes_max, 1024);
-  EXPECT_EQ(qos.group_gpus_max, std::nullopt);
+  EXPECT_EQ(qos.group_max,
+            (ResourceLimits{.nodes = 1024, .gpus = std::nullopt, .cpus = std::nullopt}));
   EXPECT_EQ(qos.flags, "DenyOnLimit");
+  EXPECT_FALSE(qos.before_partition());
   EXPECT_EQ(qos.preempt_mode, "requeue");
+}
+
+TEST(Scheduler, Associations) {
+  const auto all = Recorded({"acct-user"}).Associations("root");
+  ASSERT_TRUE(all.ok()) << all.status();
+  ASSERT_EQ(all->size(), 3U);
+  const AssociationView& beta = (*all)[0];
+  EXPECT_EQ(beta.user, "root");
+  EXPECT_EQ(beta.default_account, "root");
+  EXPECT_EQ(beta.cluster, "acct");
+  EXPECT_EQ(beta.account, "beta");
+  EXPECT_EQ(beta.partition, "main");
+  EXPECT_EQ(beta.default_qos, "long");
+  EXPECT_THAT(beta.qos, ElementsAre("long", "normal"));
+  EXPECT_EQ(beta.wall_max, std::nullopt);
+  EXPECT_EQ(beta.job_max, (ResourceLimits{.nodes = 2, .gpus = std::nullopt, .cpus = 64}));
+  EXPECT_EQ(beta.jobs_max, std::nullopt);
+  EXPECT_EQ(beta.submit_max, 1);
+  EXPECT_EQ(beta.group_max,
+            (ResourceLimits{.nodes = std::nullopt, .gpus = 16, .cpus = std::nullopt}));
+  const AssociationView& alpha = (*all)[1];
+  EXPECT_EQ(alpha.partition, "");
+  EXPECT_EQ(alpha.default_qos, "");
+  EXPECT_EQ(alpha.wall_max, absl::Hours(10)) << "the account's";
+  EXPECT_EQ(alpha.jobs_max, 7);
+  const auto nobody = Recorded({"acct-no-user"}).Associations("nobody");
+  ASSERT_TRUE(nobody.ok()) << nobody.status();
+  EXPECT_THAT(*nobody, IsEmpty());
 }
 
 TEST(Scheduler, Config) {
@@ -477,7 +504,9 @@ TEST(Scheduler, Config) {
   EXPECT_EQ(config->accounting, "accounting_storage/none");
   EXPECT_EQ(config->preempt_mode, "OFF");
   EXPECT_EQ(config->over_time_limit, absl::ZeroDuration());
-  EXPECT_EQ(Recorded({"acct-config"}).Config()->accounting, "accounting_storage/slurmdbd");
+  const SchedulerConfig with = *Recorded({"acct-config"}).Config();
+  EXPECT_EQ(with.accounting, "accounting_storage/slurmdbd");
+  EXPECT_EQ(with.enforced, "associations,limits,qos,safe");
 }
 
 TEST(Scheduler, Nodes) {

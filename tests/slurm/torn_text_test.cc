@@ -13,7 +13,8 @@ namespace perdure {
 namespace {
 
 using Answer = std::variant<std::vector<JobView>, std::vector<NodeView>, std::vector<PartitionView>,
-                            std::vector<QosView>, std::vector<PastJob>, SchedulerConfig, int64_t>;
+                            std::vector<QosView>, std::vector<AssociationView>,
+                            std::vector<PastJob>, SchedulerConfig, int64_t>;
 
 template <typename T>
 absl::StatusOr<Answer> As(absl::StatusOr<T> answer) {
@@ -29,7 +30,7 @@ absl::StatusOr<Answer> Read(const std::vector<std::string>& argv, const std::str
   if (argv[0] == "squeue") return As(ParseSqueue(text, kRecordedSeparator));
   if (argv[0] == "sinfo") return As(ParseSinfo(text, kRecordedSeparator));
   if (argv[0] == "sacct") return As(ParseHistory(text));
-  if (argv[0] == "sacctmgr") return As(ParseQos(text));
+  if (argv[0] == "sacctmgr") return has("user") ? As(ParseAssociations(text)) : As(ParseQos(text));
   if (argv[0] == "sbatch") return As(ParseSubmitted(text));
   if (has("config")) return As(ParseConfig(text));
   if (has("partition")) return As(ParsePartitions(text));
@@ -120,6 +121,7 @@ TEST(TornText, Rubbish) {
                                                           {"sinfo"},
                                                           {"sacct"},
                                                           {"sacctmgr"},
+                                                          {"sacctmgr", "show", "user"},
                                                           {"sbatch"},
                                                           {"scontrol", "show", "config"},
                                                           {"scontrol", "show", "partition"},

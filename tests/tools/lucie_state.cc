@@ -30,7 +30,7 @@ uint64_t Mix(uint64_t n) {
 
 absl::StatusOr<RunConfig> ScaledLucie(const LucieSize& size, const LayoutConfig& layout) {
   return LoadConfig(
-      PERDURE_SOURCE_DIR "/launch/recipes/lucie-7b.toml",
+      PERDURE_SOURCE_DIR "/launch/recipes/lucie/run.toml",
       {fmt::format("model.hidden={}", size.hidden), fmt::format("model.ffn={}", 3 * size.hidden),
        fmt::format("model.head_dim={}", std::max<int64_t>(size.hidden / 32, 8)),
        fmt::format("model.vocab={}", size.vocab),

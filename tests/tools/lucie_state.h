@@ -24,7 +24,7 @@ struct LucieSize {
   int64_t atom_elements = 16384;
 };
 
-// launch/recipes/lucie-7b.toml with its size and layout replaced.
+// launch/recipes/lucie/run.toml with its size and layout replaced.
 absl::StatusOr<RunConfig> ScaledLucie(const LucieSize& size, const LayoutConfig& layout);
 AtomTable LucieTable(const RunConfig& config);
 

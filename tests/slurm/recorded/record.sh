@@ -228,6 +228,15 @@ await 4 RUNNING; sleep 1; scancel 5; scontrol update NodeName=n1 State=DOWN Reas
 record acct-history "${history[@]}"
 record acct-jobs squeue -h -a --noconvert --user=0 -t all -o "$format"
 record acct-history-closed "${history[@]}" --partition=closed
+for command in 'modify account alpha set MaxWall=10:00:00 MaxJobs=7' 'add account beta Cluster=acct' \
+  'add user root Account=beta Cluster=acct Partition=main' 'modify user where name=root account=beta set qos=normal,long' \
+  'modify user where name=root account=beta set DefaultQOS=long MaxTRES=node=2,cpu=64 MaxSubmitJobs=1 GrpTRES=gres/gpu=16'; do
+  # shellcheck disable=SC2086  # Words.
+  sacctmgr -i $command > /dev/null || true
+done
+associations=format=User,DefaultAccount,Cluster,Account,Partition,DefaultQOS,QOS,MaxWall,MaxTRES,MaxJobs,MaxSubmit,GrpTRES
+record acct-user sacctmgr -nP show user where name=root withassoc "$associations"
+record acct-no-user sacctmgr -nP show user where name=nobody withassoc "$associations"
 kill "$(cat "$work/acct/slurmdbd.pid")"; while [ -e "$work/acct/slurmdbd.pid" ]; do sleep 0.2; done
 record acct-away-history "${history[@]}"
 record acct-away-qos sacctmgr -nP show qos \
