@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "model/parameters.h"
 #include "runtime/base/status.h"
 
 namespace perdure {
@@ -16,6 +17,14 @@ absl::Time Monotonic(absl::Time time_of_day) {
 }
 
 }  // namespace
+
+absl::Duration SaveGuess(const RunConfig& config, int64_t nodes) {
+  constexpr double kBytesPerSecond = 250e6;
+  double bytes = 0;
+  for (const TensorSpec& tensor : ModelTensors(config.model, config.numerics.tensor_shards))
+    bytes += 12.0 * static_cast<double>(tensor.size());
+  return absl::Seconds(3) + absl::Seconds(bytes / static_cast<double>(nodes) / kBytesPerSecond);
+}
 
 JobClock::JobClock(EventLoop* loop, Options options)
     : loop_(loop),

@@ -16,9 +16,14 @@
 #include "runtime/agent/worker.h"
 #include "runtime/control/coordinator.h"
 #include "runtime/control/leave_time.h"
+#include "runtime/train/run_config.h"
 #include "runtime/wire/event_loop.h"
 
 namespace perdure {
+
+// What a save takes as long as none was seen: bytes of the state that each of `nodes` writes, at a
+// rate that any file system has.
+absl::Duration SaveGuess(const RunConfig& config, int64_t nodes);
 
 class JobClock {
  public:

@@ -26,7 +26,6 @@
 #include "launch/run_export.h"
 #include "launch/slurm/scheduler.h"
 #include "launch/triggers.h"
-#include "model/parameters.h"
 #include "runtime/agent/agent.h"
 #include "runtime/agent/job_start.h"
 #include "runtime/agent/log_layouts.h"
@@ -307,15 +306,6 @@ absl::Status NodeAgent::Begin() {
            .ended = [this](int exit_code) { End(exit_code); }}));
   Tell();
   return absl::OkStatus();
-}
-
-// Bytes of the state that a node writes, at a rate that any file system has.
-absl::Duration SaveGuess(const RunConfig& config, int64_t nodes) {
-  constexpr double kBytesPerSecond = 250e6;
-  double bytes = 0;
-  for (const TensorSpec& tensor : ModelTensors(config.model, config.numerics.tensor_shards))
-    bytes += 12.0 * static_cast<double>(tensor.size());
-  return absl::Seconds(3) + absl::Seconds(bytes / static_cast<double>(nodes) / kBytesPerSecond);
 }
 
 absl::StatusOr<absl::Time> EndOfJob(const std::string& job) {
