@@ -182,6 +182,12 @@ int64_t OtherNodesFrom(const RunConfig& config, int64_t step) {
   return -1;
 }
 
+NextJob NextJobAfter(int exit_code) {
+  if (exit_code == kExitComplete) return NextJob::kNone;
+  if (exit_code == kExitNoRestart || exit_code == kExitUsage) return NextJob::kStopped;
+  return NextJob::kQueued;
+}
+
 bool NoProgress(const std::vector<ChainJob>& jobs, int64_t step, int64_t jobs_max) {
   int64_t without = 0;
   for (auto job = jobs.rbegin(); job != jobs.rend() && job->first_step >= step; ++job)

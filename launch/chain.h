@@ -88,6 +88,14 @@ std::string NodesFor(const RunConfig& config, int64_t step);
 // Behind `step` the first step that wants other nodes; -1: none does.
 int64_t OtherNodesFrom(const RunConfig& config, int64_t step);
 
+// What becomes of the chain behind a job that left with that exit code.
+enum class NextJob {
+  kNone,     // The run is complete.
+  kStopped,  // None, and a person must look.
+  kQueued,   // Unless somebody stopped the chain meanwhile.
+};
+NextJob NextJobAfter(int exit_code);
+
 // Whether the last `jobs_max` starts of jobs all began at `step`, where the run still is: whatever
 // ended them, one more would not get on either.
 bool NoProgress(const std::vector<ChainJob>& jobs, int64_t step, int64_t jobs_max);

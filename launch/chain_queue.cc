@@ -69,8 +69,9 @@ absl::Status ChainQueue::CancelPending() {
 
 absl::Status ChainQueue::After(int exit_code, const std::string& nodes, int64_t job,
                                const std::string& why) {
-  if (exit_code == kExitComplete) return CancelPending();
-  if (exit_code == kExitNoRestart || exit_code == kExitUsage) {
+  const NextJob next_job = NextJobAfter(exit_code);
+  if (next_job == NextJob::kNone) return CancelPending();
+  if (next_job == NextJob::kStopped) {
     absl::Status done = chain_->StopFor({.why = why, .job = job, .time = absl::Now()});
     done.Update(CancelPending());
     return done;
@@ -120,39 +121,23 @@ absl::StatusOr<ChainQueue::Exclusion> ChainQueue::ExclusionFor(const std::string
   ASSIGN_OR_RETURN(const NodeBook::Contents contents,
                    NodeBook(options_.run_directory).Read(options));
   const absl::Time now = absl::Now();
-  std::vector<EvidenceBook::Verdict> excluded = contents.book.Excluded(now);
-  size_t kept = 0;
-  if (!excluded.empty()) {
-    // What jobs could get but for the book. Slurm refuses names that it does not know, and they
-    // must not use up how many may be excluded.
+  DoneWithout without;
+  if (!contents.book.Excluded(now).empty()) {
     ASSIGN_OR_RETURN(std::set<std::string> choice, NodesOfPartition());
     for (const std::string& node : users) choice.erase(node);
-    std::vector<EvidenceEntry> entries = contents.book.Entries();
-    std::erase_if(entries,
-                  [&](const EvidenceEntry& entry) { return !choice.contains(entry.node); });
-    const auto judge = [&]() -> absl::StatusOr<std::vector<EvidenceBook::Verdict>> {
-      ASSIGN_OR_RETURN(const EvidenceBook book,
-                       EvidenceBook::Restore(options, entries, contents.book.pins()));
-      return book.Excluded(now);
-    };
-    ASSIGN_OR_RETURN(excluded, judge());
-    kept = excluded.size();
-    // A job that would get too few nodes is refused, or waits for ever.
-    options.excluded_max = static_cast<int>(
-        std::clamp<int64_t>(std::ssize(choice) - range.least, 0, options.excluded_max));
-    ASSIGN_OR_RETURN(excluded, judge());
-    kept -= excluded.size();
+    ASSIGN_OR_RETURN(without,
+                     JudgeForJob(contents.book, std::move(options), choice, range.least, now));
   }
   std::string lines;
-  for (const EvidenceBook::Verdict& verdict : excluded)
+  for (const EvidenceBook::Verdict& verdict : without.excluded)
     lines += "\n  the next job does without " + verdict.reason;
-  if (kept > 0)
-    lines += fmt::format("\n  {} more would be done without, but {} nodes are needed", kept,
-                         range.least);
+  if (without.kept > 0)
+    lines += fmt::format("\n  {} more would be done without, but {} nodes are needed",
+                         without.kept, range.least);
   if (!lines.empty() && lines != said_) options_.say(lines.substr(3));
   said_ = lines;
   std::set<std::string> both(users.begin(), users.end());
-  for (const EvidenceBook::Verdict& verdict : excluded) both.insert(verdict.node);
+  for (const EvidenceBook::Verdict& verdict : without.excluded) both.insert(verdict.node);
   return Exclusion{.of_book = both.size() > users.size(), .nodes = {both.begin(), both.end()}};
 }
 
@@ -173,6 +158,27 @@ absl::Status ChainQueue::ExcludeOfPending(const std::string& nodes, int64_t but)
 absl::StatusOr<EvidenceBook::Options> BookOptionsFor(const std::string& nodes) {
   ASSIGN_OR_RETURN(const NodeRange range, ParseNodeRange(nodes));
   return EvidenceBook::Options{.nodes = std::max({1, range.least, range.most})};
+}
+
+absl::StatusOr<DoneWithout> JudgeForJob(const EvidenceBook& book, EvidenceBook::Options options,
+                                        const std::set<std::string>& choice, int64_t least,
+                                        absl::Time now) {
+  // Slurm refuses names that it does not know, and they must not use up how many may be excluded.
+  std::vector<EvidenceEntry> entries = book.Entries();
+  std::erase_if(entries, [&](const EvidenceEntry& entry) { return !choice.contains(entry.node); });
+  const auto judge = [&]() -> absl::StatusOr<std::vector<EvidenceBook::Verdict>> {
+    ASSIGN_OR_RETURN(const EvidenceBook among, EvidenceBook::Restore(options, entries, book.pins()));
+    return among.Excluded(now);
+  };
+  DoneWithout without;
+  ASSIGN_OR_RETURN(without.excluded, judge());
+  without.kept = std::ssize(without.excluded);
+  // A job that would get too few nodes is refused, or waits for ever.
+  options.excluded_max =
+      static_cast<int>(std::clamp<int64_t>(std::ssize(choice) - least, 0, options.excluded_max));
+  ASSIGN_OR_RETURN(without.excluded, judge());
+  without.kept -= std::ssize(without.excluded);
+  return without;
 }
 
 absl::StatusOr<std::string> ThisProgram() {

@@ -67,6 +67,16 @@ class ChainQueue {
 // How the book of nodes is to be judged for a job on `nodes`, as --nodes has them.
 absl::StatusOr<EvidenceBook::Options> BookOptionsFor(const std::string& nodes);
 
+// What a job does without for the book: of `choice`, the nodes that it could get but for that, at
+// least `least` are left to it.
+struct DoneWithout {
+  std::vector<EvidenceBook::Verdict> excluded;  // By name.
+  int64_t kept = 0;                             // That would be, but are needed.
+};
+absl::StatusOr<DoneWithout> JudgeForJob(const EvidenceBook& book, EvidenceBook::Options options,
+                                        const std::set<std::string>& choice, int64_t least,
+                                        absl::Time now);
+
 // The path of this program, as other nodes see it, too.
 absl::StatusOr<std::string> ThisProgram();
 
