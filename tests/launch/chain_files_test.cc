@@ -149,6 +149,13 @@ TEST(ChainNodes, FollowPhasesAndSpares) {
   EXPECT_EQ(OtherNodesFrom(*same, 0), -1);
 }
 
+TEST(ChainNext, IsQueuedUnlessTheRunIsCompleteOrAPersonMustLook) {
+  EXPECT_EQ(NextJobAfter(0), NextJob::kNone);
+  EXPECT_EQ(NextJobAfter(93), NextJob::kStopped);
+  EXPECT_EQ(NextJobAfter(2), NextJob::kStopped);
+  for (const int exit_code : {75, 1, 137}) EXPECT_EQ(NextJobAfter(exit_code), NextJob::kQueued);
+}
+
 TEST(ChainProgress, IsMissedAfterSoManyJobs) {
   const auto jobs = [](const std::vector<int64_t>& first_steps) {
     std::vector<ChainJob> all;
