@@ -167,7 +167,8 @@ absl::StatusOr<DoneWithout> JudgeForJob(const EvidenceBook& book, EvidenceBook::
   std::vector<EvidenceEntry> entries = book.Entries();
   std::erase_if(entries, [&](const EvidenceEntry& entry) { return !choice.contains(entry.node); });
   const auto judge = [&]() -> absl::StatusOr<std::vector<EvidenceBook::Verdict>> {
-    ASSIGN_OR_RETURN(const EvidenceBook among, EvidenceBook::Restore(options, entries, book.pins()));
+    ASSIGN_OR_RETURN(const EvidenceBook among,
+                     EvidenceBook::Restore(options, entries, book.pins()));
     return among.Excluded(now);
   };
   DoneWithout without;

@@ -87,7 +87,7 @@ int main(int argc, char** argv) {
   perdure::AddResumeCommand(app, &exit_code);
   perdure::AddNodesCommand(app, &exit_code);
   perdure::AddDrillCommand(app, &exit_code);
-  perdure::AddPlanCommand(app, &exit_code);
+  perdure::AddPlanCommand(app, &exit_code, perdure::RunCommand);
   perdure::AddDoctorCommand(app, &exit_code);
   perdure::AddDataCommand(app, &exit_code);
   perdure::AddCkptCommand(app, &exit_code);

@@ -12,6 +12,8 @@
 
 #include "launch/byte_count.h"
 #include "launch/config.h"
+#include "launch/plan_queue.h"
+#include "launch/slurm/scheduler.h"
 #include "runtime/base/files.h"
 #include "runtime/base/status.h"
 #include "runtime/train/plan.h"
@@ -29,6 +31,9 @@ struct PlanOptions {
   ForecastOptions forecast;
   std::string memory_per_rank;
   bool json = false;
+  bool queue = false;  // Instead of all else:
+  PlanQueueOptions of_queue;
+  double overhead_seconds = 300;
 };
 
 // What a rank may use, and who says so; bytes = 0: not known.
@@ -194,8 +199,17 @@ std::string PrintTable(const RunConfig& config, const RunForecast& run, const Me
   return text;
 }
 
-absl::StatusOr<std::string> MakePlan(const PlanOptions& options) {
-  ASSIGN_OR_RETURN(const RunConfig config, LoadConfig(options.config, options.settings));
+absl::StatusOr<std::string> MakePlan(const PlanOptions& options, const CommandRunner& runner) {
+  ASSIGN_OR_RETURN(RunConfig config, LoadConfig(options.config, options.settings));
+  if (options.queue) {
+    if (options.forecast.ranks_per_node > 0)
+      config.job.ranks_per_node = options.forecast.ranks_per_node;
+    PlanQueueOptions of_queue = options.of_queue;
+    of_queue.overhead = absl::Seconds(options.overhead_seconds);
+    of_queue.json = options.json;
+    Scheduler scheduler(runner);
+    return PlanQueue(config, of_queue, &scheduler);
+  }
   ASSIGN_OR_RETURN(const RunForecast run, ForecastRun(config, options.forecast));
   const int64_t ranks_per_node = options.forecast.ranks_per_node == 0
                                      ? config.job.ranks_per_node
@@ -206,7 +220,7 @@ absl::StatusOr<std::string> MakePlan(const PlanOptions& options) {
 
 }  // namespace
 
-void AddPlanCommand(CLI::App& app, int* exit_code) {
+void AddPlanCommand(CLI::App& app, int* exit_code, CommandRunner runner) {
   CLI::App* plan = app.add_subcommand("plan", "What a run is: steps, tokens, layout, memory");
   const auto options = std::make_shared<PlanOptions>();
   plan->add_option("config", options->config, "The run's configuration, RUN.toml")->required();
@@ -221,8 +235,30 @@ void AddPlanCommand(CLI::App& app, int* exit_code) {
   plan->add_option("--memory-per-rank", options->memory_per_rank,
                    "Memory that a rank may use, for example 80GiB (default: this node's share)");
   plan->add_flag("--json", options->json, "Print JSON");
-  plan->callback([options, exit_code] {
-    const absl::StatusOr<std::string> text = MakePlan(*options);
+  CLI::Option* queue =
+      plan->add_flag("--queue", options->queue,
+                     "Instead: how long jobs of each size wait, and which gets the run done first");
+  plan->add_option("--run-dir", options->of_queue.run_directory,
+                   "Of --queue: the run's directory, for its steps, its step time and its chain")
+      ->needs(queue);
+  plan->add_option("--step-time", options->of_queue.step_seconds,
+                   "Of --queue: seconds a step takes on the most nodes that the phase may have "
+                   "(default: from --run-dir)")
+      ->needs(queue)
+      ->check(CLI::PositiveNumber);
+  plan->add_option("--history-days", options->of_queue.days,
+                   "Of --queue: of the scheduler's history")
+      ->needs(queue)
+      ->check(CLI::Range(int64_t{1}, int64_t{3650}))
+      ->capture_default_str();
+  plan->add_option("--job-overhead", options->overhead_seconds,
+                   "Of --queue: seconds of a job without steps, from its start and for leaving")
+      ->needs(queue)
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  queue->excludes("--nodes")->excludes("--memory-per-rank");
+  plan->callback([options, exit_code, runner = std::move(runner)] {
+    const absl::StatusOr<std::string> text = MakePlan(*options, runner);
     if (text.ok()) {
       std::fputs(text->c_str(), stdout);
       *exit_code = 0;

@@ -185,6 +185,14 @@ absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& p
   return bits;
 }
 
+absl::StatusOr<std::vector<LossRow>> ReadLossRows(const std::string& path, int64_t from) {
+  std::vector<LossRow> rows;
+  RETURN_IF_ERROR(ForEachRow(path, from, [&](const LossRow& row) {
+    if (row.step >= from) rows.push_back(row);
+  }));
+  return rows;
+}
+
 absl::StatusOr<double> ReadStepSeconds(const std::string& path) {
   double seconds = 0;
   RETURN_IF_ERROR(ForEachRow(path, 0, [&](const LossRow& row) { seconds += row.step_seconds; }));

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -56,6 +57,9 @@ absl::StatusOr<std::map<int64_t, std::string>> ReadLossBits(const std::string& p
 // The time of all steps that count, in seconds: each once, however often it was taken. Errors
 // likewise.
 absl::StatusOr<double> ReadStepSeconds(const std::string& path);
+
+// All whole rows of steps `from` and later, in order. Errors likewise.
+absl::StatusOr<std::vector<LossRow>> ReadLossRows(const std::string& path, int64_t from);
 
 // The last whole row; none where there is none yet. NotFound: no file. DataLoss: it is not ours.
 absl::StatusOr<std::optional<LossRow>> LastLossRow(const std::string& path);

@@ -6,6 +6,7 @@
 
 #include "launch/batch_pulse.h"
 #include "launch/chain.h"
+#include "launch/chain_queue.h"
 #include "launch/config.h"
 #include "runtime/base/files.h"
 #include "tests/launch/perdure_command.h"
@@ -167,6 +168,42 @@ TEST(ChainNodes, FollowPhasesAndSpares) {
   const auto same = LoadConfig(NanoToml(), {"job.nodes=2"});
   ASSERT_TRUE(same.ok());
   EXPECT_EQ(OtherNodesFrom(*same, 0), -1);
+}
+
+// Three bad nodes, of which one is none of the partition's.
+TEST(ChainExcludes, AsManyAsTheJobCanSpare) {
+  const absl::Time now = absl::FromUnixSeconds(1'795'883'579);
+  EvidenceBook book{EvidenceBook::Options{.nodes = 40}};
+  for (const char* node : {"n1", "n2", "x1"})
+    ASSERT_TRUE(book.Record({.node = node,
+                             .time = now,
+                             .kind = EvidenceKind::kSilentCorruption,
+                             .number = 0,
+                             .generation = 1,
+                             .job = "7",
+                             .detail = ""})
+                    .ok());
+  std::set<std::string> choice;
+  for (int node = 1; node <= 40; ++node) choice.insert("n" + std::to_string(node));
+  const auto judged = [&](int64_t least) {
+    const absl::StatusOr<EvidenceBook::Options> options = BookOptionsFor("40");
+    EXPECT_TRUE(options.ok());
+    const absl::StatusOr<DoneWithout> without = JudgeForJob(book, *options, choice, least, now);
+    EXPECT_TRUE(without.ok()) << without.status();
+    std::string text;
+    for (const EvidenceBook::Verdict& verdict : without->excluded) text += verdict.node + " ";
+    return text + std::to_string(without->kept);
+  };
+  EXPECT_EQ(judged(38), "n1 n2 0");
+  EXPECT_EQ(judged(39).substr(2), " 1") << judged(39);
+  EXPECT_EQ(judged(40), "2");
+}
+
+TEST(ChainNext, IsQueuedUnlessTheRunIsCompleteOrAPersonMustLook) {
+  EXPECT_EQ(NextJobAfter(0), NextJob::kNone);
+  EXPECT_EQ(NextJobAfter(93), NextJob::kStopped);
+  EXPECT_EQ(NextJobAfter(2), NextJob::kStopped);
+  for (const int exit_code : {75, 1, 137}) EXPECT_EQ(NextJobAfter(exit_code), NextJob::kQueued);
 }
 
 TEST(ChainProgress, IsMissedAfterSoManyJobs) {

@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "runtime/base/status.h"
+
 namespace perdure {
 namespace {
 
@@ -20,11 +22,16 @@ struct Result {
   std::string err;
 };
 
+// There is no Slurm on this machine.
+absl::StatusOr<InvocationResult> NoSlurm(const Invocation& command) {
+  return NotFound("there is no program '{}' in PATH", command.argv[0]);
+}
+
 // `perdure plan ARGUMENTS...` in this process.
-Result Plan(std::vector<std::string> arguments) {
+Result Plan(std::vector<std::string> arguments, const CommandRunner& runner = NoSlurm) {
   CLI::App app("perdure");
   Result result;
-  AddPlanCommand(app, &result.exit_code);
+  AddPlanCommand(app, &result.exit_code, runner);
   arguments.insert(arguments.begin(), "plan");
   std::reverse(arguments.begin(), arguments.end());
   testing::internal::CaptureStdout();

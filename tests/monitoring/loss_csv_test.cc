@@ -177,6 +177,17 @@ TEST_F(LossCsvTest, LossBitsFromAStepOn) {
   EXPECT_TRUE(ReadLossBits(path_, 10)->empty());
 }
 
+TEST_F(LossCsvTest, RowsFromAStepOn) {
+  EXPECT_TRUE(absl::IsNotFound(ReadLossRows(path_, 0).status()));
+  Train(0, 9);
+  const auto rows = ReadLossRows(path_, 8);
+  ASSERT_TRUE(rows.ok()) << rows.status();
+  ASSERT_EQ(rows->size(), 2u);
+  EXPECT_EQ(rows->front().step, 8);
+  EXPECT_EQ(rows->back().phase, Row(9).phase);
+  EXPECT_EQ(ReadLossRows(path_, -3)->size(), 9u);
+}
+
 TEST_F(LossCsvTest, StepSecondsAreOfAllSteps) {
   EXPECT_TRUE(absl::IsNotFound(ReadStepSeconds(path_ + ".absent").status()));
   Train(0, 9);

@@ -88,7 +88,7 @@ class ChainDraws {
   absl::Duration Strike(int64_t index) const;
   // For whoever places jobs on nodes.
   uint64_t Bits(int64_t index) const;
-  // The `parts` of `whole` from [0, 1): which of them.
+  // Evenly in (0, 1): how much of a range of nodes is free.
   double Share(int64_t index) const;
 
  private:

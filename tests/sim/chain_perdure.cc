@@ -466,8 +466,8 @@ void PerdureChain::CheckRow(const ChainRow& row) {
   if (row.first_step != before)
     Violated(fmt::format("job {} began at step {} and the one before ended at {}", row.job,
                          row.first_step, before));
-  const int64_t other = OtherNodesFrom(run_.config(), row.first_step);
-  if (other >= 0 && row.last_step > other)
+  if (row.last_step > row.first_step &&
+      run_.WholeNodes(row.first_step) != run_.WholeNodes(row.last_step - 1))
     Violated(fmt::format("job {} went from step {} to {} on the nodes of one phase", row.job,
                          row.first_step, row.last_step));
   if (!rows.empty() && row.began <= rows.back().left)

@@ -1,20 +1,11 @@
 #include <algorithm>
 
+#include "launch/queue_forecast.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status.h"
-#include "runtime/train/pipeline.h"
 #include "tests/sim/chain_world.h"
 
 namespace perdure::sim {
-namespace {
-
-// A pipeline's time in passes: its micro-batches, and what it takes to fill.
-int64_t Passes(const RunConfig& config, int64_t leaves, int64_t replicas) {
-  const int64_t rounds = (leaves + replicas - 1) / replicas;
-  return rounds * config.numerics.leaf + config.layout.pipeline - 1;
-}
-
-}  // namespace
 
 ChainRun::ChainRun(const ChainOptions& options) : options_(options), schedule_(options.config) {
   const absl::StatusOr<RunForecast> run = ForecastRun(options.config, {});
@@ -49,8 +40,8 @@ absl::Duration ChainRun::StepTime(const ChainDraws& draws, int64_t step) const {
 absl::Duration ChainRun::TimeOn(int64_t replicas, int64_t step, absl::Duration whole) const {
   const int64_t wanted = phases_[PhaseOf(step)].layout.data;
   if (replicas == wanted) return whole;
-  const int64_t leaves = LeavesOf(config().numerics, schedule_.At(step).batch);
-  return whole * Passes(config(), leaves, replicas) / Passes(config(), leaves, wanted);
+  const int64_t batch = schedule_.At(step).batch;
+  return whole * (StepPasses(config(), replicas, batch) / StepPasses(config(), wanted, batch));
 }
 
 // ---- CountedLine
