@@ -15,7 +15,7 @@ packages=(
 daemons=(munge slurmctld slurmd)
 case "${1:-}" in
   "") ;;
-  tests) packages+=(spin shellcheck curl slurm-client "${daemons[@]}") ;;
+  tests) packages+=(spin shellcheck curl python3 slurm-client "${daemons[@]}") ;;
   *) echo "usage: launch/install_packages.sh [tests]" >&2; exit 2 ;;
 esac
 
