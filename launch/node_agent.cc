@@ -515,7 +515,9 @@ void NodeAgent::OnFormed(const Coordinator::AllPresent& said) {
        {"resumes", said.step},
        {"checkpoint",
         chosen.ok() ? fmt::format("{}/ckpt/{}", options_.run_directory, chosen->name) : ""}});
-  const std::vector<FailedGeneration>& failures = agent_->lead()->view().failures;
+  const LogView& view = agent_->lead()->view();
+  std::vector<FailedGeneration> failures = view.failures;
+  if (view.last_failure.has_value()) failures.push_back(*view.last_failure);
   evidence_->Form(absl::Now(), said.generation, agent_->lead()->members(),
                   asked_ ? std::vector<FailedGeneration>{} : failures);
   formed_ = said.generation;
