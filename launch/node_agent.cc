@@ -518,7 +518,9 @@ void NodeAgent::OnStalls(StepIndex step, const std::vector<SaveWatch::Stall>& st
 // ---- what the coordinator's agent says of a generation
 
 void NodeAgent::OnFormed(const Coordinator::AllPresent& said) {
-  const std::vector<FailedGeneration>& failures = agent_->lead()->view().failures;
+  const LogView& view = agent_->lead()->view();
+  std::vector<FailedGeneration> failures = view.failures;
+  if (view.last_failure.has_value()) failures.push_back(*view.last_failure);
   evidence_->Form(absl::Now(), said.generation, agent_->lead()->members(),
                   asked_ ? std::vector<FailedGeneration>{} : failures);
   const PlacedLayout& placed = agent_->lead()->layout();

@@ -42,12 +42,16 @@ void LogView::Absorb(const LogEntry& entry) {
     case EntryKind::kLead:
       if (lead.has_value() && lead->author.at.job != entry.author.at.job) {
         failures.clear();
+        last_failure.reset();
         slow.clear();
       }
       lead = Lead{.term = entry.slot, .author = entry.author};
       return;
     case EntryKind::kStart:
       AddFailure({.generation = generation, .failure = entry.failure}, failures);
+      last_failure.reset();
+      if (entry.failure.kind.has_value())
+        last_failure = {.generation = generation, .failure = entry.failure};
       if (entry.failure.kind == EvidenceKind::kSlow && entry.failure.node.has_value())
         ++slow[*entry.failure.node];
       generation = std::max(generation, entry.generation);
@@ -76,6 +80,7 @@ void LogView::Absorb(const LogEntry& entry) {
       lead.reset();
       live.clear();
       failures.clear();
+      last_failure.reset();
       slow.clear();
       return;
     case EntryKind::kNote:

@@ -119,6 +119,8 @@ struct LogView {
   // END that nobody runs.
   std::vector<Live> live;
   std::vector<FailedGeneration> failures;  // What the newest lead's job has not got beyond.
+  // What the generation before the newest one failed with, also where it cannot come again.
+  std::optional<FailedGeneration> last_failure;
   // Nodes that its generations were ended to do without, because they were slow, and how often.
   std::map<NodeId, int> slow;
 

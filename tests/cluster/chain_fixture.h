@@ -67,8 +67,8 @@ class ChainTest : public testing::Test {
                   const std::function<absl::Status()>& hurt);
   // Of a run of one job that had lost its batch host when it became complete.
   void ExpectEndedWithoutBatchHost() const;
-  // The same run on this machine alone, undisturbed, on one node of so many ranks: the same bits.
-  void ExpectSameAsUndisturbed(const std::vector<std::string>& settings, int ranks = 2) const;
+  // The same run on this machine alone, undisturbed, on two ranks: the same bits.
+  void ExpectSameAsUndisturbed(const std::vector<std::string>& settings) const;
 
   // nano on nodes of one rank, which all are this machine.
   std::vector<std::string> base_;

@@ -278,8 +278,10 @@ TEST_F(ChainTest, LongANodeIsLostAgainAndAgain) {
 TEST_F(ChainTest, LongTheBatchHostIsLost) {
   Begin({.nodes = 3});
   RunThrough({"job.nodes=\"2-3\"", "job.time_limit=10min"}, 10,
-             [&] { return cluster_->LoseNode(cluster_->BatchHost(1)); });
+             [&] { return cluster_->LoseNode("n1"); });
   ExpectEndedWithoutBatchHost();
+  EXPECT_EQ(cluster_->BatchHost(1), "n1");
+  EXPECT_EQ(VerdictOn("n1"), "used") << ReadFile(run() + "/journal.jsonl").value_or("");
 }
 
 // Slurm does not know yet that it is lost when the others have done their work.

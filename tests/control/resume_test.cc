@@ -145,6 +145,35 @@ TEST(LogView, ForgetsCheckpointsThatAreBad) {
   EXPECT_TRUE(view.live.back().from_checkpoint);
 }
 
+// A node that was lost is nothing that the program does again; yet somebody wants to know it.
+TEST(LogView, KnowsWhatTheGenerationBeforeFailedWith) {
+  const auto lost = [](Slot slot, Generation generation, NodeId node) {
+    LogEntry start = Entry(slot, EntryKind::kStart, generation, 30);
+    start.failure = {.kind = EvidenceKind::kNodeLost, .number = 0, .step = 30, .node = node};
+    return start;
+  };
+  LogView view;
+  view.Absorb(Entry(0, EntryKind::kLead));
+  view.Absorb(Entry(1, EntryKind::kStart, 1));
+  EXPECT_FALSE(view.last_failure.has_value());
+  view.Absorb(lost(2, 4, 7));
+  EXPECT_TRUE(view.failures.empty());
+  ASSERT_TRUE(view.last_failure.has_value());
+  EXPECT_EQ(view.last_failure->generation, 1u);
+  EXPECT_EQ(view.last_failure->failure.node, 7u);
+  view.Absorb(Entry(3, EntryKind::kLead));
+  EXPECT_TRUE(view.last_failure.has_value()) << "another coordinator of the job";
+  LogView planned = view, other = view, ended = view;
+  planned.Absorb(Entry(4, EntryKind::kStart, 5));
+  EXPECT_FALSE(planned.last_failure.has_value()) << "nothing failed";
+  LogEntry lead = Entry(4, EntryKind::kLead);
+  lead.author.at.job = 2;
+  other.Absorb(lead);
+  EXPECT_FALSE(other.last_failure.has_value()) << "of another job";
+  ended.Absorb(Entry(4, EntryKind::kEnd, 4, 30));
+  EXPECT_FALSE(ended.last_failure.has_value());
+}
+
 TEST(LogView, KnowsWhatTheJobThatLeadsFailsWith) {
   const auto by_job = [](LogEntry entry, uint64_t job) {
     entry.author.at.job = job;
