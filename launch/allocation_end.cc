@@ -43,7 +43,11 @@ class AllocationEnder {
   void Run();
 
  private:
-  bool BatchScriptLives() const { return pulse_.Find() != pulse_before_; }
+  // A file that cannot be read, or is gone, is no sign of life.
+  bool BatchScriptLives() const {
+    const std::string pulse = pulse_.Find();
+    return !pulse.empty() && pulse != pulse_before_;
+  }
   bool Coordinated() const;
   // Whether nothing is left to do.
   bool Ask();
