@@ -61,8 +61,9 @@ TEST_F(NodesCommand, ListsWhatIsKnown) {
 
 // One node is done without, of a run on few; the other would be.
 TEST_F(NodesCommand, TellsOfTheCap) {
-  Hold("n1", EvidenceKind::kSilentCorruption);
+  // Of equals the one with the newer evidence, or the first by name.
   Hold("n2", EvidenceKind::kSilentCorruption);
+  Hold("n1", EvidenceKind::kSilentCorruption);
   const json listed = Listed();
   EXPECT_EQ(listed["nodes"][0]["verdict"], "excluded");
   EXPECT_EQ(listed["nodes"][1]["verdict"], "avoided");

@@ -41,7 +41,7 @@ RunConfig Config(const std::string& name, const std::vector<std::string>& settin
 // Lucie: 1,024 samples are 128 leaves; a replica is four nodes.
 TEST(UsefulSizes, AreThoseThatSaveARound) {
   const absl::StatusOr<std::vector<JobSize>> sizes =
-      UsefulSizes(Config("lucie-7b"), {.least = 64, .most = 128}, 1024);
+      UsefulSizes(Config("lucie/run"), {.least = 64, .most = 128}, 1024);
   ASSERT_TRUE(sizes.ok()) << sizes.status();
   std::vector<std::vector<int64_t>> seen;
   for (const JobSize& size : *sizes) seen.push_back({size.nodes, size.replicas, size.rounds});
@@ -54,7 +54,7 @@ TEST(UsefulSizes, AreThoseThatSaveARound) {
 }
 
 TEST(UsefulSizes, AFixedNumberOfReplicasIsOneSize) {
-  const RunConfig config = Config("lucie-7b", {"layout.data=20"});
+  const RunConfig config = Config("lucie/run", {"layout.data=20"});
   const absl::StatusOr<std::vector<JobSize>> sizes =
       UsefulSizes(config, {.least = 64, .most = 128}, 1024);
   ASSERT_TRUE(sizes.ok()) << sizes.status();
@@ -67,7 +67,7 @@ TEST(UsefulSizes, AFixedNumberOfReplicasIsOneSize) {
 // No more replicas than a step has leaves.
 TEST(UsefulSizes, EndWhereReplicasWouldHaveNothingToDo) {
   const absl::StatusOr<std::vector<JobSize>> sizes =
-      UsefulSizes(Config("lucie-7b"), {.least = 1, .most = 1000}, 128);
+      UsefulSizes(Config("lucie/run"), {.least = 1, .most = 1000}, 128);
   ASSERT_TRUE(sizes.ok()) << sizes.status();
   EXPECT_EQ(sizes->back().replicas, 16);
   EXPECT_EQ(sizes->back().rounds, 1);

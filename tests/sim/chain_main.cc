@@ -14,7 +14,7 @@ namespace perdure::sim {
 namespace {
 
 struct Arguments {
-  std::string config = PERDURE_SOURCE_DIR "/launch/recipes/lucie-7b.toml";
+  std::string config = PERDURE_SOURCE_DIR "/launch/recipes/lucie/run.toml";
   std::vector<std::string> settings;
   uint64_t seed = 1;
   uint64_t seeds = 1;

@@ -23,7 +23,7 @@ ChainOptions Lucie(std::vector<std::string> more = {}) {
   std::vector<std::string> settings = {"job.nodes=128", "slurm.site=jean-zay-h100"};
   settings.insert(settings.end(), more.begin(), more.end());
   const absl::StatusOr<RunConfig> config =
-      LoadConfig(PERDURE_SOURCE_DIR "/launch/recipes/lucie-7b.toml", settings);
+      LoadConfig(PERDURE_SOURCE_DIR "/launch/recipes/lucie/run.toml", settings);
   EXPECT_TRUE(config.ok()) << config.status();
   return {.assumed = {}, .config = config.value_or(RunConfig{})};
 }
