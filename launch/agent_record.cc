@@ -97,7 +97,9 @@ void AgentRecord::Step(uint64_t generation, int64_t ranks, const StepReport& r) 
                  {"phase", phase},
                  {"samples", {r.first_sample, r.first_sample + r.batch}},
                  {"sample_chain", r.sample_chain.Hex()},
-                 {"loss_bits", LossBits(r.loss)}});
+                 {"loss_bits", LossBits(r.loss)},
+                 {"seconds", r.seconds},
+                 {"wait_seconds", r.wait_seconds}});
   line_.Show(r);
 }
 

@@ -573,8 +573,20 @@ std::vector<Field<IntegrityConfig>> IntegrityFields() {
 std::vector<Field<MonitoringConfig>> MonitoringFields() {
   using M = MonitoringConfig;
   return {
+      Make("endpoint", &M::endpoint, Anything(),
+           "Whether the coordinator serves metrics to Prometheus: docs/operating.md"),
       Make("port", &M::port, Integers{0, 65535},
            "Port of the Prometheus endpoint; 0: any free one"),
+      Make("interface", &M::interface, Anything(),
+           "Where it listens, for example \"eth0\"; empty: where agents reach each other"),
+      Make("token_file", &M::token_file, PathOrNone{},
+           "File with a token that scrapers must show (Authorization: Bearer); empty: none"),
+      Make("certificate", &M::certificate, PathOrNone{},
+           "PEM file with certificate and key: then TLS alone; empty: none"),
+      Make("textfile", &M::textfile, PathOrNone{},
+           "Directory of node_exporter's textfile collector, written besides; empty: none"),
+      Make("peak_tflops", &M::peak_tflops, Numbers{},
+           "TFLOP/s that one rank's device reaches at best; 0: utilisation is not told"),
       Make("tensorboard", &M::tensorboard, Anything(), "Whether TensorBoard files are written"),
   };
 }
@@ -609,7 +621,7 @@ std::string PrintCommand(const std::vector<std::string>& command) { return Print
 
 bool IsOfForeignRuns(const std::string& key) {
   return key == "run.name" || key.starts_with("job.") || key.starts_with("slurm.") ||
-         key.starts_with("exec.");
+         key.starts_with("exec.") || key.starts_with("monitoring.");
 }
 
 const std::vector<RunField>& RunFields() {

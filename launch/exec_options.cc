@@ -24,13 +24,6 @@ int SignalOf(const std::string& said) {
   return 0;
 }
 
-// "10.0.0.5", "fd00::5".
-std::string HostOf(const WireAddress& address) {
-  const std::string text = WireAddressText(address);
-  const std::string host = text.substr(0, text.rfind(':'));
-  return host.starts_with('[') ? host.substr(1, host.size() - 2) : host;
-}
-
 }  // namespace
 
 std::string ProgressPath(const std::string& run_directory) {
@@ -59,7 +52,7 @@ absl::StatusOr<CommandRanksOptions> CommandOptionsOf(const ExecConfig& exec,
                       fmt::format("PERDURE_RUN_DIR={}", agent.run_directory),
                       fmt::format("PERDURE_JOB={}", JobOf(agent.job))},
       .log_directory = {},
-      .address = HostOf(address),
+      .address = HostText(address),
       .progress_path = ProgressPath(agent.run_directory),
       .must_speak = exec.stall > absl::ZeroDuration()};
   if (::getenv("OMP_NUM_THREADS") == nullptr) {

@@ -9,13 +9,14 @@ packages=(
   libabsl-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev libfmt-dev
   libxxhash-dev libsodium-dev zlib1g-dev libsentencepiece-dev
   libdnnl-dev libhdf5-dev libucx-dev libfabric-dev
+  prometheus-cpp-dev libmicrohttpd-dev
   libgtest-dev libgmock-dev libbenchmark-dev ca-certificates
 )
 # Tests start daemons of their own; the machine's must not run for their sake.
-daemons=(munge slurmctld slurmd)
+daemons=(munge slurmctld slurmd prometheus)
 case "${1:-}" in
   "") ;;
-  tests) packages+=(spin shellcheck curl python3 slurm-client "${daemons[@]}") ;;
+  tests) packages+=(spin shellcheck curl openssl python3 slurm-client "${daemons[@]}") ;;
   *) echo "usage: launch/install_packages.sh [tests]" >&2; exit 2 ;;
 esac
 

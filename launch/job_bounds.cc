@@ -1,11 +1,13 @@
 #include "launch/job_bounds.h"
 
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 
 #include "launch/agent_record.h"
 #include "launch/exit_codes.h"
 #include "launch/run_data.h"
+#include "launch/run_exporter.h"
 #include "monitoring/journal.h"
 #include "runtime/base/status.h"
 #include "runtime/train/plan.h"
@@ -108,6 +110,9 @@ int TellEnd(const JobBounds& job, const RunLog& log, const EndRecord& end) {
                  fmt::format("{} at step {}/{}, certificate {}", state, end.step,
                              StepSchedule(job.config).steps(), certificate)
                      .c_str());
+  // Whoever served there is gone.
+  std::error_code none;
+  std::filesystem::remove(TargetsPath(job.run_directory), none);
   absl::Status told = RecordState(job.run_directory, job.config, state, job.slurm_job);
   const absl::StatusOr<std::unique_ptr<Journal>> journal =
       Journal::Open(job.run_directory + "/journal.jsonl");

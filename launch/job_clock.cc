@@ -61,6 +61,10 @@ void JobClock::See(absl::Time now, const Sight& sight) {
   sight_ = sight;
 }
 
+absl::Time JobClock::EndsAt() const {
+  return end_ == absl::InfiniteFuture() ? end_ : absl::Now() + (end_ - MonotonicNow());
+}
+
 void JobClock::Ask(absl::Time now) {
   asking_ = true;
   asked_ = now;

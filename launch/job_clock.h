@@ -52,6 +52,8 @@ class JobClock {
   // Somebody knows that the end is near, or has moved.
   void AskNow() { asked_ = absl::InfinitePast(); }
 
+  // When the job's time is over, by the wall clock; infinite: never.
+  absl::Time EndsAt() const;
   bool Leaves(absl::Time now) const { return now >= leave_.At(end_); }
   // Why, for the journal; times in seconds.
   nlohmann::json Reason(absl::Time now) const;

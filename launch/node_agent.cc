@@ -17,6 +17,7 @@
 #include "launch/backend.h"
 #include "launch/chain.h"
 #include "launch/config.h"
+#include "launch/device_comparison.h"
 #include "launch/drill_flip.h"
 #include "launch/exec_options.h"
 #include "launch/exit_codes.h"
@@ -24,8 +25,10 @@
 #include "launch/job_evidence.h"
 #include "launch/job_health.h"
 #include "launch/layout_rule.h"
+#include "launch/live_facts.h"
 #include "launch/run_data.h"
 #include "launch/run_export.h"
+#include "launch/run_exporter.h"
 #include "launch/slurm/scheduler.h"
 #include "launch/triggers.h"
 #include "runtime/agent/agent.h"
@@ -52,8 +55,6 @@ using Json = nlohmann::json;
 constexpr absl::Duration kTell = absl::Milliseconds(200);
 // Each look is two calls to a file system that others share.
 constexpr absl::Duration kTriggers = absl::Seconds(2);
-// How long a generation's nodes may take to say what their devices reach.
-constexpr absl::Duration kDevicesMax = absl::Seconds(30);
 
 Json Described(const std::vector<SaveWatch::Stall>& stalls) {
   Json list = Json::array();
@@ -75,6 +76,7 @@ class NodeAgent {
 
  private:
   absl::Status OpenClock();
+  absl::Status OpenExporter();
   absl::Status OpenRecords();
   absl::Status OpenCheckpoints();
   void OpenRanks(const std::string& run_id);
@@ -90,7 +92,6 @@ class NodeAgent {
                  const std::vector<SaveWatch::Stall>& under_way);
   void OnStalls(StepIndex step, const std::vector<SaveWatch::Stall>& stalls);
   void OnFormed(const Coordinator::AllPresent& said);
-  void CompareDevices();
   void LeaveInTime();
   void LookForTriggers();
   void OnTriggers(const Triggers& asked);
@@ -98,6 +99,7 @@ class NodeAgent {
   void Tell();
   Json State() const;
   uint64_t StartOf(pid_t pid);
+  LiveFacts Live(const std::string& state) const;
   void End(int exit_code);
 
   const NodeAgentOptions options_;
@@ -109,6 +111,7 @@ class NodeAgent {
   std::unique_ptr<JobHealth> health_;
   std::unique_ptr<JobEvidence> evidence_;
   std::unique_ptr<JobClock> clock_;
+  std::unique_ptr<RunExporter> exporter_;
   std::unique_ptr<SnapshotShelf> shelf_;
   std::unique_ptr<RunCheckpoints> checkpoints_;
   std::unique_ptr<ControlLog> log_;
@@ -121,10 +124,7 @@ class NodeAgent {
   std::map<pid_t, uint64_t> starts_;  // Of ranks' processes.
   std::unique_ptr<Worker> worker_;    // Reads what nodes say for people.
   bool asked_ = false;                // To stop.
-  // The generation that this agent formed last, until its devices are compared.
-  std::optional<Generation> formed_;
-  absl::Time formed_at_;
-  bool comparing_ = false;
+  std::unique_ptr<DeviceComparison> devices_;
   absl::Time triggers_at_ = absl::InfinitePast();  // When they are looked for again.
   std::optional<int> exit_code_;
 };
@@ -293,9 +293,12 @@ absl::Status NodeAgent::Begin() {
   }));
   // Threads, which inherit that signals are blocked, come behind.
   RETURN_IF_ERROR(OpenClock());
+  RETURN_IF_ERROR(OpenExporter());
   ASSIGN_OR_RETURN(worker_, Worker::Start());
   RETURN_IF_ERROR(
       loop_->AddFd(worker_->fd(), EventLoop::kReadable, [this](uint32_t) { worker_->Drain(); }));
+  devices_ = std::make_unique<DeviceComparison>(
+      worker_.get(), logs_, [this](const std::string& line) { record_->Say(line); });
   ASSIGN_OR_RETURN(RunLog log, RunLog::Open(options_.run_directory));
   const std::string run_id = log.run_id();
   int64_t step = 0;
@@ -341,6 +344,18 @@ absl::StatusOr<absl::Time> EndOfJob(const std::string& job) {
   ASSIGN_OR_RETURN(const JobView view, scheduler.Job(job));
   if (!view.end.has_value()) return Internal("Slurm does not say when job {} ends", job);
   return *view.end;
+}
+
+absl::Status NodeAgent::OpenExporter() {
+  ASSIGN_OR_RETURN(const WireAddress address, InterfaceAddress(options_.interface));
+  ASSIGN_OR_RETURN(exporter_,
+                   RunExporter::New(loop_.get(), {.run_directory = options_.run_directory,
+                                                  .config = config_,
+                                                  .address = HostText(address),
+                                                  .warn = [this](const std::string& line) {
+                                                    record_->Say(line);
+                                                  }}));
+  return absl::OkStatus();
 }
 
 absl::Status NodeAgent::OpenClock() {
@@ -531,8 +546,7 @@ void NodeAgent::OnFormed(const Coordinator::AllPresent& said) {
                                   {"command", config_.exec.command}});
     return;
   }
-  formed_ = said.generation;
-  formed_at_ = MonotonicNow();
+  devices_->Formed(said.generation);
   LayoutConfig layout = config_.layout;
   layout.tensor = placed.shape.tensor;
   layout.pipeline = placed.shape.pipeline;
@@ -549,40 +563,6 @@ void NodeAgent::OnFormed(const Coordinator::AllPresent& said) {
        {"resumes", said.step},
        {"checkpoint",
         chosen.ok() ? fmt::format("{}/ckpt/{}", options_.run_directory, chosen->name) : ""}});
-}
-
-// What every rank's device reaches, as their nodes have written it; fewer: some have not yet.
-std::vector<JobHealth::Member> ReadDevices(const std::string& directory,
-                                           const std::vector<NodeId>& nodes) {
-  std::vector<JobHealth::Member> members;
-  for (const Json& node : AgentRecord::ReadNodes(directory, nodes))
-    for (const Json& rank : node.value("ranks", Json::array()))
-      for (const Json& device : node.value("devices", Json::array()))
-        if (device.value("local_rank", -1) == rank.value("local_rank", -2))
-          members.push_back({.rank = rank.value("rank", -1),
-                             .node = node.value("node", -1),
-                             .device = device.value("device", ""),
-                             .rates = device.value("rates", Json::object())});
-  return members;
-}
-
-void NodeAgent::CompareDevices() {
-  if (!formed_.has_value() || comparing_) return;
-  const Coordinator& lead = *agent_->lead();
-  if (lead.layout().generation != *formed_ || MonotonicNow() - formed_at_ > kDevicesMax) {
-    formed_.reset();
-    return;
-  }
-  comparing_ = true;
-  worker_->Post([this, logs = logs_, nodes = lead.members(), generation = *formed_,
-                 ranks = lead.layout().seats.size()]() -> Worker::Then {
-    return [this, generation, ranks, members = ReadDevices(logs, nodes)] {
-      comparing_ = false;
-      if (members.size() < ranks || formed_ != generation) return;
-      formed_.reset();
-      for (const std::string& line : JobHealth::Compare(members)) record_->Say(line);
-    };
-  });
 }
 
 // ---- what people read
@@ -648,19 +628,32 @@ void NodeAgent::Tell() {
                         {"agent_start", start_},
                         {"ranks", ranks},
                         {"devices", health_->Devices()}});
-  if (agent_->lead() == nullptr) return;
+  if (agent_->lead() == nullptr) {
+    exporter_->Cease();
+    return;
+  }
   // A coordinator that came since does not know.
   LeaveInTime();
   LookForTriggers();
   if (asked_) (void)agent_->TellLead(Coordinator::EndJob{kExitStopped});
-  record_->Job(State());
-  CompareDevices();
+  const Json state = State();
+  record_->Job(state);
+  // Who still claims the lead may not get it.
+  if (agent_->lead()->phase() != Coordinator::Phase::kClaiming)
+    exporter_->Update(Live(state["state"]));
+  devices_->Look(*agent_->lead());
+}
+
+LiveFacts NodeAgent::Live(const std::string& state) const {
+  return LiveFactsOf(*agent_->lead(), config_, state, options_.names, options_.nodes,
+                     clock_->EndsAt());
 }
 
 void NodeAgent::End(int exit_code) {
   if (exit_code_.has_value()) return;
   exit_code_ = exit_code;
   if (agent_->lead() != nullptr) evidence_->End(absl::Now());
+  exporter_->End(exit_code == kExitComplete);
   const auto stop = [this] { loop_->Stop(); };
   if (command_ != nullptr)
     command_->End(stop);

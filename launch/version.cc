@@ -20,6 +20,8 @@ std::string Cuda() {
 
 }  // namespace
 
+std::string Version() { return PERDURE_VERSION; }
+
 std::string VersionText() {
   std::string transports;
   for (const std::string& kind : LinkedTransports())

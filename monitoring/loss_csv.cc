@@ -129,6 +129,8 @@ absl::StatusOr<LossRow> ParseRow(const std::string& path, std::string_view row) 
 
 }  // namespace
 
+absl::StatusOr<LossRow> ParseLossRow(std::string_view row) { return ParseRow("loss.csv", row); }
+
 absl::StatusOr<std::unique_ptr<LossCsv>> LossCsv::Open(const std::string& path,
                                                        int64_t resume_step) {
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_APPEND | O_CLOEXEC));

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -30,6 +31,9 @@ struct LossRow {
   int64_t ranks = 0;
   std::string phase;
 };
+
+// Of one row without its end. DataLoss: it is none.
+absl::StatusOr<LossRow> ParseLossRow(std::string_view row);
 
 // As in the column loss_bits.
 std::string LossBits(double loss);

@@ -226,6 +226,8 @@ const std::map<std::string_view, Words>& Libraries() {
       {"uct/", {"runtime/comm/transport_ucx.cc"}},
       {"rdma/", {"runtime/comm/transport_ofi.cc"}},
       {"sentencepiece", {"runtime/data/sentencepiece_model.cc", "tests/data/foreign_model.cc"}},
+      {"prometheus/", {"monitoring/exposition", "monitoring/run_metrics", "tests/monitoring/"}},
+      {"microhttpd.h", {"monitoring/http_endpoint.cc"}},
       {"zlib.h", {"runtime/data/gunzip.cc", "tests/data/"}},
       {"toml++/", {"launch/config"}},
       {"CLI/", {"launch/", "tests/"}},
@@ -243,7 +245,7 @@ const std::map<std::string_view, Words>& Libraries() {
       {"arpa/", {"runtime/comm/", "runtime/wire/wire_sockets", "tests/comm/", "tests/wire/"}},
       {"ifaddrs.h", {"runtime/comm/", "runtime/wire/wire_sockets"}},
       {"pty.h", {"tests/"}},
-      {"grp.h", {"tests/"}},  // Attackers are other users.
+      {"grp.h", {"tests/"}},                       // Attackers are other users.
       {"pwd.h", {"launch/site_check", "tests/"}},  // Accounting knows users by name.
       {"malloc.h", {"launch/reshard_command", "tests/"}},
       {"sched.h", {"tests/"}},
@@ -251,9 +253,9 @@ const std::map<std::string_view, Words>& Libraries() {
       {"dlfcn.h", {"runtime/agent/device_watch", "kernels/cuda/cublaslt_lazy", "tests/"}},
       {"dirent.h", {"runtime/", "ckpt/", "tests/"}},
       {"fcntl.h", {"runtime/", "ckpt/", "monitoring/", "launch/", "tests/"}},
-      {"netdb.h", {"launch/node_command"}},
+      {"netdb.h", {"launch/node_command", "monitoring/http_endpoint.cc"}},
       {"poll.h", {"runtime/", "launch/", "tests/"}},
-      {"spawn.h", {"launch/slurm/command.cc"}},
+      {"spawn.h", {"launch/slurm/command.cc", "tests/launch/prometheus_test.cc"}},
       {"signal.h", {"runtime/agent/", "runtime/wire/event_loop", "launch/", "tests/"}},
       {"unistd.h", {"runtime/", "ckpt/", "monitoring/", "launch/", "tests/"}},
   };

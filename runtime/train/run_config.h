@@ -177,7 +177,13 @@ struct IntegrityConfig {
 };
 
 struct MonitoringConfig {
-  int64_t port = 0;  // Of the Prometheus endpoint; 0: any free port.
+  bool endpoint = true;   // Whether the coordinator's agent serves metrics over HTTP,
+  int64_t port = 0;       // where; 0: any free port.
+  std::string interface;  // "ib0", an address; empty: where agents reach each other.
+  std::string token_file;   // Of the token that a scraper must show; empty: none.
+  std::string certificate;  // PEM file, for TLS; empty: none.
+  std::string textfile;     // Directory of node_exporter's textfile collector; empty: none.
+  double peak_tflops = 0;   // Of one rank's device, in the run's dtype; 0: utilisation is not told.
   bool tensorboard = true;
 };
 

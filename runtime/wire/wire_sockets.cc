@@ -106,6 +106,12 @@ std::string WireAddressText(const WireAddress& address) {
   return v4 ? fmt::format("{}:{}", text, address.port) : fmt::format("[{}]:{}", text, address.port);
 }
 
+std::string HostText(const WireAddress& address) {
+  const std::string text = WireAddressText(address);
+  const std::string host = text.substr(0, text.rfind(':'));
+  return host.starts_with('[') ? host.substr(1, host.size() - 2) : host;
+}
+
 absl::StatusOr<WireAddress> ParseWireAddressText(std::string_view text) {
   const size_t colon = text.rfind(':');
   std::string_view ip = text.substr(0, std::min(colon, text.size()));

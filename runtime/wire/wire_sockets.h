@@ -19,6 +19,8 @@ namespace perdure {
 absl::StatusOr<WireAddress> ParseWireAddress(const std::string& ip, uint16_t port);
 // "10.0.0.5:4711", "[fd00::5]:4711": how records and people see an address.
 std::string WireAddressText(const WireAddress& address);
+// "10.0.0.5", "fd00::5": without the port.
+std::string HostText(const WireAddress& address);
 // InvalidArgument: not one of those forms.
 absl::StatusOr<WireAddress> ParseWireAddressText(std::string_view text);
 

@@ -195,7 +195,14 @@ TEST(PrintConfig, EveryFieldRoundTrips) {
                  .grad_norm_max = 0.75,
                  .spike_max = 20,
                  .spike = 3};
-  c.monitoring = {.port = 1234, .tensorboard = false};
+  c.monitoring = {.endpoint = false,
+                  .port = 1234,
+                  .interface = "eth0",
+                  .token_file = "/t",
+                  .certificate = "/c",
+                  .textfile = "/x",
+                  .peak_tflops = 989.5,
+                  .tensorboard = false};
   const std::string printed = PrintConfig(c);
   const auto again = ParseConfig(printed, "printed", {});
   ASSERT_TRUE(again.ok()) << again.status() << "\n" << printed;

@@ -118,6 +118,8 @@ void WriteNanoData(const std::string& folder, int vocab) {
   }
 }
 
+std::string SourceDirectory() { return PERDURE_SOURCE_DIR; }
+
 std::string ExecTrainer() { return PERDURE_SOURCE_DIR "/tests/launch/exec_trainer.py"; }
 
 std::string NanoToml() { return PERDURE_SOURCE_DIR "/launch/recipes/nano.toml"; }

@@ -33,6 +33,7 @@ std::string FreshFolder(const std::string& name);
 
 // nano.toml's five sources as deterministic, learnable token streams in FOLDER/data.
 void WriteNanoData(const std::string& folder, int vocab = 1024);
+std::string SourceDirectory();
 std::string ExecTrainer();  // Path of exec_trainer.py.
 std::string NanoToml();  // Path of launch/recipes/nano.toml.
 
