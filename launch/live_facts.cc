@@ -4,6 +4,7 @@
 #include "launch/version.h"
 #include "model/parameters.h"
 #include "runtime/base/status.h"
+#include "runtime/control/evidence.h"
 #include "runtime/train/schedule_math.h"
 
 namespace perdure {
@@ -34,6 +35,9 @@ LiveFacts LiveFactsOf(const Coordinator& lead, const RunConfig& config, const st
                  .nodes = static_cast<int64_t>(lead.members().size()),
                  .replicas = placed.shape.data,
                  .now = absl::Now()};
+  for (int kind = 0; kind < kEvidenceKinds; ++kind)
+    if (ClassOf(static_cast<EvidenceKind>(kind), 0) != EvidenceClass::kNone)
+      live.failure_kinds.emplace_back(NameOf(static_cast<EvidenceKind>(kind)));
   live.spare_nodes = std::max<int64_t>(0, nodes_of_job - live.nodes);
   for (const Coordinator::SlowNode& slow : lead.slow()) {
     if (slow.percent == 0) continue;

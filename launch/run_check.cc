@@ -38,13 +38,17 @@ std::optional<RunVerdict> Stuck(const Json& chain) {
 
 RunVerdict JudgeRun(const Json& status, absl::Duration since_step, absl::Duration stalled) {
   const std::string state = TextOf(status, "state");
-  const int64_t step = status.value("step", int64_t{0});
+  // A trainer that is not ours may say where it is; if it does not, nobody knows how long a step
+  // takes.
+  const bool foreign = status.contains("command");
+  const bool silent = foreign && !status.value("progress", Json()).is_object();
+  const int64_t step = (foreign && !silent ? status["progress"] : status).value("step", int64_t{0});
   const std::string at = fmt::format("{} at step {}", state, step);
   if (state == "complete") return {.look = false, .cause = "", .line = at};
   const bool lives = JobLives(state);
   const auto chain = status.find("chain");
   const bool chained = chain != status.end();
-  if (lives && since_step >= stalled)
+  if (lives && !silent && since_step >= stalled)
     return Look(fmt::format("no step behind {}", step),
                 fmt::format("{}, and no step for {:.0f} minutes", at,
                             std::floor(absl::ToDoubleMinutes(since_step))));

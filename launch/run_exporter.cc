@@ -6,6 +6,8 @@
 
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "launch/exec_options.h"
+#include "runtime/agent/progress_file.h"
 #include "runtime/base/files.h"
 #include "runtime/base/space.h"
 #include "runtime/base/status.h"
@@ -44,6 +46,15 @@ void FillDisk(const std::string& run_directory, LiveFacts& live) {
   std::error_code error;
   const std::filesystem::space_info space = std::filesystem::space(run_directory, error);
   if (!error) live.disk_size_bytes = space.capacity;
+}
+
+// A trainer that is not ours is heard by its own lines.
+void FillTold(const std::string& run_directory, LiveFacts& live) {
+  const std::optional<nlohmann::json> line = ProgressFile::Last(ProgressPath(run_directory));
+  if (!line.has_value()) return;
+  live.told_step = (*line)["step"].get<int64_t>();
+  if (const auto loss = line->find("loss"); loss != line->end() && loss->is_number())
+    live.told_loss = loss->get<double>();
 }
 
 // The collector reads what ends so in its directory, from all runs of this machine.
@@ -126,6 +137,7 @@ void RunExporter::Refresh(LiveFacts live) {
     if (!targets.empty() && ReadFile(path).value_or("") != targets)
       read.Update(ReplaceFileFast(path, targets));
     FillDisk(options_.run_directory, live);
+    if (options_.config.foreign()) FillTold(options_.run_directory, live);
     std::string text = MetricsText(*history_, live);
     const MonitoringConfig& config = options_.config.monitoring;
     if (!config.textfile.empty())

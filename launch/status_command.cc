@@ -12,6 +12,7 @@
 #include "launch/chain.h"
 #include "launch/chain_queue.h"
 #include "launch/config.h"
+#include "launch/exec_options.h"
 #include "launch/exit_codes.h"
 #include "launch/hook.h"
 #include "launch/pending_reason.h"
@@ -213,7 +214,7 @@ int Status(const std::string& run_directory, bool json) {
     std::printf("%s\n", all->dump(2).c_str());
     return kExitComplete;
   }
-  if (all->contains("step")) PrintRun(*all);
+  if (all->contains("name")) PrintRun(*all);
   if (all->contains("chain")) PrintChain((*all)["chain"], run_directory);
   return kExitComplete;
 }
@@ -223,9 +224,10 @@ int Status(const std::string& run_directory, bool json) {
 // Since the newest step, or since the job's state changed, which begins with "starting".
 absl::Duration SinceStep(const std::string& run_directory) {
   std::filesystem::file_time_type newest = std::filesystem::file_time_type::min();
-  for (const char* name : {"/metrics/loss.csv", "/status.json"}) {
+  for (const std::string& path : {run_directory + "/metrics/loss.csv", ProgressPath(run_directory),
+                                  run_directory + "/status.json"}) {
     std::error_code error;
-    const auto written = std::filesystem::last_write_time(run_directory + name, error);
+    const auto written = std::filesystem::last_write_time(path, error);
     if (!error) newest = std::max(newest, written);
   }
   if (newest == std::filesystem::file_time_type::min()) return absl::ZeroDuration();

@@ -128,9 +128,10 @@ std::vector<MetricSpec> MakeList() {
       {"Chain", "perdure_job_wait_seconds", kGauge,
        "Between the end of the job before and the beginning of this one"},
       {"Goodput",
-       "perdure_goodput_seconds_total",
-       kCounter,
-       "Seconds of all jobs, and between them (queued), by what they were for",
+       "perdure_goodput_seconds",
+       kGauge,
+       "Seconds of all jobs, and between them (queued), by what they were for; no counter, because "
+       "steps that are left behind change from productive to redone",
        {{"kind", "productive, redone, starting, recovering, saving, other, queued"}}},
       {"Goodput", "perdure_goodput_ratio", kGauge,
        "Seconds of steps that count over seconds that jobs had nodes"},

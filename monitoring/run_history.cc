@@ -52,6 +52,7 @@ void RunHistory::ForgetEvents() {
   taken_ = waited_ = recovering_ = stalled_ = 0;
   durations_.assign(std::size(kStepBounds) + 1, 0);
   recovery_.clear();
+  for (const char* part : kParts) recovery_[part] = 0;
   checkpoint_.reset();
   committed_ = failed_ = 0;
   jobs_.clear();
@@ -154,10 +155,15 @@ void RunHistory::TakeFirstStep(const Json& event, absl::Time time) {
   for (const char* part : kParts) recovery_[part] += NumberOf(event, part);
 }
 
+// What the newest one was may still turn out to have been something else, until the next generation
+// begins: what was counted is not taken back.
 std::map<std::string, int64_t> RunHistory::failures() const {
   std::map<std::string, int64_t> failures;
-  for (const Recovery& recovery : story_.recoveries())
-    ++failures[recovery.kind.empty() ? "unknown" : recovery.kind];
+  const std::vector<Recovery>& all = story_.recoveries();
+  for (size_t i = 0; i < all.size(); ++i) {
+    const bool open = i + 1 == all.size() && all[i].next == 0 && !story_.ended();
+    if (!open) ++failures[all[i].kind.empty() ? "unknown" : all[i].kind];
+  }
   return failures;
 }
 

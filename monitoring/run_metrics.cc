@@ -142,10 +142,14 @@ void AddState(const LiveFacts& live, Families& f) {
     f.Add("perdure_job_time_left_seconds", absl::ToDoubleSeconds(*live.job_ends - live.now));
 }
 
-void AddRecovery(const RunHistory& history, Families& f) {
-  for (const auto& [kind, count] : history.failures())
+void AddRecovery(const RunHistory& history, const LiveFacts& live, Families& f) {
+  // All from the first time on: a counter that appears with its first failure has not risen.
+  std::map<std::string, int64_t> failures = history.failures(), recoveries = history.recoveries();
+  for (const std::string& kind : live.failure_kinds) failures[kind];
+  for (const char* from : {"memory", "checkpoint", "beginning"}) recoveries[from];
+  for (const auto& [kind, count] : failures)
     f.Add("perdure_failures_total", count, {{"kind", kind}});
-  for (const auto& [from, count] : history.recoveries())
+  for (const auto& [from, count] : recoveries)
     f.Add("perdure_recoveries_total", count, {{"from", from}});
   for (const auto& [part, seconds] : history.recovery_seconds())
     f.Add("perdure_recovery_part_seconds_total", seconds, {{"part", part}});
@@ -183,7 +187,7 @@ void AddChain(const RunHistory& history, const LiveFacts& live, Families& f) {
       {"saving", goodput.saving},         {"other", goodput.other},
       {"queued", goodput.queued}};
   for (const auto& [kind, seconds] : kinds)
-    f.Add("perdure_goodput_seconds_total", seconds, {{"kind", kind}});
+    f.Add("perdure_goodput_seconds", seconds, {{"kind", kind}});
   f.Add("perdure_goodput_ratio", goodput.ratio());
 }
 
@@ -224,7 +228,7 @@ std::string MetricsText(const RunHistory& history, const LiveFacts& live) {
   AddIdentity(live, f);
   AddTraining(history, live, f);
   AddState(live, f);
-  AddRecovery(history, f);
+  AddRecovery(history, live, f);
   AddCheckpoints(history, f);
   AddChain(history, live, f);
   AddDisk(live, f);

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "monitoring/run_history.h"
@@ -17,6 +18,7 @@ struct LiveFacts {
   std::string run;                              // Its name: the label of every series.
   std::map<std::string, std::string> build;     // Labels of perdure_build_info,
   std::map<std::string, std::string> run_info;  // and of perdure_run_info.
+  std::vector<std::string> failure_kinds;       // That perdure_failures_total may have.
   std::string state;                            // starting, running, recovering, stopping.
   bool complete = false;
   uint64_t generation = 0;

@@ -103,13 +103,12 @@ def dashboards():
                dict(target("max by (run, version) (perdure_build_info{SEL})", ""), format="table", instant=True)], width=24,
               height=6)])
     yield "recovery", dashboard("perdure-recovery", "Perdure: recovery and goodput", "Failures, what they cost, checkpoints", [
-        line("Where the time went", "Seconds of jobs, a second", "percentunit",
-             ("sum by (kind) (rate(perdure_goodput_seconds_total{SEL,kind!=\"queued\"}[$__rate_interval]))", "{{kind}}"), width=24,
-             stacking="normal", fill=60),
+        line("Where the time went", "Seconds of all jobs so far", "s",
+             ("sum by (kind) (perdure_goodput_seconds{SEL,kind!=\"queued\"})", "{{kind}}"), width=24, stacking="normal", fill=60),
         line("Goodput over the chain", "Steps that count over time that jobs had nodes", "percentunit",
              ("max by (run) (perdure_goodput_ratio{SEL})", "{{run}}")),
-        line("Queued", "Share of time between jobs", "percentunit",
-             ("sum by (run) (rate(perdure_goodput_seconds_total{SEL,kind=\"queued\"}[$__rate_interval]))", "{{run}}")),
+        line("Queued", "Time between jobs so far", "s",
+             ("sum by (run) (perdure_goodput_seconds{SEL,kind=\"queued\"})", "{{run}}")),
         line("Failures", "That stopped a generation, by the first thing that failed", "none",
              ("sum by (kind) (increase(perdure_failures_total{SEL}[$__rate_interval]))", "{{kind}}")),
         line("Recoveries", "By where the state came from", "none",

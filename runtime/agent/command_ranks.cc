@@ -112,8 +112,7 @@ std::vector<std::string> CommandRanks::EnvironmentOf(int32_t rank, int32_t local
 }
 
 std::string CommandRanks::LogOf(int32_t local_rank) const {
-  return fmt::format("{}/node-{:05}-slot-{:02}.log", options_.log_directory, options_.node,
-                     local_rank);
+  return SlotLogPath(options_.log_directory, options_.node, local_rank);
 }
 
 absl::Status CommandRanks::Start(int32_t rank, Rank& seat) {
@@ -182,7 +181,6 @@ void CommandRanks::LookForProgress() {
   if (!ranks_.contains(0)) return;
   if (const std::optional<nlohmann::json> line = progress_.Poll(); line.has_value()) {
     speaks_ = true;
-    if (hooks_.progress) hooks_.progress(generation_, *line);
     hooks_.tell(Member::Progress{.generation = generation_, .finished = (*line)["step"]});
   } else if (!speaks_ && !options_.must_speak) {
     hooks_.tell(Member::Progress{.generation = generation_,
@@ -327,7 +325,6 @@ void CommandRanks::CheckGone() {
   Member::Progress done{.generation = generation_, .finished = 0, .complete = true};
   if (ranks_.contains(0))
     if (const std::optional<nlohmann::json> line = progress_.Poll(); line.has_value()) {
-      if (hooks_.progress) hooks_.progress(generation_, *line);
       done.finished = (*line)["step"];
     }
   hooks_.tell(std::move(done));

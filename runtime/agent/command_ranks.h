@@ -51,7 +51,6 @@ class CommandRanks : public NodeRanks {
     std::function<void(Member::Event event)> tell;  // Agent::Tell.
     // For people; each may be empty.
     std::function<void(const RankFailure& failure)> failed = {};
-    std::function<void(Generation generation, const nlohmann::json& line)> progress = {};
     std::function<void(Generation generation)> connected = {};  // The ranks have been started.
     // They have left because they were told to, after so long.
     std::function<void(Generation generation, absl::Duration took, int killed)> left = {};

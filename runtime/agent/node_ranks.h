@@ -13,6 +13,7 @@
 #include "runtime/agent/control_log.h"
 #include "runtime/agent/peer_frame.h"
 #include "runtime/agent/records.h"
+#include "runtime/base/status.h"
 #include "runtime/control/coordinator.h"
 #include "runtime/control/member.h"
 
@@ -35,6 +36,11 @@ struct RankProcess {
   int32_t rank = -1;  // -1: it has none.
   pid_t pid = 0;
 };
+
+// What the ranks of a slot of a node have printed, all one after the other.
+inline std::string SlotLogPath(const std::string& directory, NodeId node, int32_t local_rank) {
+  return fmt::format("{}/node-{:05}-slot-{:02}.log", directory, node, local_rank);
+}
 
 class NodeRanks {
  public:

@@ -87,8 +87,7 @@ Member::Adopted ProcessRanks::Adopted() {
 absl::Status ProcessRanks::StartProcess(int32_t local_rank, Slot& slot) {
   RankLink::Options link{.argv = options_.argv,
                          .environment = options_.environment,
-                         .log_path = fmt::format("{}/node-{:05}-slot-{:02}.log",
-                                                 options_.log_directory, options_.node, local_rank),
+                         .log_path = SlotLogPath(options_.log_directory, options_.node, local_rank),
                          .group = 0,
                          .queue_bytes_max = options_.queue_bytes_max};
   // All ranks of a node are one process group: the first that lives leads it.

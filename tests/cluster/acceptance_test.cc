@@ -45,6 +45,20 @@ class AcceptanceTest : public ChainTest {
               jobs.front()["began"].get<double>());
     std::fflush(stdout);
   }
+  // On all four nodes, in jobs of a minute: it ends by itself, in the bits of an undisturbed run.
+  void ExpectAChainOfMinutes() {
+    const std::vector<std::string> settings = {"job.nodes=4", "job.time_limit=1min",
+                                               "phase.pretrain.samples=8000"};
+    const CommandResult submitted = Submit(settings);
+    ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
+    ASSERT_TRUE(AwaitComplete(absl::Minutes(10))) << Story();
+    Print();
+    const std::vector<json> jobs = Jobs();
+    EXPECT_GE(jobs.size(), 2U);
+    for (const json& job : jobs)
+      if (job != jobs.back()) ExpectLittleUnused(job);
+    ExpectSameAsUndisturbed(settings);
+  }
   static double Unused(const json& job) {
     return job.value("time_over", 0.0) - job.value("left", 0.0);
   }
@@ -240,19 +254,9 @@ TEST_F(AcceptanceTest, LongTheSecondNotice) {
 TEST_F(AcceptanceTest, LongUnderMunge) {
   Begin({.nodes = 4, .munge = true});
   if (::geteuid() == 0) Become(kOrdinaryUser);
-  const std::vector<std::string> settings = {"job.nodes=4", "job.time_limit=1min",
-                                             "phase.pretrain.samples=8000"};
-  const CommandResult submitted = Submit(settings);
-  ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
-  ASSERT_TRUE(AwaitComplete(absl::Minutes(10))) << Story();
-  Print();
-  const std::vector<json> jobs = Jobs();
-  EXPECT_GE(jobs.size(), 2U);
-  for (const json& job : jobs)
-    if (job != jobs.back()) ExpectLittleUnused(job);
+  ExpectAChainOfMinutes();
   if (::geteuid() == 0)
     EXPECT_THAT(cluster_->JobField(1, "UserId"), HasSubstr(std::to_string(kOrdinaryUser)));
-  ExpectSameAsUndisturbed(settings);
 }
 
 // Root has it done by somebody else, in a process that is this test again.
@@ -279,17 +283,7 @@ TEST_F(AcceptanceTest, LongAClusterOfAnOrdinaryUser) {
     return;
   }
   Begin({.nodes = 4});
-  const std::vector<std::string> settings = {"job.nodes=4", "job.time_limit=1min",
-                                             "phase.pretrain.samples=8000"};
-  const CommandResult submitted = Submit(settings);
-  ASSERT_EQ(submitted.exit_code, 0) << submitted.errors;
-  ASSERT_TRUE(AwaitComplete(absl::Minutes(10))) << Story();
-  Print();
-  const std::vector<json> jobs = Jobs();
-  EXPECT_GE(jobs.size(), 2U);
-  for (const json& job : jobs)
-    if (job != jobs.back()) ExpectLittleUnused(job);
-  ExpectSameAsUndisturbed(settings);
+  ExpectAChainOfMinutes();
 }
 
 }  // namespace

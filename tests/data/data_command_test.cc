@@ -12,33 +12,14 @@
 #include "runtime/data/indexed_dataset.h"
 #include "tests/data/sample_text.h"
 #include "tests/data/test_files.h"
+#include "tests/launch/command_in_process.h"
 
 namespace perdure {
 namespace {
 
-struct Output {
-  int exit_code = -1;
-  std::string out, err;
-};
-
 // As `perdure <arguments>`, in this process.
-Output RunPerdure(std::vector<std::string> arguments) {
-  Output output;
-  CLI::App app("perdure");
-  AddDataCommand(app, &output.exit_code);
-  std::reverse(arguments.begin(), arguments.end());
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
-  try {
-    app.parse(arguments);
-  } catch (const CLI::ParseError& error) {
-    output.exit_code = error.get_exit_code() == 0 ? 0 : 2;
-    output.err = error.what();
-  }
-  std::fflush(stdout);
-  output.out = testing::internal::GetCapturedStdout();
-  output.err += testing::internal::GetCapturedStderr();
-  return output;
+CommandOutput RunPerdure(std::vector<std::string> arguments) {
+  return RunInProcess(AddDataCommand, std::move(arguments));
 }
 
 class DataCommandTest : public testing::Test {
@@ -48,8 +29,8 @@ class DataCommandTest : public testing::Test {
       folder_.Write(fmt::format("in/{}.txt", i), SampleTexts()[i]);
     folder_.Write("in/copyright", "GPL");
   }
-  Output Build(const std::string& tokenizer, const std::string& name,
-               std::vector<std::string> more = {}) {
+  CommandOutput Build(const std::string& tokenizer, const std::string& name,
+                      std::vector<std::string> more = {}) {
     std::vector<std::string> arguments{"data",        "build",   "--from", folder_ / "in",
                                        "--tokenizer", tokenizer, "-o",     folder_ / name};
     arguments.insert(arguments.end(), more.begin(), more.end());
@@ -60,7 +41,7 @@ class DataCommandTest : public testing::Test {
 };
 
 TEST_F(DataCommandTest, BuildPrintsASummary) {
-  const Output output = Build("byte", "d");
+  const CommandOutput output = Build("byte", "d");
   EXPECT_EQ(output.exit_code, 0) << output.err;
   for (const char* line : {"files      5\n", "skipped    1 (1 by_name)\n", "documents  5\n",
                            "tokenizer  byte, vocab 257\n", "1.00 bytes of text each, stored in 2"})
@@ -70,7 +51,7 @@ TEST_F(DataCommandTest, BuildPrintsASummary) {
 }
 
 TEST_F(DataCommandTest, BuildPrintsJson) {
-  const Output output = Build("sentencepiece:400", "d", {"--json"});
+  const CommandOutput output = Build("sentencepiece:400", "d", {"--json"});
   EXPECT_EQ(output.exit_code, 0) << output.err;
   const auto json = nlohmann::json::parse(output.out);
   EXPECT_EQ(json["files"], 5);
@@ -86,7 +67,7 @@ TEST_F(DataCommandTest, BuildPrintsJson) {
 
 TEST_F(DataCommandTest, BuildsExitCodes) {
   EXPECT_EQ(Build("byte", "d").exit_code, 0);
-  const Output again = Build("byte", "d");
+  const CommandOutput again = Build("byte", "d");
   EXPECT_EQ(again.exit_code, 2);
   EXPECT_EQ(again.err.find("perdure data build: "), 0u) << again.err;
   EXPECT_NE(again.err.find("--force"), std::string::npos);
@@ -106,7 +87,7 @@ TEST_F(DataCommandTest, BuildsExitCodes) {
 }
 
 TEST_F(DataCommandTest, BuildTakesSeveralPaths) {
-  const Output output =
+  const CommandOutput output =
       RunPerdure({"data", "build", "--from", folder_ / "in/0.txt", folder_ / "in/1.txt",
                   "--tokenizer", "byte", "-o", folder_ / "d", "--json"});
   EXPECT_EQ(nlohmann::json::parse(output.out)["documents"], 2);
@@ -114,7 +95,7 @@ TEST_F(DataCommandTest, BuildTakesSeveralPaths) {
 
 TEST_F(DataCommandTest, InspectShowsCountsAndText) {
   ASSERT_EQ(Build("sentencepiece:400", "d").exit_code, 0);
-  const Output output = RunPerdure({"data", "inspect", folder_ / "d"});
+  const CommandOutput output = RunPerdure({"data", "inspect", folder_ / "d"});
   EXPECT_EQ(output.exit_code, 0) << output.err;
   for (const std::string& line : {std::string("documents    5\n"), std::string("token_bytes  2\n"),
                                   "tokenizer    " + (folder_ / "d.model") + ", vocab 400\n",
@@ -147,14 +128,14 @@ TEST_F(DataCommandTest, InspectShowsIdsWithoutATokenizer) {
   auto writer = *IndexedDatasetWriter::Create(folder_ / "d", 5000);
   ASSERT_TRUE(writer->AddDocument(std::vector<int32_t>{1, 4999}).ok());
   ASSERT_TRUE(writer->Finish().ok());
-  const Output output = RunPerdure({"data", "inspect", folder_ / "d"});
+  const CommandOutput output = RunPerdure({"data", "inspect", folder_ / "d"});
   EXPECT_EQ(output.exit_code, 0);
   EXPECT_NE(output.out.find("none found"), std::string::npos) << output.out;
   EXPECT_NE(output.out.find("[1,4999]"), std::string::npos) << output.out;
   const auto json =
       nlohmann::json::parse(RunPerdure({"data", "inspect", folder_ / "d", "--json"}).out);
   EXPECT_TRUE(json["tokenizer"].is_null());
-  const Output wrong = RunPerdure({"data", "inspect", folder_ / "d", "--tokenizer", "byte"});
+  const CommandOutput wrong = RunPerdure({"data", "inspect", folder_ / "d", "--tokenizer", "byte"});
   EXPECT_EQ(wrong.exit_code, 2);
   EXPECT_NE(wrong.err.find("id 4999"), std::string::npos) << wrong.err;
 }
@@ -167,7 +148,7 @@ TEST_F(DataCommandTest, InspectCannotBeMadeToWriteTerminalControls) {
                         "-o", folder_ / "d"})
                 .exit_code,
             0);
-  const Output output = RunPerdure({"data", "inspect", folder_ / "d"});
+  const CommandOutput output = RunPerdure({"data", "inspect", folder_ / "d"});
   EXPECT_NE(output.out.find("\\x1b[31mred and \\x9b31m and \\x7f and \t tab"), std::string::npos)
       << output.out;
   EXPECT_EQ(output.out.find('\x1b'), std::string::npos);
@@ -185,7 +166,7 @@ TEST_F(DataCommandTest, InspectCannotBeMadeToWriteTerminalControls) {
 
 TEST_F(DataCommandTest, InspectsExitCodes) {
   ASSERT_EQ(Build("byte", "d").exit_code, 0);
-  const Output missing = RunPerdure({"data", "inspect", folder_ / "none"});
+  const CommandOutput missing = RunPerdure({"data", "inspect", folder_ / "none"});
   EXPECT_EQ(missing.exit_code, 2);
   EXPECT_EQ(missing.err.find("perdure data inspect: "), 0u) << missing.err;
   EXPECT_EQ(RunPerdure({"data", "inspect", folder_ / "d", "--document", "5"}).exit_code, 2);

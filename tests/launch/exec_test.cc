@@ -61,7 +61,8 @@ class ExecTest : public testing::Test {
 };
 
 TEST_F(ExecTest, ACrashedTrainerIsStartedAgain) {
-  const CommandResult result = Perdure(Arguments({"100", "--crash-at", "55"}));
+  const CommandResult result =
+      Perdure(Arguments({"100", "--crash-at", "55"}, {"--set", "monitoring.textfile=" + folder_}));
   ASSERT_EQ(result.exit_code, 0) << result.errors;
   EXPECT_EQ(State()["step"], 100);
   EXPECT_EQ(State()["total"], 5050) << "every step once";
@@ -79,6 +80,15 @@ TEST_F(ExecTest, ACrashedTrainerIsStartedAgain) {
   EXPECT_EQ(status["state"], "complete");
   EXPECT_EQ(status["progress"]["step"], 100);
   EXPECT_EQ(status["progress"]["loss"], 0.01);
+  const CommandResult shown = Perdure({"status", run()});
+  EXPECT_THAT(shown.output, HasSubstr("command     python3 "));
+  EXPECT_THAT(shown.output, HasSubstr("progress    {\"loss\":0.01,\"step\":100}"));
+  EXPECT_THAT(Perdure({"status", "--check", run()}).output, HasSubstr("complete at step 100"));
+  const std::string metrics = ReadFile(folder_ + "/perdure_run.prom").value_or("");
+  EXPECT_THAT(metrics, HasSubstr("perdure_step{run=\"run\"} 100\n"));
+  EXPECT_THAT(metrics, HasSubstr("perdure_loss{run=\"run\"} 0.01\n"));
+  EXPECT_THAT(metrics, HasSubstr("perdure_failures_total{run=\"run\",kind=\"rank-crashed\"} 1\n"));
+  EXPECT_THAT(metrics, HasSubstr("perdure_failures_total{run=\"run\",kind=\"node-lost\"} 0\n"));
   const CommandResult again = Perdure(Arguments({"100"}));
   EXPECT_EQ(again.exit_code, 0);
   EXPECT_THAT(again.errors, HasSubstr("run run is complete: its trainer has ended with 0"));

@@ -3,12 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "runtime/base/status.h"
+#include "tests/launch/command_in_process.h"
 
 namespace perdure {
 namespace {
@@ -16,34 +16,17 @@ namespace {
 using nlohmann::json;
 using ::testing::HasSubstr;
 
-struct Result {
-  int exit_code = -1;
-  std::string out;
-  std::string err;
-};
-
 // There is no Slurm on this machine.
 absl::StatusOr<InvocationResult> NoSlurm(const Invocation& command) {
   return NotFound("there is no program '{}' in PATH", command.argv[0]);
 }
 
 // `perdure plan ARGUMENTS...` in this process.
-Result Plan(std::vector<std::string> arguments, const CommandRunner& runner = NoSlurm) {
-  CLI::App app("perdure");
-  Result result;
-  AddPlanCommand(app, &result.exit_code, runner);
+CommandOutput Plan(std::vector<std::string> arguments, const CommandRunner& runner = NoSlurm) {
   arguments.insert(arguments.begin(), "plan");
-  std::reverse(arguments.begin(), arguments.end());
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
-  try {
-    app.parse(arguments);
-  } catch (const CLI::ParseError& error) {
-    result.exit_code = error.get_exit_code() == 0 ? 0 : 2;
-  }
-  result.out = testing::internal::GetCapturedStdout();
-  result.err = testing::internal::GetCapturedStderr();
-  return result;
+  return RunInProcess(
+      [&](CLI::App& app, int* exit_code) { AddPlanCommand(app, exit_code, runner); },
+      std::move(arguments));
 }
 
 std::string Recipe(const std::string& name) {
@@ -52,7 +35,7 @@ std::string Recipe(const std::string& name) {
 
 json PlanJson(std::vector<std::string> arguments) {
   arguments.push_back("--json");
-  const Result result = Plan(std::move(arguments));
+  const CommandOutput result = Plan(std::move(arguments));
   EXPECT_EQ(result.exit_code, 0) << result.err;
   return json::parse(result.out, nullptr, false);
 }
@@ -170,14 +153,14 @@ TEST(PlanCommand, SizesOfMemory) {
               bytes)
         << text;
   for (const char* text : {"GiB", "80Gi", "-1GiB", "0GiB", "9999999999TiB", "80GiB "}) {
-    const Result result = Plan({Recipe("nano"), std::string("--memory-per-rank=") + text});
+    const CommandOutput result = Plan({Recipe("nano"), std::string("--memory-per-rank=") + text});
     EXPECT_EQ(result.exit_code, 2) << text;
     EXPECT_THAT(result.err, HasSubstr("for example 80GiB")) << text;
   }
 }
 
 TEST(PlanCommand, TableForPeople) {
-  const Result result = Plan({Recipe("lucie/run"), "--memory-per-rank", "80GiB"});
+  const CommandOutput result = Plan({Recipe("lucie/run"), "--memory-per-rank", "80GiB"});
   EXPECT_EQ(result.exit_code, 0);
   EXPECT_EQ(result.err, "");
   for (const char* text :
@@ -192,14 +175,14 @@ TEST(PlanCommand, WarningsAreShown) {
 }
 
 TEST(PlanCommand, WrongUsageAndConfigurationExitWithTwo) {
-  const Result missing = Plan({"/nonexistent/run.toml"});
+  const CommandOutput missing = Plan({"/nonexistent/run.toml"});
   EXPECT_EQ(missing.exit_code, 2);
   EXPECT_EQ(missing.out, "");
   EXPECT_THAT(missing.err, HasSubstr("perdure plan: cannot read"));
-  const Result key = Plan({Recipe("nano"), "--set", "layout.tensr=2"});
+  const CommandOutput key = Plan({Recipe("nano"), "--set", "layout.tensr=2"});
   EXPECT_EQ(key.exit_code, 2);
   EXPECT_THAT(key.err, HasSubstr("did you mean layout.tensor?"));
-  const Result layout = Plan({Recipe("nano"), "--nodes", "1", "--ranks-per-node", "3"});
+  const CommandOutput layout = Plan({Recipe("nano"), "--nodes", "1", "--ranks-per-node", "3"});
   EXPECT_EQ(layout.exit_code, 2);
   EXPECT_THAT(layout.err, HasSubstr("3 ranks cannot hold tensor 2 x pipeline 2"));
   EXPECT_THAT(layout.err, HasSubstr("nearest: tensor 1 x pipeline 1 x data 3"));

@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -15,6 +14,7 @@
 #include "launch/queue_forecast.h"
 #include "monitoring/loss_csv.h"
 #include "runtime/base/status.h"
+#include "tests/launch/command_in_process.h"
 #include "tests/slurm/recorded_command.h"
 
 namespace perdure {
@@ -147,27 +147,11 @@ TEST(ForecastSizes, TheBestIsDoneSoonestAndHasJobsBehindIt) {
 
 // ---- the command
 
-struct Result {
-  int exit_code = -1;
-  std::string out, err;
-};
-
-Result PlanQueue(std::vector<std::string> arguments, const CommandRunner& runner) {
-  CLI::App app("perdure");
-  Result result;
-  AddPlanCommand(app, &result.exit_code, runner);
+CommandOutput PlanQueue(std::vector<std::string> arguments, const CommandRunner& runner) {
   arguments.insert(arguments.begin(), {"plan", "--queue"});
-  std::reverse(arguments.begin(), arguments.end());
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
-  try {
-    app.parse(arguments);
-  } catch (const CLI::ParseError& error) {
-    result.exit_code = error.get_exit_code() == 0 ? 0 : 2;
-  }
-  result.out = testing::internal::GetCapturedStdout();
-  result.err = testing::internal::GetCapturedStderr();
-  return result;
+  return RunInProcess(
+      [&](CLI::App& app, int* exit_code) { AddPlanCommand(app, exit_code, runner); },
+      std::move(arguments));
 }
 
 // The recorded cluster, whose partitions are main (n[1-4], the default) and big; its accounting
@@ -248,8 +232,9 @@ class RunFolder {
 };
 
 TEST(PlanQueue, WeighsWaitAgainstSize) {
-  const Result result = PlanQueue({Recipe("nano"), "--step-time", "0.7", "--json"},
-                                  Slurm({.exit_code = 0, .output = History(), .errors = ""}));
+  const CommandOutput result =
+      PlanQueue({Recipe("nano"), "--step-time", "0.7", "--json"},
+                Slurm({.exit_code = 0, .output = History(), .errors = ""}));
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const json plan = json::parse(result.out, nullptr, false);
   EXPECT_EQ(plan["phase"], "pretrain");
@@ -275,8 +260,9 @@ TEST(PlanQueue, WeighsWaitAgainstSize) {
 }
 
 TEST(PlanQueue, SaysWhatItCounted) {
-  const Result result = PlanQueue({Recipe("nano"), "--step-time", "0.7"},
-                                  Slurm({.exit_code = 0, .output = History(), .errors = ""}));
+  const CommandOutput result =
+      PlanQueue({Recipe("nano"), "--step-time", "0.7"},
+                Slurm({.exit_code = 0, .output = History(), .errors = ""}));
   ASSERT_EQ(result.exit_code, 0) << result.err;
   EXPECT_THAT(result.out, AllOf(HasSubstr("(--step-time)"), HasSubstr("too few jobs"),
                                 HasSubstr("the whole wait lies between two jobs"),
@@ -287,13 +273,13 @@ TEST(PlanQueue, SaysWhatItCounted) {
 // From what a real sacct printed; its jobs are of other lengths than this run's.
 TEST(PlanQueue, ReadsWhatSacctPrints) {
   const RecordedCommand history = ReadRecord("22.05/acct-history");
-  const Result other = PlanQueue(
+  const CommandOutput other = PlanQueue(
       {Recipe("nano"), "--step-time", "0.7", "--set", "job.time_limit=10h"}, Slurm(history.result));
   ASSERT_EQ(other.exit_code, 0) << other.err;
   EXPECT_THAT(other.out, AllOf(HasSubstr("3 jobs that started"),
                                HasSubstr("no size has 5 jobs behind its wait: none is marked"),
                                HasSubstr("no job of such a size is known")));
-  const Result like =
+  const CommandOutput like =
       PlanQueue({Recipe("nano"), "--step-time", "0.7", "--set", "job.time_limit=10min", "--json"},
                 Slurm(history.result));
   ASSERT_EQ(like.exit_code, 0) << like.err;
@@ -306,15 +292,16 @@ TEST(PlanQueue, ReadsWhatSacctPrints) {
 TEST(PlanQueue, StepTimeAndPlaceComeFromTheRun) {
   const RunFolder run;
   run.Steps(/*last=*/40, /*count=*/30, /*seconds=*/1.3, /*ranks=*/8);
-  const Result result = PlanQueue({Recipe("nano"), "--run-dir", run.path(), "--json"},
-                                  Slurm({.exit_code = 0, .output = History(), .errors = ""}));
+  const CommandOutput result =
+      PlanQueue({Recipe("nano"), "--run-dir", run.path(), "--json"},
+                Slurm({.exit_code = 0, .output = History(), .errors = ""}));
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const json plan = json::parse(result.out, nullptr, false);
   EXPECT_EQ(plan["step"], 40);
   EXPECT_DOUBLE_EQ(plan["sizes"][1]["step_seconds"].get<double>(), 1.3);
   EXPECT_DOUBLE_EQ(plan["sizes"][3]["step_seconds"].get<double>(), 0.7);
-  const Result whole = PlanQueue({Recipe("nano"), "--step-time", "0.7", "--json"},
-                                 Slurm({.exit_code = 0, .output = History(), .errors = ""}));
+  const CommandOutput whole = PlanQueue({Recipe("nano"), "--step-time", "0.7", "--json"},
+                                        Slurm({.exit_code = 0, .output = History(), .errors = ""}));
   EXPECT_EQ(plan["steps_left_of_phase"].get<int64_t>() + 40,
             json::parse(whole.out, nullptr, false)["steps_left_of_phase"].get<int64_t>());
 }
@@ -324,7 +311,7 @@ TEST(PlanQueue, WithoutAccountingTheChainsOwnJobsCount) {
   run.Jobs(/*count=*/7, /*nodes=*/2, /*waited=*/90);
   for (const CommandRunner& runner :
        {Slurm(ReadRecord("22.05/no-history").result), CommandRunner(NoSlurm)}) {
-    const Result result =
+    const CommandOutput result =
         PlanQueue({Recipe("nano"), "--run-dir", run.path(), "--step-time", "0.7"}, runner);
     ASSERT_EQ(result.exit_code, 0) << result.err;
     EXPECT_THAT(result.out,
@@ -336,7 +323,7 @@ TEST(PlanQueue, WithoutAccountingTheChainsOwnJobsCount) {
 TEST(PlanQueue, RefusesToGuess) {
   const RunFolder run;
   const CommandRunner none = Slurm(ReadRecord("22.05/no-history").result);
-  const auto expect = [](const Result& result, const std::string& words) {
+  const auto expect = [](const CommandOutput& result, const std::string& words) {
     EXPECT_EQ(result.exit_code, 2);
     EXPECT_EQ(result.out, "");
     EXPECT_THAT(result.err, HasSubstr(words));
@@ -365,7 +352,7 @@ TEST(PlanQueue, ARunThatIsCompleteHasNothingToPlan) {
   const RunFolder run;
   const int64_t steps = StepSchedule(Config("nano")).steps();
   run.Steps(steps, 3, 1, 8);
-  const Result result = PlanQueue({Recipe("nano"), "--run-dir", run.path()}, NoSlurm);
+  const CommandOutput result = PlanQueue({Recipe("nano"), "--run-dir", run.path()}, NoSlurm);
   EXPECT_EQ(result.exit_code, 2);
   EXPECT_THAT(result.err, HasSubstr("is complete at step"));
 }

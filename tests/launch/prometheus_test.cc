@@ -149,7 +149,7 @@ class PrometheusTest : public testing::Test {
             "--set",
             "layout.transport=" + BuiltTransport(),
             "--set",
-            "phase.pretrain.samples=100000",
+            "phase.pretrain.samples=1000000",
             "--set",
             "monitoring.peak_tflops=1",
             "--set",
@@ -214,8 +214,7 @@ class PrometheusTest : public testing::Test {
       return at == std::string::npos ? 0 : std::strtod(told.c_str() + at + series.size(), nullptr);
     };
     const auto kind = [&](const char* name) {
-      return said(
-          fmt::format("perdure_goodput_seconds_total{{run=\"lucie-nano\",kind=\"{}\"}}", name));
+      return said(fmt::format("perdure_goodput_seconds{{run=\"lucie-nano\",kind=\"{}\"}}", name));
     };
     EXPECT_NEAR(kind("productive"), productive, 1e-4 * static_cast<double>(counts.size()));
     EXPECT_NEAR(kind("redone"), taken - productive, 1e-4 * static_cast<double>(counts.size()));
@@ -234,7 +233,7 @@ class PrometheusTest : public testing::Test {
 
 TEST_F(PrometheusTest, FollowsARunThroughAFailureAShrinkAndTheNextJob) {
   Prometheus prometheus(folder_ + "/prometheus", run() + "/targets/*.json");
-  int pid = StartPerdure(Job("100000"), folder_ + "/errors");
+  int pid = StartPerdure(Job("1000000"), folder_ + "/errors");
   ASSERT_TRUE(Await([&] { return prometheus.Value("up{job=\"perdure\"}") == 1; }))
       << ReadFile(folder_ + "/errors").value_or("") << prometheus.Log();
   ASSERT_TRUE(Await([&] { return prometheus.Value("perdure_step") >= 20; }));
@@ -267,7 +266,7 @@ TEST_F(PrometheusTest, FollowsARunThroughAFailureAShrinkAndTheNextJob) {
 
   // The next job's endpoint is another one; its series are the same.
   const int64_t left = Step();
-  pid = StartPerdure(Job(std::to_string(left + 400)), folder_ + "/errors");
+  pid = StartPerdure(Job("1000000"), folder_ + "/errors");
   ASSERT_TRUE(Await([&] { return prometheus.Value("perdure_step") > static_cast<double>(left); }));
   EXPECT_EQ(prometheus.Query("perdure_step").size(), 1U);
   EXPECT_EQ(prometheus.Value("count(count by (run) (count_over_time(perdure_step[15m])))"), 1);

@@ -56,6 +56,17 @@ TEST(RunCheck, WhatGetsOnIsFine) {
   ExpectFine({{"state", "stopped"}, {"step", 3}}, "stopped at step 3");
 }
 
+// Of a trainer of one's own: where it says nothing, nobody knows how long a step may take.
+TEST(RunCheck, ATrainerThatIsNotOurs) {
+  const absl::Duration long_ago = absl::Hours(5), stalled = absl::Minutes(30);
+  Json status = {{"state", "running"}, {"command", {"python3"}}, {"progress", nullptr}};
+  EXPECT_FALSE(JudgeRun(status, long_ago, stalled).look);
+  status["progress"] = {{"step", 7}};
+  EXPECT_TRUE(JudgeRun(status, long_ago, stalled).look);
+  EXPECT_THAT(JudgeRun(status, long_ago, stalled).line, testing::HasSubstr("running at step 7"));
+  EXPECT_FALSE(JudgeRun(status, absl::Minutes(1), stalled).look);
+}
+
 TEST(RunCheck, AChainThatRanDry) {
   Json status = Running();
   status["state"] = "lost";
